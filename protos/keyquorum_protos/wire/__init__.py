@@ -1,0 +1,1 @@
+"""What every role needs to speak gRPC the same way: typed errors, mTLS identities, roles per RPC."""
