@@ -2,8 +2,8 @@
 
     python scripts/make_artifact_vectors.py [--check]
 
-Plaintexts are long, so a vector gives the plaintext's size (byte *i* is *i* mod 251) and the ciphertext's SHA-256; short
-ciphertexts stand in full. A negative vector names a positive one and the single thing changed.
+Plaintexts are long, so a vector gives the plaintext's size (byte *i* is *i* mod 251) and the ciphertext's SHA-256;
+short ciphertexts stand in full. A negative vector names a positive one and the single thing changed.
 """
 
 from __future__ import annotations
