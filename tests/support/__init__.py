@@ -1,0 +1,1 @@
+"""What tests share: fixtures that are plain functions, importable as ``tests.support``."""

@@ -1,0 +1,20 @@
+"""Real evidence, which is never committed: in ``KEYQUORUM_VECTORS``, or ``../shared/vectors`` beside the checkout."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+__all__ = ["vector"]
+
+_BESIDE = Path(__file__).resolve().parents[2].parent / "shared" / "vectors"
+
+
+def vector(name: str) -> bytes:
+    """The bytes of one vector; skips the test, saying why, where the folder is absent."""
+    folder = Path(os.environ.get("KEYQUORUM_VECTORS") or _BESIDE)
+    if not folder.is_dir():
+        pytest.skip(f"no evidence vectors: set KEYQUORUM_VECTORS (looked for {folder.name} in {folder.parent.name})")
+    return (folder / name).read_bytes()
