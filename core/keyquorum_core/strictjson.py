@@ -9,12 +9,15 @@ from __future__ import annotations
 import base64
 import binascii
 import json
+import re
 from typing import Any, NoReturn
 
 from keyquorum_core.errors import MalformedError, Reason
 
 __all__ = ["Fields", "loads"]
 
+_STRING = re.compile(rb'"(?:[^"\\]|\\.)*"', re.DOTALL)
+_BRACKET = re.compile(rb"[\[\]{}]")
 _MAX_INTEGER = 2**53 - 1  # RFC 8785 §3.2.2.3 inherits I-JSON's range of exact integers
 
 
@@ -52,33 +55,24 @@ def loads(data: bytes, what: str, *, max_bytes: int = 1 << 20, max_depth: int = 
             parse_constant=no_float,
             parse_int=integer,
         )
+        if b"\\u" in data:  # the one way to a lone surrogate, which no other writer of UTF-8 could repeat
+            json.dumps(parsed, ensure_ascii=False).encode("utf-8")
+    except UnicodeEncodeError:
+        raise MalformedError(Reason.MALFORMED, f"{what} holds a string that is not Unicode text") from None
     except (ValueError, RecursionError) as error:
         raise MalformedError(Reason.MALFORMED, f"{what} is not JSON", actual=type(error).__name__) from None
     return parsed
 
 
 def _deeper_than(data: bytes, limit: int) -> bool:
-    """Whether brackets outside strings nest deeper than ``limit``; no recursion, since the parser has some."""
+    """Whether brackets outside strings nest deeper than ``limit``, found without recursion: the parser has some."""
     if data.count(b"[") + data.count(b"{") <= limit:
         return False
     depth = 0
-    in_string = escaped = False
-    for byte in data:
-        if in_string:
-            if escaped:
-                escaped = False
-            elif byte == 0x5C:
-                escaped = True
-            elif byte == 0x22:
-                in_string = False
-        elif byte == 0x22:
-            in_string = True
-        elif byte in (0x5B, 0x7B):
-            depth += 1
-            if depth > limit:
-                return True
-        elif byte in (0x5D, 0x7D):
-            depth -= 1
+    for bracket in _BRACKET.findall(_STRING.sub(b"", data)):
+        depth += 1 if bracket in b"[{" else -1
+        if depth > limit:
+            return True
     return False
 
 
@@ -174,12 +168,9 @@ class Fields:
         """A list of non-empty strings."""
         out = self.list(name, max_items=max_items, min_items=min_items)
         for item in out:
-            if not isinstance(item, str) or not 0 < len(item) <= max_length:
-                self._fail(name, f"list of strings of 1…{max_length} characters", item)
+            if not isinstance(item, str) or not 0 < len(item) <= max_length or any(ord(c) < 32 for c in item):
+                self._fail(name, f"list of strings of 1…{max_length} characters, none of them control characters", item)
         return tuple(str(item) for item in out)
-
-    def object(self, name: str) -> Fields:
-        return Fields(self._take(name, "object"), f"{self._what}.{name}")
 
     def raw(self, name: str) -> object:
         """The member as parsed, for readers with rules of their own."""
@@ -198,3 +189,6 @@ class Fields:
                 expected="no further members",
                 actual=", ".join(sorted(self._members))[:200],
             )
+
+    def object(self, name: str) -> Fields:
+        return Fields(self._take(name, "object"), f"{self._what}.{name}")

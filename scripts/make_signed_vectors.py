@@ -1,0 +1,511 @@
+"""Write docs/spec/vectors/{signatures,sealing,manifest,release}.json from fixed seeds.
+
+Keys are fixed, but HPKE encryption and ML-DSA signing are randomised: a new run writes other, equally valid bytes. So
+run it only to add vectors, and keep old files in mind: what they hold must open for ever. Each vector says what to do
+(``operation``), with what, and ``expect``: ``ok`` or the reason code. Short values are hex, blobs are base64 or, where
+most of it repeats an earlier vector's, a splice: ``{"base": name, "at": i, "remove": n, "insert": base64}``, meaning
+the same member of vector ``base`` with ``n`` bytes at offset ``i`` replaced.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from keyquorum_core import manifest as m
+from keyquorum_core import release as r
+from keyquorum_core.sealing import RecipientKey, seal
+from keyquorum_core.signing import Identity, merge, pae, sign, sign_many
+
+VECTORS = Path(__file__).resolve().parent.parent / "docs" / "spec" / "vectors"
+NOW = 1_800_000_000
+BLOBS = {"envelope", "payload", "sealed", "public", "private", "identity", "signer", "owner"}
+Vector = dict[str, Any]
+
+
+def b64(data: bytes) -> str:
+    return base64.b64encode(data).decode()
+
+
+def fixed(name: str, size: int = 32) -> bytes:
+    return hashlib.shake_256(b"keyquorum vectors: " + name.encode()).digest(size)
+
+
+def identity(name: str) -> Identity:
+    return Identity.from_seeds(fixed(name + " ed25519"), fixed(name + " ml-dsa"))
+
+
+def recipient(name: str, suite: str) -> RecipientKey:
+    raw = fixed(name) if suite == "MLKEM768_X25519" else fixed(name, 64) + b"\x00" + fixed(name + " p384", 47)
+    return RecipientKey.from_seed_bytes(len(suite).to_bytes(2, "big") + suite.encode() + raw)
+
+
+def flip(data: bytes, position: int, bit: int = 0) -> bytes:
+    out = bytearray(data)
+    out[position] ^= 1 << bit
+    return bytes(out)
+
+
+def edited(envelope: bytes, **changes: Any) -> bytes:
+    return json.dumps({**json.loads(envelope), **changes}, separators=(",", ":")).encode()
+
+
+def common(a: bytes, b: bytes) -> int:
+    """Length of the common prefix."""
+    return next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
+
+
+def splice(base: str, old: bytes, new: bytes) -> Vector:
+    """``new`` as the smallest single edit of ``old``."""
+    head = common(old, new)
+    tail = common(old[head:][::-1], new[head:][::-1])
+    return {"base": base, "at": head, "remove": len(old) - head - tail, "insert": b64(new[head : len(new) - tail])}
+
+
+def compact(vectors: list[Vector]) -> None:
+    """Replace blobs that nearly repeat the same member of an earlier vector by a splice of it."""
+    seen: dict[str, list[tuple[str, bytes]]] = {}
+    for vector in vectors:
+        for member in BLOBS & set(vector):
+            blob = base64.b64decode(vector[member])
+            bases = seen.setdefault(member, [])
+            edits = [splice(base, old, blob) for base, old in bases]
+            best = min(edits, key=lambda edit: len(edit["insert"]), default=None)
+            if best is not None and len(best["insert"]) + 80 < len(vector[member]) // 2:
+                vector[member] = best
+            elif len(blob) > 256:
+                bases.append((vector["name"], blob))
+
+
+def write(name: str, about: str, vectors: list[Vector], **shared: Any) -> None:
+    names = [vector["name"] for vector in vectors]
+    if len(set(names)) != len(names):
+        raise SystemExit(f"{name}: a vector name is used twice")
+    compact(vectors)
+    document = {"about": about, **shared, "vectors": vectors}
+    (VECTORS / f"{name}.json").write_text(json.dumps(document, indent=1, ensure_ascii=True) + "\n")
+
+
+def signatures() -> None:
+    kind, payload = "application/vnd.keyquorum.example+json", b'{"hello":"world"}'
+    people = {name: identity(name) for name in ("alice", "bob", "carol", "mallory")}
+    alice, bob, mallory = people["alice"], people["bob"], people["mallory"]
+    good = sign(alice, kind, payload)
+    first, second = json.loads(good)["signatures"]
+    evil = json.loads(sign(mallory, kind, payload))["signatures"]
+    both = sign_many((alice, bob), kind, payload)
+    pairs = json.loads(both)["signatures"]
+    vectors: list[Vector] = []
+
+    def one(name: str, envelope: bytes, expect: str, by: str = "alice", payload_type: str = kind) -> None:
+        vector: Vector = {"name": name, "operation": "open_envelope", "by": by, "payload_type": payload_type}
+        vector |= {"envelope": b64(envelope), "expect": expect}
+        vectors.append(vector | ({"payload": b64(payload)} if expect == "ok" else {}))
+
+    def swap(entry: dict[str, str], sig: bytes) -> dict[str, str]:
+        return {**entry, "sig": b64(sig)}
+
+    ed, ml = base64.b64decode(first["sig"]), base64.b64decode(second["sig"])
+    one("both signatures", good, "ok")
+    one("keyid decides nothing", edited(good, signatures=[{**first, "keyid": "x"}, {**second, "keyid": ""}]), "ok")
+    one("keyid absent", edited(good, signatures=[{"sig": first["sig"]}, {"sig": second["sig"]}]), "ok")
+    one("another signer", good, "SIGNATURE", by="bob")
+    one("another payload type", good, "MALFORMED", payload_type=kind + "2")
+    one(
+        "payload type changed in the envelope",
+        edited(good, payloadType=kind + "2"),
+        "SIGNATURE",
+        payload_type=kind + "2",
+    )
+    one("one bit of the payload", edited(good, payload=b64(flip(payload, 3))), "SIGNATURE")
+    one("payload emptied", edited(good, payload=""), "SIGNATURE")
+    one("one bit of the Ed25519 signature", edited(good, signatures=[swap(first, flip(ed, 0)), second]), "SIGNATURE")
+    one("one bit of Ed25519's S", edited(good, signatures=[swap(first, flip(ed, 40)), second]), "SIGNATURE")
+    one("one bit of the ML-DSA-65 signature", edited(good, signatures=[first, swap(second, flip(ml, 99))]), "SIGNATURE")
+    one("ML-DSA-65 signature truncated", edited(good, signatures=[first, swap(second, ml[:-1])]), "SIGNATURE")
+    one("ML-DSA-65 signature too long", edited(good, signatures=[first, swap(second, ml + b"\0")]), "MALFORMED")
+    one("ML-DSA-65 signature empty", edited(good, signatures=[first, swap(second, b"")]), "SIGNATURE")
+    bare = alice._ml_dsa.sign(pae(kind, payload))
+    one("ML-DSA-65 without the context string", edited(good, signatures=[first, swap(second, bare)]), "SIGNATURE")
+    over_payload = alice.sign_pair(payload)
+    pair = [swap(first, over_payload[0]), swap(second, over_payload[1])]
+    one("signatures over the payload instead of its PAE", edited(good, signatures=pair), "SIGNATURE")
+    one("signatures swapped", edited(good, signatures=[second, first]), "SIGNATURE")
+    one("Ed25519 alone", edited(good, signatures=[first]), "SIGNATURE_MISSING")
+    one("ML-DSA-65 alone", edited(good, signatures=[second]), "SIGNATURE_MISSING")
+    one("no signature", edited(good, signatures=[]), "SIGNATURE_MISSING")
+    one("an extra signature", edited(good, signatures=[first, second, evil[0]]), "SIGNATURE_EXTRA")
+    one("the pair twice", edited(good, signatures=[first, second, first, second]), "SIGNATURE_EXTRA")
+    one("Ed25519 twice", edited(good, signatures=[first, first]), "SIGNATURE")
+    one("Ed25519 half of another", edited(good, signatures=[evil[0], second]), "SIGNATURE")
+    one("ML-DSA-65 half of another", edited(good, signatures=[first, evil[1]]), "SIGNATURE")
+    one("unknown member", edited(good, extra=1), "MALFORMED")
+    one("unknown member of a signature", edited(good, signatures=[{**first, "x": "y"}, second]), "MALFORMED")
+    one("duplicate member", good.replace(b'{"payload":', b'{"payload":"","payload":', 1), "MALFORMED")
+    one("member missing", json.dumps({"payload": "", "signatures": []}).encode(), "MALFORMED")
+    one("URL-safe base64", edited(good, payload=base64.urlsafe_b64encode(b"\xfb\xff").decode()), "MALFORMED")
+    one("unpadded base64", edited(good, payload=b64(payload).rstrip("=")), "MALFORMED")
+    one("non-zero trailing bits in base64", edited(good, payload="eyJoZWxsbyI6IndvcmxkIn1="), "MALFORMED")
+    one("truncated", good[:-1], "MALFORMED")
+    one("trailing bytes", good + b"x", "MALFORMED")
+    one("not JSON", b"\xff\xfe", "MALFORMED")
+    one("empty", b"", "MALFORMED")
+
+    trusted = ["alice", "bob", "carol"]
+
+    def many(name: str, envelope: bytes, expect: str, signed: list[str], threshold: int = 2) -> None:
+        vector: Vector = {"name": name, "operation": "open_multi", "signers": trusted, "threshold": threshold}
+        vector |= {"payload_type": kind, "envelope": b64(envelope), "expect": expect}
+        vectors.append(vector | ({"payload": b64(payload), "signed": signed} if expect == "ok" else {}))
+
+    many("two of three", both, "ok", ["alice", "bob"])
+    many("in any order", edited(both, signatures=pairs[2:] + pairs[:2]), "ok", ["alice", "bob"])
+    many("merged", merge((sign(people["carol"], kind, payload), good)), "ok", ["alice", "carol"])
+    many("too few", good, "SIGNATURE_MISSING", [])
+    many("none", edited(both, signatures=[]), "SIGNATURE_MISSING", [], 1)
+    many("half a pair", edited(both, signatures=pairs[:3]), "SIGNATURE_MISSING", [])
+    many("one signer twice", merge((good, good))[:-2] + b"," + json.dumps([first, second])[1:].encode() + b"}",
+         "SIGNATURE_EXTRA", [], 1)  # fmt: skip
+    many("an unknown signer beside enough", edited(both, signatures=pairs + evil), "SIGNATURE", [])
+    many("halves of two signers", edited(both, signatures=[pairs[0], pairs[3]]), "SIGNATURE", [], 1)
+    many("pair reversed", edited(both, signatures=[pairs[1], pairs[0]]), "SIGNATURE", [], 1)
+    many("more pairs than signers", edited(both, signatures=pairs * 2), "SIGNATURE_EXTRA", [])
+
+    def public(name: str, raw: bytes, expect: str) -> None:
+        vectors.append({"name": name, "operation": "parse_identity", "public": b64(raw), "expect": expect})
+
+    raw = alice.public.to_bytes()
+    public("a public identity", raw, "ok")
+    vectors[-1]["fingerprint"] = alice.public.fingerprint
+    public("identity truncated", raw[:-1], "MALFORMED")
+    public("identity with a trailing byte", raw + b"\0", "MALFORMED")
+    public("identity with the Ed25519 identity point", b"\x01" + bytes(31) + raw[32:], "MALFORMED")
+    y8 = "26e8958fc2b227b045c3f489f2ef98f0d5dfac05d3c63339b13802886d53fc05"
+    public("identity with a point of order 8", bytes.fromhex(y8) + raw[32:], "MALFORMED")
+    public("identity with a non-canonical Ed25519 key", b"\xee" + b"\xff" * 30 + b"\x7f" + raw[32:], "MALFORMED")
+    identities = {
+        name: {
+            "ed25519_seed": p.seeds()[0].hex(),
+            "ml_dsa_seed": p.seeds()[1].hex(),
+            "public": b64(p.public.to_bytes()),
+        }
+        for name, p in people.items()
+    }
+    write(
+        "signatures", "DSSE envelopes with hybrid signatures; docs/spec/signatures.md", vectors, identities=identities
+    )
+
+
+def sealing() -> None:
+    vectors: list[Vector] = []
+    info, plaintext = fixed("info"), b"a share of thirty-two bytes, yes"
+    keys = {suite: recipient("recipient", suite) for suite in ("MLKEM768_X25519", "MLKEM1024_P384")}
+    for suite, key in keys.items():
+        other = recipient("another recipient", suite)
+        private, sealed = key.to_seed_bytes(), seal(key.public, plaintext, info)
+        rival = keys["MLKEM1024_P384" if suite == "MLKEM768_X25519" else "MLKEM768_X25519"]
+        head = 2 + len(suite)
+        kem = 1088 if suite == "MLKEM768_X25519" else 1568
+
+        def opens(
+            name: str, blob: bytes, expect: str, by: bytes = private, bound: bytes = info, s: str = suite
+        ) -> None:
+            vector = {"name": f"{s}: {name}", "operation": "open", "private": b64(by), "info": bound.hex()}
+            vector |= {"sealed": b64(blob), "expect": expect}
+            vectors.append(vector | ({"plaintext": plaintext.hex()} if expect == "ok" else {}))
+
+        def checks(name: str, public: bytes, expect: str, s: str = suite) -> None:
+            vectors.append(
+                {"name": f"{s}: {name}", "operation": "check_public", "public": b64(public), "expect": expect}
+            )
+
+        derive = {"name": f"{suite}: public from private", "operation": "public", "private": b64(private)}
+        vectors.append(derive | {"public": b64(key.public), "expect": "ok"})
+        opens("opens", sealed, "ok")
+        opens("another info", sealed, "UNSEAL", bound=fixed("other info"))
+        opens("empty info", sealed, "UNSEAL", bound=b"")
+        opens("another key", sealed, "UNSEAL", by=other.to_seed_bytes())
+        opens("key of the other suite", sealed, "UNSEAL", by=rival.to_seed_bytes())
+        opens("other suite's prefix", rival.public[: 2 + len(rival.suite)] + sealed[head:], "UNSEAL")
+        opens("no prefix", sealed[head:], "UNSEAL")
+        opens("one bit of the prefix", flip(sealed, 4), "UNSEAL")
+        opens("one bit of the ML-KEM ciphertext", flip(sealed, head + 7), "UNSEAL")
+        opens("one bit of the elliptic-curve share", flip(sealed, head + kem + 9), "UNSEAL")
+        opens("one bit of the ciphertext", flip(sealed, -20), "UNSEAL")
+        opens("one bit of the tag", flip(sealed, -1), "UNSEAL")
+        opens("truncated by one", sealed[:-1], "UNSEAL")
+        opens("truncated within the KEM", sealed[:100], "UNSEAL")
+        opens("trailing byte", sealed + b"\0", "UNSEAL")
+        opens("empty", b"", "UNSEAL")
+        raw = key.public[head:]
+        checks("public key", key.public, "ok")
+        checks("public key truncated", key.public[:-1], "MALFORMED")
+        checks("public key with a trailing byte", key.public + b"\0", "MALFORMED")
+        checks("public key without its name", raw, "MALFORMED")
+        checks("public key under an unknown suite", b"\x00\x06X25519" + raw, "UNSUPPORTED")
+        checks("public key under the other suite", rival.public[: 2 + len(rival.suite)] + raw, "MALFORMED")
+        checks("ML-KEM coefficients out of range", key.public[:head] + b"\xff" * 1152 + raw[1152:], "MALFORMED")
+        bad_point = bytes(32) if suite == "MLKEM768_X25519" else b"\x04" + bytes(96)
+        checks("bad elliptic-curve share", key.public[: -len(bad_point)] + bad_point, "MALFORMED")
+        vectors.append(
+            {"name": f"{suite}: private key truncated", "operation": "public", "private": b64(private[:-1]),
+             "expect": "MALFORMED"})  # fmt: skip
+    xwing = "7f9c2ba4e88f827d616045507605853ed73b8093f6efbc88eb1a6eacfa66ef26"
+    known = RecipientKey.from_seed_bytes(b"\x00\x0fMLKEM768_X25519" + bytes.fromhex(xwing))
+    derive = {"name": "X-Wing draft seed", "operation": "public", "private": b64(known.to_seed_bytes())}
+    vectors.append(derive | {"public": b64(known.public), "expect": "ok"})
+    write("sealing", "HPKE sealing; docs/spec/sealing.md", vectors)
+
+
+def example_manifest(owner: Identity) -> m.Manifest:
+    digest = hashlib.sha256(b"file").hexdigest()
+    return m.Manifest(
+        subjects=(m.Subject("data/h2.json", digest), m.Subject("main.py", digest)),
+        key_id="chem-2027",
+        epoch=1,
+        classification="internal",
+        export_control="",
+        regions=("CH", "eu-central-1"),
+        evidence_types=("nvidia-gpu", "sev-snp"),
+        resources=m.Resources(cpus=2, memory_mib=2048, gpus=0, wall_seconds=600, output_mib=64),
+        owner="alice",
+        owner_identity=owner.public,
+        owner_hpke=recipient("alice", "MLKEM768_X25519").public,
+        entrypoint=("python", "main.py", "--bond", "0.735"),
+        not_before=NOW,
+        not_after=NOW + 86400,
+        issued_at=NOW - 60,
+    )
+
+
+def manifest() -> None:
+    owner, stranger = identity("alice"), identity("mallory")
+    job = example_manifest(owner)
+    data, envelope = m.payload(job), m.sign_manifest(job, owner)
+    tree = json.loads(data)
+    vectors: list[Vector] = []
+
+    def parses(name: str, payload: bytes, expect: str) -> None:
+        vectors.append({"name": name, "operation": "parse", "payload": b64(payload), "expect": expect})
+
+    def with_(expect: str, name: str, **changes: Any) -> None:
+        changed = {**tree, "predicate": {**tree["predicate"], **changes}}
+        parses(name, json.dumps(changed, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode(), expect)
+
+    def subjects(name: str, *names: str, digest: str = "00" * 32) -> None:
+        items = [{"name": n, "digest": {"sha256": digest}} for n in names]
+        changed = {**tree, "subject": items}
+        parses(name, json.dumps(changed, sort_keys=True, separators=(",", ":")).encode(), "MALFORMED")
+
+    def opens(name: str, blob: bytes, expect: str, by: Identity = owner, **more: Any) -> None:
+        vector = {"name": name, "operation": "open", "owner": b64(by.public.to_bytes()), "envelope": b64(blob)}
+        vectors.append(vector | {"expect": expect} | more)
+
+    parses("a manifest", data, "ok")
+    vectors[-1] |= {"job_id": m.job_id(data), "subject": m.subject(data).hex()}
+    with_("ok", "an export control class", export_control="5A002")
+    with_("MALFORMED", "unknown member", surprise=1)
+    parses("unknown member of the statement", data[:-1] + b',"x":1}', "MALFORMED")
+    parses("duplicate member", data.replace(b'"epoch":1,', b'"epoch":1,"epoch":1,'), "MALFORMED")
+    parses("member missing", data.replace(b'"epoch":1,', b""), "MALFORMED")
+    parses("another predicate type", data.replace(b"job-manifest:v1", b"job-manifest:v2"), "MALFORMED")
+    parses("another statement type", data.replace(b"Statement/v1", b"Statement/v0"), "MALFORMED")
+    parses("whitespace", data.replace(b":1,", b": 1,", 1), "MALFORMED")
+    parses("needless escape", data.replace(b"internal", b"\\u0069nternal"), "MALFORMED")
+    parses("a float", data.replace(b'"epoch":1,', b'"epoch":1.0,'), "MALFORMED")
+    parses("minus zero", data.replace(b'"gpus":0', b'"gpus":-0'), "MALFORMED")
+    parses("integer beyond 2^53", data.replace(b'"epoch":1,', b'"epoch":9007199254740992,'), "MALFORMED")
+    parses("truncated", data[:-1], "MALFORMED")
+    parses("trailing newline", data + b"\n", "MALFORMED")
+    subjects("no subject")
+    subjects("subjects out of order", "b", "a")
+    subjects("subject twice", "a", "a")
+    subjects("file and folder", "a", "a/b")
+    subjects("absolute name", "/etc/passwd")
+    subjects("parent folder", "a/../../b")
+    subjects("dot part", "./a")
+    subjects("empty part", "a//b")
+    subjects("backslash", "a\\b")
+    subjects("control character", "a\u0007b")
+    subjects("lone surrogate", "a\ud800b")
+    subjects("name too long", "a" * 256)
+    subjects("digest in capitals", "a", digest="AB" * 32)
+    subjects("digest too short", "a", digest="ab" * 31)
+    with_("MALFORMED", "bad region", regions=["Europe"])
+    with_("MALFORMED", "no region", regions=[])
+    with_("MALFORMED", "regions out of order", regions=["eu-central-1", "CH"])
+    with_("MALFORMED", "region twice", regions=["CH", "CH"])
+    with_("MALFORMED", "unknown evidence type", evidence_types=["sgx"])
+    with_("MALFORMED", "no evidence type", evidence_types=[])
+    with_("MALFORMED", "classification in capitals", classification="Internal")
+    with_("MALFORMED", "bad key id", key_id="../key")
+    with_("MALFORMED", "bad owner name", owner="Alice")
+    with_("MALFORMED", "no entrypoint", entrypoint=[])
+    with_("MALFORMED", "entrypoint with NUL", entrypoint=["a\0b"])
+    with_("MALFORMED", "65 arguments", entrypoint=["a"] * 65)
+    with_("MALFORMED", "no CPU", resources={**tree["predicate"]["resources"], "cpus": 0})
+    with_("MALFORMED", "unknown resource", resources={**tree["predicate"]["resources"], "tpus": 1})
+    with_("MALFORMED", "window ends before it begins", not_after=NOW)
+    with_("MALFORMED", "window of more than 30 days", not_after=NOW + m.MAX_LIFETIME + 1)
+    with_("MALFORMED", "issued after its end", issued_at=NOW + 86400)
+    with_("MALFORMED", "owner identity truncated", owner_identity=b64(owner.public.to_bytes()[:-1]))
+    with_("UNSUPPORTED", "owner HPKE key of unknown suite", owner_hpke=b64(b"\x00\x03FOO" + bytes(1216)))
+    opens("signed by its owner", envelope, "ok")
+    opens("signed by another", sign(stranger, m.MANIFEST_TYPE, data), "SIGNATURE")
+    opens("names another owner", sign(stranger, m.MANIFEST_TYPE, data), "UNKNOWN_OWNER", by=stranger)
+    opens("one byte changed", edited(envelope, payload=b64(data.replace(b'"epoch":1', b'"epoch":2'))), "SIGNATURE")
+    opens("signed as another type", sign(owner, m.OPENING_TYPE, data), "MALFORMED")
+    for name, now, expect in (
+        ("window not begun", NOW - 1, "NOT_YET_VALID"),
+        ("window begins", NOW, "ok"),
+        ("window's last second", NOW + 86399, "ok"),
+        ("window over", NOW + 86400, "EXPIRED"),
+    ):
+        opens(name, envelope, expect, now=now)
+    opening = m.Opening(m.job_id(data), "0f" * 16, "ab" * 32, 4096, True)
+    result = m.ResultStatement(
+        job_id=m.job_id(data),
+        worker=stranger.public.fingerprint,
+        exit_code=0,
+        outcome="completed",
+        reason="",
+        artifacts={"result": m.ArtifactDigest("cd" * 32, 1234), "log": m.ArtifactDigest("ef" * 32, 99)},
+        started_at=NOW,
+        finished_at=NOW + 5,
+    )
+    for kind, by, blob, statement in (
+        ("opening", owner, m.sign_opening(opening, owner), opening.payload()),
+        ("result", stranger, m.sign_result(result, stranger), result.payload()),
+    ):
+
+        def states(name: str, what: bytes, expect: str, job_id: str = "", k: str = kind, i: Identity = by) -> None:
+            vector = {"name": f"{k}: {name}", "operation": f"open_{k}", "signer": b64(i.public.to_bytes())}
+            vectors.append(vector | {"job_id": job_id or m.job_id(data), "envelope": b64(what), "expect": expect})
+
+        kind_type = m.OPENING_TYPE if kind == "opening" else m.RESULT_TYPE
+        states("valid", blob, "ok")
+        vectors[-1]["payload"] = b64(statement)
+        states("another job", blob, "WRONG_JOB", job_id="a" * 26)
+        states("one byte changed", edited(blob, payload=b64(flip(statement, 30))), "SIGNATURE")
+        states("unknown member", sign(by, kind_type, statement[:-1] + b',"x":1}'), "MALFORMED")
+        states("not canonical", sign(by, kind_type, statement + b" "), "MALFORMED")
+    forged = sign(owner, m.RESULT_TYPE, result.payload())
+    vectors.append(
+        {"name": "result: names another signing key", "operation": "open_result", "job_id": m.job_id(data),
+         "signer": b64(owner.public.to_bytes()), "envelope": b64(forged), "expect": "DIGEST"})  # fmt: skip
+    write("manifest", "Job manifests, openings and result statements; docs/spec/manifest.md", vectors)
+
+
+def release() -> None:
+    vectors: list[Vector] = []
+    custodian, stranger = identity("custodian ch-1"), identity("mallory")
+    subject, answer_key = fixed("subject"), Ed25519PrivateKey.from_private_bytes(fixed("answer key"))
+    leaf = r.Leaf("abcdefghijklmnopqrstuvwxyz", subject.hex(), "11" * 32, "22" * 32, "chem-2027", 1, NOW, "worker")
+    data = leaf.to_bytes()
+
+    def leaves(name: str, blob: bytes, expect: str) -> None:
+        vectors.append({"name": f"leaf: {name}", "operation": "leaf", "leaf": b64(blob), "expect": expect})
+
+    owner = r.Leaf(leaf.job_id, subject.hex(), "11" * 32, r.Leaf.NO_EVIDENCE, "chem-2027", 1, NOW, "owner").to_bytes()
+    for name, blob in (("for a worker", data), ("for the owner", owner)):
+        leaves(name, blob, "ok")
+        vectors[-1]["hash"] = r.Leaf.parse(blob).hash().hex()
+    leaves("owner with evidence", data.replace(b'"worker"', b'"owner"'), "LEAF")
+    leaves("worker without evidence", owner.replace(b'"owner"', b'"worker"'), "LEAF")
+    leaves("another recipient", data.replace(b'"worker"', b'"friend"'), "LEAF")
+    leaves("another type", data.replace(b"release.intent", b"job.submitted"), "LEAF")
+    leaves("unknown member", data[:-1] + b',"x":1}', "MALFORMED")
+    leaves("duplicate member", data[:-1] + b',"epoch":1}', "MALFORMED")
+    leaves("member missing", data.replace(b'"epoch":1,', b""), "MALFORMED")
+    leaves("members out of order", b'{"time":1800000000,' + data[1:].replace(b'"time":1800000000,', b""), "LEAF")
+    leaves("whitespace", data + b" ", "LEAF")
+    leaves("digest in capitals", data.replace(b"11" * 32, b"AB" * 32), "MALFORMED")
+    leaves("bad job id", data.replace(b"abcdef", b"ABCDEF"), "MALFORMED")
+    leaves("negative epoch", data.replace(b'"epoch":1', b'"epoch":-1'), "MALFORMED")
+    leaves("truncated", data[:-1], "MALFORMED")
+
+    public = recipient("worker", "MLKEM768_X25519").public
+    info = r.share_info(leaf.hash(), "ch-1", public).hex()
+    fields: Vector = {"leaf_hash": leaf.hash().hex(), "custodian": "ch-1", "recipient": b64(public), "expect": "ok"}
+    vectors.append({"name": "share info", "operation": "share_info", **fields, "info": info})
+    boot, number = fixed("boot secret"), NOW // 30
+    nonce = r.make_nonce(boot, number)
+    fields = {"boot_secret": boot.hex(), "window": number, "nonce": nonce.hex(), "expect": "ok"}
+    vectors.append({"name": "nonce", "operation": "nonce", **fields})
+    nonces = {"us-1": fixed("nonce us-1"), "ch-1": nonce, "de-1": fixed("nonce de-1")}
+    fields = {"nonces": {k: v.hex() for k, v in nonces.items()}, "challenge": r.challenge(nonces).hex(), "expect": "ok"}
+    vectors.append({"name": "challenge", "operation": "challenge", **fields})
+
+    window = r.make_window("demo", "ch-1", number, boot, answer_key.public_key().public_bytes_raw())
+    statement, envelope = window.payload(), r.sign_window(window, custodian)
+
+    def windows(name: str, blob: bytes, expect: str, now: int = NOW, by: str = "ch-1", cluster: str = "demo") -> None:
+        vector: Vector = {
+            "name": f"window: {name}",
+            "operation": "window",
+            "identity": b64(custodian.public.to_bytes()),
+        }
+        vector |= {"custodian": by, "cluster": cluster, "now": now, "skew": 30, "envelope": b64(blob), "expect": expect}
+        vectors.append(vector | ({"payload": b64(statement)} if expect == "ok" else {}))
+
+    windows("current", envelope, "ok")
+    windows("next window", envelope, "ok", now=NOW + 59)
+    windows("within the skew", envelope, "ok", now=NOW - 30)
+    windows("too late", envelope, "STALE", now=NOW + 90)
+    windows("too early", envelope, "STALE", now=NOW - 31)
+    windows("of another custodian", envelope, "UNKNOWN_CUSTODIAN", by="de-1")
+    windows("of another cluster", envelope, "UNKNOWN_CUSTODIAN", cluster="prod")
+    windows("signed by another", r.sign_window(window, stranger), "SIGNATURE")
+    windows("one bit of the nonce", edited(envelope, payload=b64(statement.replace(b'"nonce":"', b'"nonce":"0')[:-1])),
+            "SIGNATURE")  # fmt: skip
+    longer = statement.replace(str(NOW + 60).encode(), str(NOW + 3600).encode())
+    windows("lives longer than two windows", sign(custodian, r.WINDOW_TYPE, longer), "MALFORMED")
+    weak = statement.replace(window.answer_key.encode(), b"01" + b"00" * 31)
+    windows("small-order answer key", sign(custodian, r.WINDOW_TYPE, weak), "MALFORMED")
+    windows("unknown member", sign(custodian, r.WINDOW_TYPE, statement[:-1] + b',"x":1}'), "MALFORMED")
+    windows("not canonical", sign(custodian, r.WINDOW_TYPE, statement + b" "), "MALFORMED")
+
+    sealed = fixed("sealed", 100)
+    good = r.sign_answer(answer_key, subject, leaf.hash(), "ch-1", "chem-2027", 1, number, sealed)
+    fields = {"subject": subject.hex(), "leaf_hash": leaf.hash().hex(), "key_id": "chem-2027", "epoch": 1}
+
+    def answers(name: str, expect: str, answer: dict[str, Any] | None = None, **expected: Any) -> None:
+        claim = {"custodian": "ch-1", "key_id": "chem-2027", "epoch": 1, "window": number, "sealed": b64(sealed)}
+        claim |= {"signature": good.signature.hex()} | (answer or {})
+        vector = {"name": f"answer: {name}", "operation": "answer", "window": b64(statement), "answer": claim}
+        vectors.append(vector | fields | expected | {"expect": expect})
+
+    answers("valid", "ok")
+    message = r.answer_message(subject, leaf.hash(), "ch-1", "chem-2027", 1, number, sealed)
+    vectors[-1]["message"] = b64(message)
+    answers("another custodian", "UNKNOWN_CUSTODIAN", {"custodian": "de-1"})
+    answers("another window", "STALE", {"window": number + 1})
+    answers("another key", "UNKNOWN_KEY", {"key_id": "chem-2028"})
+    answers("another epoch", "EPOCH", {"epoch": 2})
+    answers("asked for another epoch", "EPOCH", epoch=2)
+    answers("another leaf", "SIGNATURE", leaf_hash="00" * 32)
+    answers("another job", "SIGNATURE", subject="00" * 32)
+    answers("one bit of the ciphertext", "SIGNATURE", {"sealed": b64(flip(sealed, 50))})
+    answers("ciphertext truncated", "SIGNATURE", {"sealed": b64(sealed[:-1])})
+    answers("one bit of R", "SIGNATURE", {"signature": flip(good.signature, 1).hex()})
+    answers("one bit of S", "SIGNATURE", {"signature": flip(good.signature, 33).hex()})
+    order = 2**252 + 27742317777372353535851937790883648493
+    s = int.from_bytes(good.signature[32:], "little") + order
+    answers("S not reduced", "SIGNATURE", {"signature": (good.signature[:32] + s.to_bytes(32, "little")).hex()})
+    answers("signature truncated", "SIGNATURE", {"signature": good.signature[:-1].hex()})
+    answers("no signature", "SIGNATURE", {"signature": ""})
+    other = Ed25519PrivateKey.from_private_bytes(fixed("another answer key")).sign(message)
+    answers("another answer key", "SIGNATURE", {"signature": other.hex()})
+    write("release", "Leaves, windows, nonces, challenges and answers; docs/spec/release.md", vectors)
+
+
+if __name__ == "__main__":
+    signatures()
+    sealing()
+    manifest()
+    release()
