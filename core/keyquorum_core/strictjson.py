@@ -76,6 +76,10 @@ def _deeper_than(data: bytes, limit: int) -> bool:
     return False
 
 
+def _has_controls(text: str) -> bool:
+    return any(ord(character) < 32 and character != "\n" for character in text)
+
+
 class Fields:
     """Typed, bounded access to the members of one JSON object; :meth:`done` refuses members nobody read.
 
@@ -112,7 +116,7 @@ class Fields:
         value = self._take(name, "string")
         if not isinstance(value, str) or len(value) > max_length or (not value and not allow_empty):
             self._fail(name, f"string of at most {max_length} characters", value)
-        if any(ord(c) < 32 and c not in "\n" for c in value):
+        if _has_controls(value):
             self._fail(name, "string without control characters", value)
         return value
 
@@ -168,8 +172,8 @@ class Fields:
         """A list of non-empty strings."""
         out = self.list(name, max_items=max_items, min_items=min_items)
         for item in out:
-            if not isinstance(item, str) or not 0 < len(item) <= max_length or any(ord(c) < 32 for c in item):
-                self._fail(name, f"list of strings of 1…{max_length} characters, none of them control characters", item)
+            if not isinstance(item, str) or not 0 < len(item) <= max_length or _has_controls(item):
+                self._fail(name, f"list of strings of 1…{max_length} characters without control characters", item)
         return tuple(str(item) for item in out)
 
     def raw(self, name: str) -> object:
