@@ -1,0 +1,384 @@
+"""The asynchronous client. :mod:`keyquorum.sync` offers the same methods to code without an event loop.
+
+::
+
+    async with keyquorum.aio.connect("profile.toml", passphrase=…) as client:
+        job = await client.submit("examples/h2_vqe", key="demo", regions=["eu"])
+        async for event in client.watch(job.id):
+            print(event.state)
+        result = await client.result(job.id)
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import time
+from collections.abc import AsyncGenerator, Callable, Sequence
+from contextlib import aclosing
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import grpc.aio
+
+from keyquorum import keys as keyring
+from keyquorum.answers import Answers, JobBinding
+from keyquorum.folder import read_folder
+from keyquorum.jobs import Job, JobEvent, event_from_wire, job_from_wire
+from keyquorum.keyfiles import PassphraseSource, unlock
+from keyquorum.keys import KeyRecord
+from keyquorum.opening import encrypt_folder, gather, prepare
+from keyquorum.outcomes import no_statement, outcome_from_wire
+from keyquorum.profile import Profile, load_profile
+from keyquorum.progress import Progress, ProgressCallback, Stage, silent
+from keyquorum.results import JobFailedError, Result, fetch_result
+from keyquorum.rootcache import RootCache
+from keyquorum.session import Connection
+from keyquorum.status import ClusterStatus, cluster_status
+from keyquorum.submission import SubmittedJob
+from keyquorum.transfer import upload
+from keyquorum.verify import VerifiedOutcome, verify_outcome
+from keyquorum_core.derivation import Combination, DerivedKey
+from keyquorum_core.errors import KeyquorumError, Reason, RefusedError, StateError, UnavailableError
+from keyquorum_core.keywrap import LoadedKeys
+from keyquorum_core.manifest import Opening, Resources, sign_opening
+from keyquorum_core.sealing import Suite
+from keyquorum_protos.v1 import coordinator_pb2 as pb
+
+__all__ = ["AsyncClient", "connect"]
+
+_LOG = logging.getLogger("keyquorum")
+CONFIRM_GRACE = 3.0  # seconds to wait for the answers that confirm a key, once it is there
+
+
+class AsyncClient:
+    """An owner's (and, with a section ``[operator]``, an operator's) view of one cluster.
+
+    Key files are opened when first needed. Everything the coordinator says is verified against the profile's roster and
+    the owner's own signatures; what can't be verified (states, times, health) decides nothing. All methods raise
+    :class:`keyquorum.KeyquorumError` and nothing else for what goes wrong outside this process.
+    """
+
+    def __init__(
+        self,
+        profile: Profile,
+        *,
+        passphrase: PassphraseSource = None,
+        confirm_grace: float = CONFIRM_GRACE,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self.profile = profile
+        self._passphrase = passphrase
+        self._grace = confirm_grace
+        self._clock = clock
+        self._connections: dict[str, Connection] = {}
+        self._unlocked: dict[str, LoadedKeys] = {}
+        self._cache = RootCache(profile.state_dir)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Hang up and forget the keys. Idempotent."""
+        self._unlocked.clear()
+        connections, self._connections = self._connections, {}
+        for connection in connections.values():
+            await connection.close()
+
+    def _connection(self, role: str | None = None) -> Connection:
+        role = role or ("owner" if self.profile.owner is not None else "operator")
+        if role not in self._connections:
+            self._connections[role] = Connection(self.profile, self.profile.principal(role).tls)
+        return self._connections[role]
+
+    async def _keys(self, role: str) -> LoadedKeys:
+        if role not in self._unlocked:
+            principal = self.profile.principal(role)
+            self._unlocked[role] = await asyncio.to_thread(
+                unlock, principal.key_file, role, principal.name, self._passphrase
+            )
+        return self._unlocked[role]
+
+    # Cluster and keys
+
+    async def status(self) -> ClusterStatus:
+        """What the coordinator reports about custodians, and whether it serves the pinned roster."""
+        return await cluster_status(self._connection(), self.profile)
+
+    async def keys(self) -> tuple[KeyRecord, ...]:
+        """The cluster's keys, each with its certificate verified."""
+        return await keyring.list_keys(self._connection(), self.profile)
+
+    async def key(self, key_id: str) -> KeyRecord:
+        """One key: its certificate carries every custodian's signatures over the roster's own quorum rule.
+
+        Raises :class:`RefusedError` where it doesn't, :class:`StateError` (``UNKNOWN_KEY``) where there is none.
+        """
+        return await keyring.get_key(self._connection(), self.profile, key_id)
+
+    async def key_create(
+        self, key_id: str, *, suite: str = Suite.MLKEM768_X25519, progress: ProgressCallback | None = None
+    ) -> KeyRecord:
+        """Have the custodians generate a key together. Needs the profile's section ``[operator]``."""
+        operator = await self._keys("operator")
+        return await keyring.create_key(
+            self._connection("operator"),
+            self.profile,
+            operator,
+            key_id,
+            suite=suite,
+            now=int(self._clock()),
+            progress=progress or silent,
+        )
+
+    # Jobs
+
+    async def submit(
+        self,
+        folder: str | os.PathLike[str],
+        *,
+        key: str,
+        classification: str | None = None,
+        regions: Sequence[str] | None = None,
+        export_control: str | None = None,
+        evidence: Sequence[str] | None = None,
+        entrypoint: Sequence[str] | None = None,
+        resources: Resources | None = None,
+        not_before: int | None = None,
+        not_after: int | None = None,
+        progress: ProgressCallback | None = None,
+    ) -> SubmittedJob:
+        """Submit a folder as a job: sign its manifest, open its key with the custodians, encrypt, upload, commit.
+
+        Arguments go before what the folder's ``job.toml`` says (:mod:`keyquorum.folder`). Times are unix seconds.
+        """
+        report = progress or silent
+        found = await asyncio.to_thread(read_folder, Path(folder))
+        settings = found.settings.overridden(
+            entrypoint=entrypoint,
+            classification=classification,
+            export_control=export_control,
+            regions=regions,
+            evidence_types=evidence,
+            resources=resources,
+        )
+        owner = await self._keys("owner")
+        connection = self._connection("owner")
+        record = await keyring.get_key(connection, self.profile, key)
+        record.check_usable_by(owner)
+        subjects = await asyncio.to_thread(found.subjects)
+        prepared = await asyncio.to_thread(
+            prepare,
+            owner,
+            settings,
+            subjects,
+            key_id=record.key_id,
+            epoch=record.epoch,
+            now=int(self._clock()),
+            not_before=not_before,
+            not_after=not_after,
+            is_new=self._cache.claim,
+        )
+        job = prepared.binding
+        try:
+            accepted = await connection.unary(connection.jobs.Submit, pb.SubmitRequest(manifest=prepared.envelope))
+            first = job_from_wire(accepted, owner.identity.public, job.job_id)
+            if first.state not in ("submitted", "opened"):
+                raise StateError(
+                    Reason.EXISTS,
+                    f"job {job.job_id} is there already",
+                    expected="a new job",
+                    actual=f"one that is {first.state}",
+                    next_step="The same owner submitted the same folder in the same second elsewhere; try again",
+                )
+            answers = self._answers(job, owner)
+            opened = await gather(
+                connection, answers, job.job_id, grace=self._grace, progress=report, total=len(answers.committee)
+            )
+            self._warn(job.job_id, opened)
+            await asyncio.to_thread(self._cache.store, job, opened.key, owner.recipient)
+            bundle = await asyncio.to_thread(
+                encrypt_folder, found, subjects, job.job_id, opened.key.purpose_key("bundle"), report
+            )
+            with bundle.file:
+                await upload(connection, job.job_id, "bundle", bundle.file, bundle.size, bundle.sha256, report)
+            opening = Opening(
+                job_id=job.job_id,
+                key_check=opened.key.key_check.hex(),
+                bundle_sha256=bundle.sha256.hex(),
+                bundle_size=bundle.size,
+                confirmed=opened.confirmed,
+            )
+            committed = await connection.unary(
+                connection.jobs.Commit,
+                pb.CommitRequest(job_id=job.job_id, opening=sign_opening(opening, owner.identity)),
+            )
+            state = job_from_wire(committed, owner.identity.public, job.job_id)
+        except KeyquorumError as error:
+            error.details.setdefault("job", job.job_id)
+            raise
+        return SubmittedJob(
+            job=state,
+            custodians=tuple(sorted(answers.answered)),
+            blamed=opened.blamed,
+            suspected=opened.suspected,
+            refused={name: str(error) for name, error in (answers.refused | answers.rejected).items()},
+            confirmed=opened.confirmed,
+        )
+
+    def _answers(self, job: JobBinding, owner: LoadedKeys, key_check: bytes | None = None) -> Answers:
+        return Answers(
+            job, self.profile.roster, self.profile.quorum, owner.recipient, clock=self._clock, key_check=key_check
+        )
+
+    def _warn(self, job_id: str, opened: Combination) -> None:
+        if not opened.confirmed:
+            _LOG.warning(
+                "job %s: its key is not confirmed: some seed was reported by one custodian only, so if that one lied, "
+                "no worker will be able to use the key; submit again when more custodians answer",
+                job_id,
+            )
+        for name in opened.blamed:
+            _LOG.warning("job %s: custodian %s gave wrong contributions", job_id, name)
+
+    async def job(self, job_id: str) -> Job:
+        """The job as the coordinator reports it, against the manifest that the owner signed."""
+        owner = await self._keys("owner")
+        connection = self._connection("owner")
+        message = await connection.unary(connection.jobs.Get, pb.GetJobRequest(job_id=job_id))
+        return job_from_wire(message, owner.identity.public, job_id)
+
+    async def jobs(self, *, limit: int = 100) -> tuple[Job, ...]:
+        """The owner's jobs, latest first."""
+        owner = await self._keys("owner")
+        connection = self._connection("owner")
+        message = await connection.unary(connection.jobs.List, pb.ListJobsRequest(limit=limit))
+        return tuple(job_from_wire(each, owner.identity.public) for each in message.jobs[:limit])
+
+    async def cancel(self, job_id: str, *, why: str = "") -> Job:
+        """Have a job that isn't over stopped. Idempotent."""
+        owner = await self._keys("owner")
+        connection = self._connection("owner")
+        message = await connection.unary(connection.jobs.Cancel, pb.CancelJobRequest(job_id=job_id, why=why))
+        return job_from_wire(message, owner.identity.public, job_id)
+
+    async def watch(self, job_id: str, *, after: int = 0) -> AsyncGenerator[JobEvent, None]:
+        """The job's events after a sequence number, past ones first, until it is over; across coordinator restarts.
+
+        Raises :class:`RefusedError` (``STATE``) for a history that goes backwards.
+        """
+        connection = self._connection("owner")
+        backoff = connection.backoff()
+        while True:
+            try:
+                request = pb.WatchRequest(job_id=job_id, after=after)
+                async with aclosing(connection.stream(connection.jobs.Watch, request)) as events:
+                    async for message in events:
+                        backoff.reset()
+                        event = event_from_wire(message, after)
+                        after = event.sequence
+                        yield event
+                        if event.final:
+                            return
+            except grpc.aio.AioRpcError as error:
+                if not (connection.transient(error) and await backoff.wait()):
+                    raise connection.error(error) from None
+            else:
+                if not await backoff.wait():
+                    raise UnavailableError(Reason.UNAVAILABLE, "the coordinator stops reporting before the job is over")
+
+    async def wait(self, job_id: str, *, timeout: float | None = None, progress: ProgressCallback | None = None) -> str:
+        """The state in which the job ended. Raises :class:`UnavailableError` (``TIMEOUT``); the job then goes on."""
+        report = progress or silent
+        state = "submitted"
+        try:
+            async with asyncio.timeout(timeout), aclosing(self.watch(job_id)) as events:
+                async for event in events:
+                    state = event.state
+                    report(Progress(Stage.WAIT, event.sequence, 0, f"{event.state} {event.detail}".strip()))
+        except TimeoutError:
+            raise UnavailableError(
+                Reason.TIMEOUT, f"job {job_id} is not over yet", expected=f"within {timeout} s", actual=state
+            ) from None
+        return state
+
+    async def result(
+        self, job_id: str, *, timeout: float | None = None, progress: ProgressCallback | None = None
+    ) -> Result:
+        """Wait for the job to end, then fetch, verify and decrypt what it left.
+
+        Raises :class:`JobFailedError` (with the result, so also its log) for a job that failed by its worker's signed
+        word, :class:`StateError` (``JOB_FAILED``, ``STATE``) for one that ended without a worker's statement, and
+        :class:`RefusedError` for anything that doesn't verify.
+        """
+        report = progress or silent
+        await self.wait(job_id, timeout=timeout, progress=progress)
+        owner = await self._keys("owner")
+        connection = self._connection("owner")
+        message = await connection.unary(connection.jobs.GetOutcome, pb.GetOutcomeRequest(job_id=job_id))
+        job = job_from_wire(message.job, owner.identity.public, job_id)
+        if not message.statement:
+            raise no_statement(job)
+        outcome = verify_outcome(
+            outcome_from_wire(message),
+            job=job_id,
+            owner=owner.identity.public,
+            roster=self.profile.roster,
+            quorum=self.profile.quorum,
+        )
+        ran = outcome.statement.outcome
+        if (ran == "completed") != (job.state == "completed"):
+            raise RefusedError(
+                Reason.STATE,
+                "the coordinator reports another end of the job than the worker signed",
+                expected=ran,
+                actual=job.state,
+                details={"job": job_id},
+            )
+        key, from_cache = await self._job_key(connection, outcome, owner, report)
+        result = await fetch_result(connection, outcome, key, from_cache=from_cache, progress=report)
+        if ran != "completed" or result.exit_code != 0:
+            raise JobFailedError(result)
+        return result
+
+    async def _job_key(
+        self, connection: Connection, outcome: VerifiedOutcome, owner: LoadedKeys, report: ProgressCallback
+    ) -> tuple[DerivedKey, bool]:
+        """The job's key from the owner's own keeping, or from the custodians once more."""
+        check = outcome.opening.key_check_bytes
+        kept = await asyncio.to_thread(self._cache.load, outcome.binding, owner.recipient, check)
+        if kept is not None:
+            return kept, True
+        answers = self._answers(outcome.binding, owner, check)
+        opened = await gather(
+            connection,
+            answers,
+            outcome.binding.job_id,
+            grace=0.0,
+            progress=report,
+            total=len(answers.committee),
+        )
+        await asyncio.to_thread(self._cache.store, outcome.binding, opened.key, owner.recipient)
+        return opened.key, False
+
+
+def connect(
+    profile: str | os.PathLike[str] | Profile,
+    *,
+    passphrase: PassphraseSource = None,
+    confirm_grace: float = CONFIRM_GRACE,
+) -> AsyncClient:
+    """A client for the profile's cluster; use it in ``async with``.
+
+    ``passphrase`` opens the key files: text, something that is called with a key file's path when needed, or ``None``
+    for the environment variable ``KEYQUORUM_PASSPHRASE``. Raises as :func:`keyquorum.profile.load_profile`.
+    """
+    loaded = profile if isinstance(profile, Profile) else load_profile(profile)
+    return AsyncClient(loaded, passphrase=passphrase, confirm_grace=confirm_grace)

@@ -1,0 +1,89 @@
+"""The ``keyquorum`` command. One file per group of commands; other distributions add theirs by entry point.
+
+An entry point of the group ``keyquorum.commands`` is a callable ``register(app: typer.Typer) -> None``. Exit status: 0
+done, 1 refused (with a reason code), 2 wrong usage.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from importlib.metadata import entry_points
+
+os.environ.setdefault("GRPC_VERBOSITY", "NONE")
+
+import typer
+
+from keyquorum.cli import identity, job, key, output, quorum, roster, version
+from keyquorum_core.errors import KeyquorumError, Reason, UnavailableError
+
+__all__ = ["build", "main", "run"]
+
+PLUGINS = "keyquorum.commands"
+# Commands of another distribution, which this one knows by name to say what to install.
+_ELSEWHERE = {
+    "demo": "A whole cluster on this machine runs a real encrypted job, then stops.",
+    "up": "The same cluster, kept running; prints the client profile.",
+}
+
+
+def build() -> typer.Typer:
+    """The command tree: our own groups, then what is installed beside them."""
+    app = typer.Typer(
+        name="keyquorum",
+        help="Threshold key custody for jobs that leave home.",
+        no_args_is_help=True,
+        add_completion=False,
+        pretty_exceptions_enable=False,
+    )
+    app.add_typer(job.app)
+    app.add_typer(key.app)
+    app.add_typer(quorum.app)
+    app.add_typer(identity.app)
+    app.add_typer(roster.app)
+    app.command("version")(version.version)
+    broken = ""
+    for point in sorted(entry_points(group=PLUGINS), key=lambda each: each.name):
+        try:
+            point.load()(app)
+        except (ImportError, AttributeError) as error:
+            broken = f"{point.name} can't be loaded: {error}"
+    known = {info.name for info in app.registered_commands}
+    for name, text in _ELSEWHERE.items():
+        if name not in known:
+            app.command(name, help=text, context_settings={"ignore_unknown_options": True, "allow_extra_args": True})(
+                _not_installed(name, broken)
+            )
+    return app
+
+
+def _not_installed(name: str, broken: str) -> output.Command:
+    def command(context: typer.Context) -> None:
+        raise UnavailableError(
+            Reason.UNSUPPORTED,
+            f"'keyquorum {name}' comes with the distribution keyquorum-local",
+            expected="keyquorum-local installed beside keyquorum",
+            actual=broken or "not installed",
+            next_step="Install it with: python -m pip install keyquorum-local",
+        )
+
+    return command
+
+
+def run(arguments: Sequence[str] | None = None) -> int:
+    """Run one command line and return its exit status. Never raises for what a user can cause."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    try:
+        build()(given, prog_name="keyquorum")
+    except SystemExit as stop:
+        return stop.code if isinstance(stop.code, int) else int(stop.code is not None)
+    except KeyquorumError as error:
+        output.show_error(error, as_json="--json" in given)
+        return 1
+    return 0
+
+
+def main() -> None:
+    """The console script."""
+    sys.exit(run())

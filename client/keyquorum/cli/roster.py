@@ -1,0 +1,151 @@
+"""``keyquorum roster``: the signed document that says who the custodians are."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from keyquorum.cli import output
+from keyquorum_core.errors import MalformedError, Reason
+
+if TYPE_CHECKING:
+    from keyquorum_core.roster import Roster
+
+__all__ = ["app"]
+
+app = typer.Typer(name="roster", help="Rosters.", no_args_is_help=True)
+
+
+@app.command()
+def create(
+    cluster: Annotated[str, typer.Option(help="The cluster's name.")],
+    card: Annotated[list[Path], typer.Option(help="A custodian's enrolment card (card.json); once for each.")],
+    quorum: Annotated[Path, typer.Option(help="YAML or JSON with the quorum rule.")],
+    operator_key: Annotated[list[Path], typer.Option(help="Private key file of an operator that signs.")],
+    coordinator_cert: Annotated[list[Path], typer.Option(help="A coordinator's TLS certificate (PEM).")],
+    out: Annotated[Path, typer.Option(help="Where to write the roster; never replaced.")],
+    operator_pub: Annotated[
+        list[Path] | None, typer.Option(help="Public key file of a further operator, that doesn't sign now.")
+    ] = None,
+    operator_threshold: Annotated[int, typer.Option(help="Operators that must sign the next roster.")] = 1,
+    operators_out: Annotated[Path | None, typer.Option(help="Also write operators.json, for pinning.")] = None,
+    committee: Annotated[str, typer.Option(help="The committee's name.")] = "main",
+    version: Annotated[int, typer.Option(help="One more than the last roster's.")] = 1,
+    days: Annotated[int, typer.Option(help="Days until the roster expires.")] = 365,
+    passphrase_file: output.PassphraseFileOption = None,
+    as_json: output.JsonOption = False,
+) -> None:
+    """Assemble enrolment cards, a quorum rule and operators into a signed roster."""
+    from keyquorum.documents import load_document
+    from keyquorum.keyfiles import read_public_keys, unlock, write_new
+    from keyquorum.profile import read_file
+    from keyquorum.rosters import assemble_roster, operators_file, rule_of
+
+    ask = output.passphrase_source(passphrase_file)
+    signers = [unlock(path, "operator", None, ask) for path in operator_key]
+    operators = {each.name: each.identity.public for each in signers}
+    for path in operator_pub or ():
+        public = read_public_keys(path)
+        if public.role != "operator" or operators.get(public.name, public.identity) != public.identity:
+            raise MalformedError(
+                Reason.ROLE,
+                f"{path} is not a further operator's",
+                expected="role operator, another name",
+                actual=f"{public.role} {public.name}",
+            )
+        operators[public.name] = public.identity
+    now = int(time.time())
+    made = assemble_roster(
+        cluster=cluster,
+        committee=committee,
+        version=version,
+        issued_at=now,
+        expires_at=now + days * 86400,
+        cards=[read_file(path, "enrolment card") for path in card],
+        rule=rule_of(load_document(read_file(quorum, "quorum file"), "quorum file")),
+        operators=operators,
+        operator_threshold=operator_threshold,
+        signers=[each.identity for each in signers],
+        coordinator_tls=[
+            read_file(path, "coordinator's certificate").decode("ascii", "replace") for path in coordinator_cert
+        ],
+    )
+    write_new(out, made.envelope, private=False)
+    if operators_out is not None:
+        write_new(operators_out, operators_file(operators, operator_threshold), private=False)
+    _show(made.roster, sorted(each.name for each in signers), as_json)
+
+
+@app.command()
+def show(
+    file: Annotated[Path, typer.Argument(help="The roster.")],
+    operators: Annotated[
+        Path | None, typer.Option(help="operators.json with the operators you trust; without it nothing is verified.")
+    ] = None,
+    as_json: output.JsonOption = False,
+) -> None:
+    """Show a roster: who the custodians are, what a quorum is, who signed."""
+    from keyquorum.profile import load_operators, read_file
+    from keyquorum_core.roster import MAX_ROSTER, ROSTER_TYPE, Roster, open_roster
+    from keyquorum_core.signing import open_multi, peek_payload
+
+    envelope = read_file(file, "roster")
+    if operators is None:
+        roster = Roster.parse(peek_payload(envelope, ROSTER_TYPE, "roster", max_bytes=2 * MAX_ROSTER))
+        output.note("NOT VERIFIED: give --operators to check who signed it.")
+        _show(roster, None, as_json)
+        return
+    trusted, threshold = load_operators(operators)
+    roster = open_roster(envelope, trusted, threshold, int(time.time()))
+    _, signed = open_multi(envelope, ROSTER_TYPE, trusted, threshold, "roster", max_bytes=2 * MAX_ROSTER)
+    _show(roster, list(signed), as_json)
+
+
+def _show(roster: Roster, signed: list[str] | None, as_json: bool) -> None:
+    quorum = roster.quorum_of()
+    facts = {
+        "cluster": roster.cluster,
+        "committee": roster.committee,
+        "version": roster.version,
+        "issued_at": roster.issued_at,
+        "expires_at": roster.expires_at,
+        "sha256": roster.digest,
+        "verified": signed is not None,
+        "signed_by": signed or [],
+        "operators": [each.name for each in roster.operators],
+        "operator_threshold": roster.operator_threshold,
+        "quorum": quorum.rule,
+        "quorum_words": quorum.words(),
+        "custodians": [
+            {
+                "id": each.id,
+                "jurisdiction": each.jurisdiction,
+                "address": each.address,
+                "fingerprint": each.identity.fingerprint,
+            }
+            for each in roster.custodians
+        ],
+    }
+    if as_json:
+        output.emit(facts)
+        return
+    output.table(
+        "",
+        ("", ""),
+        (
+            ("cluster", f"{roster.cluster}, committee {roster.committee}, version {roster.version}"),
+            ("valid", f"{output.when(roster.issued_at)} to {output.when(roster.expires_at)}"),
+            ("sha256", roster.digest),
+            ("signed by", ", ".join(signed) if signed else "NOT VERIFIED"),
+            ("next one signed by", f"{roster.operator_threshold} of {', '.join(o.name for o in roster.operators)}"),
+            ("quorum", quorum.words()),
+        ),
+    )
+    output.table(
+        "Custodians",
+        ("custodian", "jurisdiction", "address", "fingerprint"),
+        [(each.id, each.jurisdiction, each.address, each.identity.fingerprint[:32]) for each in roster.custodians],
+    )

@@ -1,0 +1,168 @@
+"""The profile: where the coordinator is, who the caller is, and what it trusts.
+
+A TOML file; paths in it are relative to it. Trust comes from two pins that reach the caller by another way than the
+coordinator: the operators' identities and the SHA-256 of the roster they signed. Nothing the coordinator says can
+change either::
+
+    cluster = "demo"
+    coordinator = "127.0.0.1:7443"
+    coordinator_name = "main"
+    roster = "roster.json"
+    roster_sha256 = "…"
+    operators = "operators.json"
+    state_dir = "state"
+
+    [owner]
+    name = "alice"
+    key = "alice.key.json"
+    tls_certificate = "alice-cert.pem"
+    tls_key = "alice-key.pem"
+
+``[operator]`` takes the same members, for ``key create``. At least one of the two is there.
+"""
+
+from __future__ import annotations
+
+import hmac
+import os
+import time
+import tomllib
+from dataclasses import dataclass
+from pathlib import Path
+
+from keyquorum_core.errors import MalformedError, Reason, RefusedError, StateError, UnavailableError
+from keyquorum_core.quorum import Quorum
+from keyquorum_core.roster import Roster, open_roster
+from keyquorum_core.signing import PUBLIC_IDENTITY_SIZE, PublicIdentity
+from keyquorum_core.strictjson import Fields, loads
+from keyquorum_protos.wire.tls import TlsIdentity
+
+__all__ = ["ENVIRONMENT", "Principal", "Profile", "load_operators", "load_profile", "read_file"]
+
+ENVIRONMENT = "KEYQUORUM_PROFILE"
+MAX_FILE = 4 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Principal:
+    """Who the caller is in one role: a name, the wrapped private key file, and the mTLS identity."""
+
+    role: str
+    name: str
+    key_file: Path
+    tls: TlsIdentity
+
+
+@dataclass(frozen=True, slots=True)
+class Profile:
+    """A verified profile: the roster is signed by the pinned operators, current, and the pinned one."""
+
+    cluster: str
+    coordinator: str
+    coordinator_name: str
+    roster: Roster
+    roster_envelope: bytes
+    quorum: Quorum
+    owner: Principal | None
+    operator: Principal | None
+    state_dir: Path
+
+    def principal(self, role: str) -> Principal:
+        """Raises :class:`StateError` (``ROLE``) where the profile has no such section."""
+        found = self.owner if role == "owner" else self.operator
+        if found is None:
+            raise StateError(
+                Reason.ROLE,
+                f"this needs the role {role}, which the profile doesn't give",
+                expected=f"a section [{role}] in the profile",
+                next_step=f"Use a profile with an {role}'s key and certificate",
+            )
+        return found
+
+
+def read_file(path: Path, what: str, *, max_bytes: int = MAX_FILE) -> bytes:
+    """The file's bytes. Raises :class:`UnavailableError` (``NOT_FOUND``, ``STORAGE``), :class:`MalformedError`."""
+    try:
+        with path.open("rb") as file:
+            data = file.read(max_bytes + 1)
+    except FileNotFoundError:
+        raise UnavailableError(Reason.NOT_FOUND, f"{what} is missing", expected=f"a file {path}") from None
+    except OSError as error:
+        raise UnavailableError(
+            Reason.STORAGE, f"{what} can't be read", expected=f"a readable file {path}", actual=error.strerror
+        ) from None
+    if len(data) > max_bytes:
+        raise MalformedError(Reason.TOO_LARGE, f"{what} is too large", expected=f"at most {max_bytes} bytes")
+    return data
+
+
+def load_operators(path: Path) -> tuple[dict[str, PublicIdentity], int]:
+    """``(operators by name, threshold)`` of an operators.json. Raises :class:`MalformedError`."""
+    what = "operators file"
+    fields = Fields(loads(read_file(path, what), what), what)
+    threshold = fields.integer("threshold", 1, 64)
+    members = fields.object("operators")
+    out = {
+        name: PublicIdentity.from_bytes(
+            members.base64(name, min_bytes=PUBLIC_IDENTITY_SIZE, max_bytes=PUBLIC_IDENTITY_SIZE)
+        )
+        for name in members.names()
+    }
+    fields.done()
+    if threshold > len(out):
+        raise MalformedError(
+            Reason.ROSTER, f"{what} asks for more operators than it names", expected=f"≤ {len(out)}", actual=threshold
+        )
+    return out, threshold
+
+
+def load_profile(path: str | os.PathLike[str], *, now: int | None = None) -> Profile:
+    """Read and verify a profile.
+
+    Raises :class:`MalformedError` for a profile or file that isn't well-formed, :class:`RefusedError` (``ROSTER``,
+    ``SIGNATURE``, ``EXPIRED`` …) for a roster that isn't the pinned one, :class:`UnavailableError` for missing files.
+    """
+    file = Path(path)
+    try:
+        parsed = tomllib.loads(read_file(file, "profile").decode("utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise MalformedError(Reason.MALFORMED, f"profile {file} is not TOML", actual=str(error)[:200]) from None
+    base = file.parent
+    fields = Fields(parsed, "profile")
+    cluster = fields.text("cluster", max_length=64)
+    coordinator = fields.text("coordinator")
+    coordinator_name = fields.text("coordinator_name", max_length=64)
+    roster_path = base / fields.text("roster", max_length=4096)
+    pin = fields.hex("roster_sha256", 32).hex()
+    operators, threshold = load_operators(base / fields.text("operators", max_length=4096))
+    owner = _principal(fields, "owner", base)
+    operator = _principal(fields, "operator", base)
+    state_dir = base / fields.text("state_dir", max_length=4096)
+    fields.done()
+    if owner is None and operator is None:
+        raise MalformedError(Reason.MALFORMED, "profile names nobody", expected="a section [owner] or [operator]")
+    envelope = read_file(roster_path, "roster")
+    roster = open_roster(envelope, operators, threshold, int(time.time()) if now is None else now, cluster=cluster)
+    if not hmac.compare_digest(roster.digest, pin):
+        raise RefusedError(
+            Reason.ROSTER,
+            "the roster is not the one that the profile pins",
+            expected=pin,
+            actual=roster.digest,
+            next_step="Get the roster and its SHA-256 from an operator, by a way that the coordinator doesn't control",
+        )
+    return Profile(
+        cluster, coordinator, coordinator_name, roster, envelope, roster.quorum_of(), owner, operator, state_dir
+    )
+
+
+def _principal(fields: Fields, role: str, base: Path) -> Principal | None:
+    if role not in fields:
+        return None
+    section = fields.object(role)
+    name = section.text("name", max_length=64)
+    key_file = base / section.text("key", max_length=4096)
+    certificate = read_file(base / section.text("tls_certificate", max_length=4096), f"{role}'s TLS certificate")
+    key = read_file(base / section.text("tls_key", max_length=4096), f"{role}'s TLS key")
+    section.done()
+    return Principal(role, name, key_file, TlsIdentity(certificate, key))

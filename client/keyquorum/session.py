@@ -1,0 +1,147 @@
+"""One mTLS channel to the coordinator: typed errors, and patience with a coordinator that is being restarted.
+
+Every call of this library is idempotent (submissions, commits and uploads by the job's digest, ceremonies by their
+id), so a call that didn't get through is simply made again. Only the transport is retried: an error that the
+coordinator itself gave is its answer.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import random
+import time
+from collections.abc import AsyncGenerator
+from typing import TypeVar
+
+import grpc
+import grpc.aio
+
+from keyquorum.profile import Profile
+from keyquorum_core.errors import KeyquorumError
+from keyquorum_protos.v1 import coordinator_pb2_grpc as rpc
+from keyquorum_protos.wire.errors import from_rpc_error
+from keyquorum_protos.wire.tls import TlsIdentity, dns_name, open_channel
+
+__all__ = ["Backoff", "Connection"]
+
+Request = TypeVar("Request")
+Response = TypeVar("Response")
+
+FIRST_CONTACT_SECONDS = 5.0  # a wrong address or certificate should not take long to be told
+PATIENCE_SECONDS = 60.0  # a coordinator that was there before is probably being restarted
+# Without our ErrorInfo these come from the transport: gRPC reports a stream that broke while it wrote as INTERNAL, and
+# one whose server shut down as CANCELLED or UNKNOWN.
+_TRANSIENT = (
+    grpc.StatusCode.UNAVAILABLE,
+    grpc.StatusCode.ABORTED,
+    grpc.StatusCode.CANCELLED,
+    grpc.StatusCode.INTERNAL,
+    grpc.StatusCode.UNKNOWN,
+)
+
+
+class Backoff:
+    """Waits between tries: 0.1 s doubling up to 5 s, with jitter, until ``seconds`` have passed without a success."""
+
+    def __init__(self, seconds: float) -> None:
+        self._seconds = seconds
+        self.reset()
+
+    def reset(self) -> None:
+        """Something got through: the next failure is a first one."""
+        self._delay = 0.1
+        self._deadline = 0.0
+        self._last = -math.inf
+
+    async def wait(self) -> bool:
+        """Sleep before the next try; false when the time is used up."""
+        now = time.monotonic()
+        if now - self._last > self._seconds:  # the call lived for long before it failed
+            self._delay = 0.1
+            self._deadline = now + self._seconds
+        delay = self._delay * random.uniform(0.75, 1.25)  # noqa: S311 - spreads callers, protects nothing
+        if now + delay > self._deadline:
+            return False
+        await asyncio.sleep(delay)
+        self._delay = min(5.0, 2 * self._delay)
+        self._last = time.monotonic()
+        return True
+
+
+class Connection:
+    """Stubs over one channel, dialled as ``identity``. The peer is known by the certificate that the roster pins."""
+
+    def __init__(self, profile: Profile, identity: TlsIdentity, *, patience: float = PATIENCE_SECONDS) -> None:
+        self._peer = f"coordinator {profile.coordinator_name} at {profile.coordinator}"
+        self._patience = patience
+        self._reached = False
+        self._channel = open_channel(
+            profile.coordinator,
+            identity,
+            [pem.encode() for pem in profile.roster.coordinator_tls],
+            dns_name(profile.cluster, "coordinator", profile.coordinator_name),
+        )
+        self.cluster = rpc.ClusterStub(self._channel)
+        self.keys = rpc.KeysStub(self._channel)
+        self.jobs = rpc.JobsStub(self._channel)
+        self.artifacts = rpc.ArtifactsStub(self._channel)
+
+    async def close(self) -> None:
+        await self._channel.close()
+
+    def backoff(self) -> Backoff:
+        return Backoff(self._patience if self._reached else min(self._patience, FIRST_CONTACT_SECONDS))
+
+    def reached(self) -> None:
+        """The coordinator answered: from now on, be patient."""
+        self._reached = True
+
+    def error(self, error: grpc.aio.AioRpcError) -> KeyquorumError:
+        return from_rpc_error(error, self._peer)
+
+    def transient(self, error: grpc.aio.AioRpcError) -> bool:
+        """Whether the call failed on the way, rather than by the coordinator's decision."""
+        trailing = error.trailing_metadata() or ()
+        decided = any(name == "grpc-status-details-bin" for name, _ in trailing)
+        if decided:
+            self.reached()
+        return error.code() in _TRANSIENT and not decided
+
+    async def unary(
+        self,
+        method: grpc.aio.UnaryUnaryMultiCallable[Request, Response],
+        request: Request,
+        *,
+        timeout: float = 30.0,
+    ) -> Response:
+        """Call until it gets through. Raises the typed error that the coordinator gave, or that the transport means."""
+        backoff = self.backoff()
+        while True:
+            try:
+                response = await method(request, timeout=timeout)
+            except grpc.aio.AioRpcError as error:
+                if not (self.transient(error) and await backoff.wait()):
+                    raise self.error(error) from None
+            else:
+                self.reached()
+                return response
+
+    async def stream(
+        self,
+        method: grpc.aio.UnaryStreamMultiCallable[Request, Response],
+        request: Request,
+        *,
+        timeout: float | None = None,
+    ) -> AsyncGenerator[Response, None]:
+        """Responses of one call, not retried. Raises :class:`grpc.aio.AioRpcError`, for callers that know how to go on.
+
+        Leaving the loop early hangs up; use :func:`contextlib.aclosing`.
+        """
+        call = method(request, timeout=timeout)
+        try:
+            async for response in call:
+                self.reached()
+                yield response
+        finally:
+            call.cancel()

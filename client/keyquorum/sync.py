@@ -1,0 +1,195 @@
+"""The synchronous client: the asynchronous one on an event loop in a background thread.
+
+Same names, same arguments, same errors. Callbacks run on the background thread. An interrupt (Ctrl-C) cancels what is
+going on and leaves the client usable.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import threading
+from collections.abc import AsyncGenerator, Coroutine, Generator, Sequence
+from concurrent.futures import CancelledError
+from types import TracebackType
+from typing import Any, Self, TypeVar
+
+from keyquorum.aio import CONFIRM_GRACE, AsyncClient
+from keyquorum.jobs import Job, JobEvent
+from keyquorum.keyfiles import PassphraseSource
+from keyquorum.keys import KeyRecord
+from keyquorum.profile import Profile, load_profile
+from keyquorum.progress import ProgressCallback
+from keyquorum.results import Result
+from keyquorum.status import ClusterStatus
+from keyquorum.submission import SubmittedJob
+from keyquorum_core.errors import Reason, StateError, UnavailableError
+from keyquorum_core.manifest import Resources
+from keyquorum_core.sealing import Suite
+
+__all__ = ["Client", "connect"]
+
+T = TypeVar("T")
+
+
+class Client:
+    """See :class:`keyquorum.aio.AsyncClient`, method by method."""
+
+    def __init__(
+        self, profile: Profile, *, passphrase: PassphraseSource = None, confirm_grace: float = CONFIRM_GRACE
+    ) -> None:
+        self.profile = profile
+        self._async = AsyncClient(profile, passphrase=passphrase, confirm_grace=confirm_grace)
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, name="keyquorum-client", daemon=True)
+        self._thread.start()
+        self._closing = threading.Lock()
+        self._closed = False
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _run(self, work: Coroutine[Any, Any, T]) -> T:
+        if self._closed:
+            work.close()
+            raise StateError(Reason.STATE, "this client is closed", next_step="Connect again")
+        future = asyncio.run_coroutine_threadsafe(work, self._loop)
+        try:
+            return future.result()
+        except CancelledError:
+            raise UnavailableError(Reason.UNAVAILABLE, "the client was closed meanwhile") from None
+        except BaseException:
+            future.cancel()
+            raise
+
+    def close(self) -> None:
+        """Hang up, forget the keys, end the thread. Idempotent; calls still going on in other threads are cancelled."""
+        with self._closing:
+            if self._closed:
+                return
+            self._closed = True
+            try:
+                asyncio.run_coroutine_threadsafe(self._shut_down(), self._loop).result()
+            finally:
+                self._loop.call_soon_threadsafe(self._loop.stop)
+                self._thread.join()
+                self._loop.close()
+
+    async def _shut_down(self) -> None:
+        others = asyncio.all_tasks() - {asyncio.current_task()}
+        for task in others:
+            task.cancel()
+        await asyncio.gather(*others, return_exceptions=True)
+        await self._async.close()
+        await self._loop.shutdown_asyncgens()
+        await self._loop.shutdown_default_executor()
+
+    def status(self) -> ClusterStatus:
+        """See :meth:`AsyncClient.status`."""
+        return self._run(self._async.status())
+
+    def keys(self) -> tuple[KeyRecord, ...]:
+        """See :meth:`AsyncClient.keys`."""
+        return self._run(self._async.keys())
+
+    def key(self, key_id: str) -> KeyRecord:
+        """See :meth:`AsyncClient.key`."""
+        return self._run(self._async.key(key_id))
+
+    def key_create(
+        self, key_id: str, *, suite: str = Suite.MLKEM768_X25519, progress: ProgressCallback | None = None
+    ) -> KeyRecord:
+        """See :meth:`AsyncClient.key_create`."""
+        return self._run(self._async.key_create(key_id, suite=suite, progress=progress))
+
+    def submit(
+        self,
+        folder: str | os.PathLike[str],
+        *,
+        key: str,
+        classification: str | None = None,
+        regions: Sequence[str] | None = None,
+        export_control: str | None = None,
+        evidence: Sequence[str] | None = None,
+        entrypoint: Sequence[str] | None = None,
+        resources: Resources | None = None,
+        not_before: int | None = None,
+        not_after: int | None = None,
+        progress: ProgressCallback | None = None,
+    ) -> SubmittedJob:
+        """See :meth:`AsyncClient.submit`."""
+        return self._run(
+            self._async.submit(
+                folder,
+                key=key,
+                classification=classification,
+                regions=regions,
+                export_control=export_control,
+                evidence=evidence,
+                entrypoint=entrypoint,
+                resources=resources,
+                not_before=not_before,
+                not_after=not_after,
+                progress=progress,
+            )
+        )
+
+    def job(self, job_id: str) -> Job:
+        """See :meth:`AsyncClient.job`."""
+        return self._run(self._async.job(job_id))
+
+    def jobs(self, *, limit: int = 100) -> tuple[Job, ...]:
+        """See :meth:`AsyncClient.jobs`."""
+        return self._run(self._async.jobs(limit=limit))
+
+    def cancel(self, job_id: str, *, why: str = "") -> Job:
+        """See :meth:`AsyncClient.cancel`."""
+        return self._run(self._async.cancel(job_id, why=why))
+
+    def watch(self, job_id: str, *, after: int = 0) -> Generator[JobEvent, None, None]:
+        """See :meth:`AsyncClient.watch`."""
+        events = self._async.watch(job_id, after=after)
+        try:
+            while (event := self._run(_next(events))) is not None:
+                yield event
+        finally:
+            if not self._closed:
+                self._run(_close(events))
+
+    def wait(self, job_id: str, *, timeout: float | None = None, progress: ProgressCallback | None = None) -> str:
+        """See :meth:`AsyncClient.wait`."""
+        return self._run(self._async.wait(job_id, timeout=timeout, progress=progress))
+
+    def result(self, job_id: str, *, timeout: float | None = None, progress: ProgressCallback | None = None) -> Result:
+        """See :meth:`AsyncClient.result`."""
+        return self._run(self._async.result(job_id, timeout=timeout, progress=progress))
+
+
+async def _next(events: AsyncGenerator[JobEvent, None]) -> JobEvent | None:
+    return await anext(events, None)
+
+
+async def _close(events: AsyncGenerator[JobEvent, None]) -> None:
+    for _ in range(100):
+        try:
+            await events.aclose()
+        except RuntimeError:  # an interrupted step of it is still on its way out
+            await asyncio.sleep(0.01)
+        else:
+            return
+
+
+def connect(
+    profile: str | os.PathLike[str] | Profile,
+    *,
+    passphrase: PassphraseSource = None,
+    confirm_grace: float = CONFIRM_GRACE,
+) -> Client:
+    """A client for the profile's cluster; use it in ``with``. See :func:`keyquorum.aio.connect`."""
+    loaded = profile if isinstance(profile, Profile) else load_profile(profile)
+    return Client(loaded, passphrase=passphrase, confirm_grace=confirm_grace)

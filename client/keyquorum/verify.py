@@ -1,0 +1,114 @@
+"""Is this the result? Everything an owner checks about a finished job, as one pure function over bytes (DESIGN §6).
+
+The chain, each link signed: the owner's manifest names the job → custodians of the roster, enough for its quorum,
+signed that they released the job's key for one leaf → the leaf names the digests of one worker's evidence and HPKE
+key → the evidence holds the worker's signing key → that key signed the result statement → the statement names the
+artifacts. The coordinator carried all of it and appears nowhere.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from keyquorum.answers import JobBinding, check_leaf
+from keyquorum.jobs import own_manifest
+from keyquorum_core.attestation.evidence import EvidenceDocument
+from keyquorum_core.errors import KeyquorumError, Reason, RefusedError
+from keyquorum_core.manifest import Manifest, Opening, ResultStatement, open_opening, open_result, subject
+from keyquorum_core.quorum import Quorum
+from keyquorum_core.release import Leaf, Receipt, open_window, verify_receipt
+from keyquorum_core.roster import Roster
+from keyquorum_core.signing import PublicIdentity
+
+__all__ = ["OutcomeBytes", "VerifiedOutcome", "open_job", "verify_outcome"]
+
+_LEAF_SKEW = (
+    150  # seconds: a custodian takes a leaf within 120 s of its clock, and its own window's edges are 30 s away
+)
+
+
+@dataclass(frozen=True, slots=True)
+class OutcomeBytes:
+    """What the coordinator handed over. ``receipts`` come with the window statement that certifies their key."""
+
+    manifest: bytes
+    opening: bytes
+    leaf: bytes
+    evidence: bytes
+    receipts: tuple[tuple[Receipt, bytes], ...]
+    statement: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class VerifiedOutcome:
+    """What follows from it. ``custodians``: those whose receipts verify, sorted. ``doubts``: why others' don't."""
+
+    manifest: Manifest
+    binding: JobBinding
+    opening: Opening
+    leaf: Leaf
+    evidence: EvidenceDocument
+    statement: ResultStatement
+    custodians: tuple[str, ...]
+    doubts: dict[str, KeyquorumError]
+
+
+def open_job(manifest: bytes, opening: bytes, owner: PublicIdentity, job: str) -> tuple[Manifest, JobBinding, Opening]:
+    """The owner's own two documents about a job. Raises :class:`RefusedError`: ``SIGNATURE…``, ``WRONG_JOB``."""
+    parsed, data = own_manifest(manifest, owner, job)
+    return parsed, JobBinding(job, subject(data), parsed.key_id, parsed.epoch), open_opening(opening, owner, job)
+
+
+def verify_outcome(
+    outcome: OutcomeBytes, *, job: str, owner: PublicIdentity, roster: Roster, quorum: Quorum
+) -> VerifiedOutcome:
+    """Raises :class:`MalformedError` or :class:`RefusedError` at the first link that doesn't hold.
+
+    A receipt that doesn't verify is a doubt and no more, as long as the others qualify: else one lying custodian could
+    take everybody's results away. Reasons: ``SIGNATURE…``, ``WRONG_JOB``, ``LEAF``, ``RECIPIENT``, ``EPOCH``,
+    ``NO_QUORUM``, or that of the first receipt at fault.
+    """
+    manifest, binding, opening = open_job(outcome.manifest, outcome.opening, owner, job)
+    leaf = Leaf.parse(outcome.leaf)
+    evidence = EvidenceDocument.parse(outcome.evidence)
+    check_leaf(leaf, binding, recipient="worker", recipient_public=evidence.hpke_key, evidence=outcome.evidence)
+    custodians, doubts = _check_receipts(outcome, binding, leaf, roster, quorum)
+    if not quorum.is_qualified(custodians):
+        first = next(iter(doubts.values()), None)
+        raise RefusedError(
+            Reason.NO_QUORUM if first is None else first.reason,
+            "no quorum of custodians vouches for the worker that made this result",
+            expected=quorum.words(),
+            actual=f"receipts of {', '.join(custodians) or 'nobody'}",
+            details={name: str(error) for name, error in doubts.items()},
+        )
+    statement = open_result(outcome.statement, PublicIdentity.from_bytes(evidence.signing_key), job)
+    return VerifiedOutcome(manifest, binding, opening, leaf, evidence, statement, custodians, doubts)
+
+
+def _check_receipts(
+    outcome: OutcomeBytes, job: JobBinding, leaf: Leaf, roster: Roster, quorum: Quorum
+) -> tuple[tuple[str, ...], dict[str, KeyquorumError]]:
+    good: set[str] = set()
+    doubts: dict[str, KeyquorumError] = {}
+    leaf_hash = leaf.hash()
+    for receipt, statement in outcome.receipts[: 4 * len(quorum.ids)]:
+        name = receipt.custodian
+        try:
+            custodian = roster.custodian(name)
+            window = open_window(
+                statement,
+                custodian.identity,
+                custodian=custodian.id,
+                cluster=roster.cluster,
+                now=leaf.time,
+                skew=_LEAF_SKEW,
+            )
+            verify_receipt(receipt, window, job.subject, leaf_hash, key_id=job.key_id, epoch=job.epoch)
+        except KeyquorumError as error:
+            doubts.setdefault(name[:32], error)
+        else:
+            good.add(name)
+    for name in good:
+        doubts.pop(name, None)
+    return tuple(sorted(good)), doubts

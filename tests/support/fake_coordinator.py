@@ -1,0 +1,458 @@
+"""A coordinator in memory, over real TLS: the real services, an owner's and a worker's side of them, nothing stored.
+
+It is honest. Malicious ones are subclasses that override one of the methods named in "what a liar can change". Jobs run
+inside :meth:`Jobs.Commit`, on a worker that is a function; custodians are those of :mod:`tests.support.client_world`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import io
+import time
+from collections.abc import AsyncIterator, Callable, Iterable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import grpc
+import grpc.aio
+
+from keyquorum_core.artifact import decrypt_stream, encrypt_stream
+from keyquorum_core.attestation.evidence import EvidenceDocument, EvidenceItem, WindowNonce
+from keyquorum_core.bundle import read_bundle, write_bundle
+from keyquorum_core.ceremony import PLAN_TYPE, CeremonyPlan
+from keyquorum_core.derivation import Combiner, context
+from keyquorum_core.errors import KeyquorumError, Reason, RefusedError, StateError, UnavailableError
+from keyquorum_core.manifest import (
+    ArtifactDigest,
+    Manifest,
+    ResultStatement,
+    open_manifest,
+    open_opening,
+    sign_result,
+    subject,
+)
+from keyquorum_core.release import Answer, Leaf, open_share
+from keyquorum_core.sealing import RecipientKey
+from keyquorum_core.signing import Identity, open_envelope
+from keyquorum_core.transcript import transcript
+from keyquorum_protos.v1 import coordinator_pb2 as pb
+from keyquorum_protos.v1 import coordinator_pb2_grpc as rpc
+from keyquorum_protos.v1 import custodian_pb2 as custodian_pb
+from keyquorum_protos.wire.errors import to_status
+from keyquorum_protos.wire.guard import ANY_ROLE, Guard
+from keyquorum_protos.wire.tls import server_credentials, server_options
+from tests.support.client_world import CLUSTER, World, id_of
+
+Files = dict[str, bytes]
+Runner = Callable[[Files], tuple[int, Files, bytes]]
+"""What the worker runs: bundle files in; exit code, result files and log out."""
+
+ROLES = {
+    "/keyquorum.v1.Cluster/": ANY_ROLE,
+    "/keyquorum.v1.Keys/Create": frozenset({"operator"}),
+    "/keyquorum.v1.Keys/": frozenset({"owner", "operator"}),
+    "/keyquorum.v1.Jobs/": frozenset({"owner"}),
+    "/keyquorum.v1.Artifacts/": frozenset({"owner"}),
+}
+
+
+def echo(files: Files) -> tuple[int, Files, bytes]:
+    return 0, {"result.json": b'{"files": %d}' % len(files), "out/copy.bin": files.get("data/input.bin", b"")}, b"ran\n"
+
+
+@dataclass
+class JobRecord:
+    """What a coordinator keeps of a job: documents and ciphertext."""
+
+    manifest_envelope: bytes
+    manifest: Manifest
+    payload: bytes
+    state: str = "submitted"
+    opening: bytes = b""
+    artifacts: dict[str, bytearray] = field(default_factory=dict)
+    complete: dict[str, tuple[int, bytes]] = field(default_factory=dict)
+    events: list[pb.JobEvent] = field(default_factory=list)
+    leaf: bytes = b""
+    evidence: bytes = b""
+    receipts: list[pb.Receipt] = field(default_factory=list)
+    statement: bytes = b""
+    error: KeyquorumError | None = None
+    open_answers: list[pb.AnswerEvent] = field(default_factory=list)
+
+
+class FakeCoordinator(rpc.ClusterServicer, rpc.KeysServicer, rpc.JobsServicer, rpc.ArtifactsServicer):
+    def __init__(self, world: World, *, run: Runner = echo, clock: Callable[[], float] = time.time) -> None:
+        self.world = world
+        self.run = run
+        self.clock = clock
+        self.jobs: dict[str, JobRecord] = {}
+        self.certificates = dict(world.certificates)
+        self.down: dict[str, KeyquorumError] = {}
+        """Custodians that refuse or can't be reached, with what they say."""
+        self.silent: set[str] = set()
+        self.opens = 0
+        self.asked = asyncio.Event()
+        self.break_upload_at = -1
+        self.break_download_at = -1
+        self.break_watch = False
+        self.seen: list[bytes] = []
+        """Everything that passed through: what a coordinator could have kept."""
+
+    # -- what a liar can change ---------------------------------------------------------------------------------------
+
+    def roster(self) -> bytes:
+        return self.world.roster_envelope
+
+    def key_message(self, key_id: str) -> pb.Key:
+        if key_id not in self.certificates:
+            raise StateError(Reason.UNKNOWN_KEY, f"there is no key {key_id}")
+        return pb.Key(key_id=key_id, epoch=1, state="active", certificate=self.certificates[key_id])
+
+    def job_message(self, job: JobRecord) -> pb.Job:
+        message = pb.Job(
+            job_id=id_of(job.manifest_envelope),
+            state=job.state,
+            owner=job.manifest.owner,
+            key_id=job.manifest.key_id,
+            epoch=job.manifest.epoch,
+            created_at=1,
+            updated_at=2,
+            worker="w-1" if job.statement else "",
+            manifest=job.manifest_envelope,
+            opening=job.opening,
+        )
+        if job.error is not None:
+            message.error.CopyFrom(to_status(job.error))
+        return message
+
+    def leaf_for_owner(self, job: JobRecord) -> Leaf:
+        return Leaf(
+            job_id=id_of(job.manifest_envelope),
+            manifest_sha256=subject(job.payload).hex(),
+            recipient_sha256=hashlib.sha256(job.manifest.owner_hpke).hexdigest(),
+            evidence_sha256=Leaf.NO_EVIDENCE,
+            key_id=job.manifest.key_id,
+            epoch=job.manifest.epoch,
+            time=int(self.clock()),
+            recipient="owner",
+        )
+
+    async def open_events(self, job: JobRecord) -> AsyncIterator[pb.AnswerEvent]:
+        """The answers to an owner's opening."""
+        leaf = self.leaf_for_owner(job)
+        yield pb.AnswerEvent(leaf=leaf.to_bytes())
+        for event in self.answers(job, leaf, job.manifest.owner_hpke):
+            yield event
+        if self.silent:
+            await asyncio.sleep(30)
+
+    def answers(self, job: JobRecord, leaf: Leaf, recipient: bytes) -> Iterable[pb.AnswerEvent]:
+        for name, custodian in self.world.custodians.items():
+            if name in self.silent:
+                continue
+            if name in self.down:
+                yield refusal(name, self.down[name])
+                continue
+            now = self.clock()
+            answer = custodian.answer(job.manifest_envelope, leaf, recipient, now)
+            yield share(answer, custodian.window_statement(now))
+
+    def outcome(self, job: JobRecord) -> pb.Outcome:
+        return pb.Outcome(
+            job=self.job_message(job),
+            leaf=job.leaf,
+            evidence=job.evidence,
+            receipts=job.receipts,
+            statement=job.statement,
+        )
+
+    def artifact(self, job: JobRecord, kind: str) -> bytes:
+        return bytes(job.artifacts.get(kind, b""))
+
+    def stored(self, job: JobRecord, kind: str) -> pb.ArtifactState:
+        size, digest = job.complete.get(kind, (0, b""))
+        return pb.ArtifactState(
+            job_id=id_of(job.manifest_envelope),
+            kind=kind,
+            committed=len(job.artifacts.get(kind, b"")),
+            complete=kind in job.complete,
+            size=size,
+            sha256=digest,
+        )
+
+    def history(self, job: JobRecord) -> list[pb.JobEvent]:
+        return list(job.events)
+
+    # -- the services -------------------------------------------------------------------------------------------------
+
+    async def Describe(self, request: pb.DescribeClusterRequest, context: Any) -> pb.DescribeClusterResponse:
+        health = [
+            pb.CustodianHealth(custodian=name, reachable=name not in self.down, circuit="closed", latency_ms=1.5)
+            for name in self.world.custodians
+        ]
+        return pb.DescribeClusterResponse(roster=self.roster(), custodians=health, version="0.1.0")
+
+    async def Create(self, request: pb.CreateKeyRequest, context: Any) -> AsyncIterator[pb.CeremonyEvent]:
+        plan = CeremonyPlan.parse(open_envelope(request.plan, PLAN_TYPE, self.world.operator.public, "plan"))
+        if plan.key_id in self.certificates:
+            raise StateError(Reason.EXISTS, f"key {plan.key_id} is there already")
+        for step in ("propose", "deliver", "confirm", "activate"):
+            yield pb.CeremonyEvent(ceremony_id=plan.ceremony_id, step=step, done=5, total=5)
+        self.certificates[plan.key_id] = self.world.certify(plan)
+        certificate = self.certificates[plan.key_id]
+        yield pb.CeremonyEvent(ceremony_id=plan.ceremony_id, step="done", done=5, total=5, certificate=certificate)
+
+    async def List(self, request: Any, context: Any) -> Any:
+        if isinstance(request, pb.ListKeysRequest):
+            return pb.ListKeysResponse(keys=[self.key_message(name) for name in sorted(self.certificates)])
+        return pb.ListJobsResponse(jobs=[self.job_message(job) for job in self.jobs.values()])
+
+    async def Get(self, request: Any, context: Any) -> Any:
+        if isinstance(request, pb.GetKeyRequest):
+            return self.key_message(request.key_id)
+        return self.job_message(self._job(request.job_id))
+
+    def _job(self, job_id: str) -> JobRecord:
+        if job_id not in self.jobs:
+            raise StateError(Reason.NOT_FOUND, f"there is no job {job_id}")
+        return self.jobs[job_id]
+
+    def _move(self, job: JobRecord, state: str, detail: str = "") -> None:
+        job.state = state
+        job.events.append(pb.JobEvent(sequence=len(job.events) + 1, time=3, state=state, detail=detail))
+
+    async def Submit(self, request: pb.SubmitRequest, context: Any) -> pb.Job:
+        self.seen.append(request.SerializeToString())
+        manifest, payload = open_manifest(request.manifest, self.world.owner.public)
+        job = self.jobs.setdefault(id_of(request.manifest), JobRecord(request.manifest, manifest, payload))
+        if not job.events:
+            self._move(job, "submitted")
+        return self.job_message(job)
+
+    async def Open(self, request: pb.OpenRequest, context: Any) -> AsyncIterator[pb.AnswerEvent]:
+        self.opens += 1
+        self.asked.set()
+        job = self._job(request.job_id)
+        if job.state == "submitted":
+            self._move(job, "opened")
+        async for event in self.open_events(job):
+            self.seen.append(event.SerializeToString())
+            job.open_answers.append(event)
+            yield event
+
+    async def Commit(self, request: pb.CommitRequest, context: Any) -> pb.Job:
+        self.seen.append(request.SerializeToString())
+        job = self._job(request.job_id)
+        job.opening = request.opening
+        self._move(job, "ready")
+        response = self.job_message(job)
+        self._move(job, "claimed", "w-1")
+        try:
+            Worker(self, job).work()
+        except KeyquorumError as error:
+            job.error = error
+            self._move(job, "failed", error.message)
+        return response
+
+    async def Watch(self, request: pb.WatchRequest, context: Any) -> AsyncIterator[pb.JobEvent]:
+        for event in self.history(self._job(request.job_id)):
+            if event.sequence > request.after:
+                yield event
+                if self.break_watch:
+                    self.break_watch = False
+                    await context.abort(grpc.StatusCode.UNAVAILABLE, "restarting")
+
+    async def Cancel(self, request: pb.CancelJobRequest, context: Any) -> pb.Job:
+        job = self._job(request.job_id)
+        self._move(job, "cancelled", request.why)
+        return self.job_message(job)
+
+    async def GetOutcome(self, request: pb.GetOutcomeRequest, context: Any) -> pb.Outcome:
+        out = self.outcome(self._job(request.job_id))
+        self.seen.append(out.SerializeToString())
+        return out
+
+    async def Stat(self, request: pb.StatArtifactRequest, context: Any) -> pb.ArtifactState:
+        return self.stored(self._job(request.job_id), request.kind)
+
+    async def Upload(self, request_iterator: Any, context: Any) -> pb.ArtifactState:
+        job, kind, data = None, "", bytearray()
+        async for chunk in request_iterator:
+            part = chunk.WhichOneof("part")
+            if part == "start":
+                kind = chunk.start.kind
+                job = self._job(chunk.start.job_id)
+                data = job.artifacts.setdefault(kind, bytearray())
+                assert chunk.start.offset == len(data)
+            elif part == "data":
+                self.seen.append(chunk.data)
+                data += chunk.data
+                if 0 <= self.break_upload_at < len(data):
+                    self.break_upload_at = -1
+                    await context.abort(grpc.StatusCode.UNAVAILABLE, "restarting")
+            else:
+                assert job is not None
+                job.complete[kind] = (len(data), hashlib.sha256(data).digest())
+        assert job is not None
+        return self.stored(job, kind)
+
+    async def Download(self, request: pb.DownloadRequest, context: Any) -> AsyncIterator[pb.DownloadChunk]:
+        data = self.artifact(self._job(request.job_id), request.kind)
+        for start in range(request.offset, len(data), 1000):
+            if 0 <= self.break_download_at < start:
+                self.break_download_at = -1
+                await context.abort(grpc.StatusCode.UNAVAILABLE, "restarting")
+            yield pb.DownloadChunk(data=data[start : start + 1000])
+
+
+def share(answer: Answer, window_statement: bytes) -> pb.AnswerEvent:
+    return pb.AnswerEvent(
+        answer=custodian_pb.ReleaseAnswer(
+            custodian=answer.custodian,
+            share=custodian_pb.Share(
+                key_id=answer.key_id,
+                epoch=answer.epoch,
+                window=answer.window,
+                sealed=answer.sealed,
+                signature=answer.signature,
+            ),
+        ),
+        window_statement=window_statement,
+    )
+
+
+def refusal(custodian: str, error: KeyquorumError) -> pb.AnswerEvent:
+    return pb.AnswerEvent(answer=custodian_pb.ReleaseAnswer(custodian=custodian, refusal=to_status(error)))
+
+
+def unreachable(custodian: str) -> KeyquorumError:
+    return UnavailableError(Reason.UNAVAILABLE, f"{custodian} could not be reached")
+
+
+class Worker:
+    """An attested worker, as far as its owner can tell: real keys, real releases, evidence of no hardware."""
+
+    def __init__(self, coordinator: FakeCoordinator, job: JobRecord) -> None:
+        self.coordinator = coordinator
+        self.job = job
+        self.recipient = RecipientKey.generate()
+        self.identity = Identity.generate()
+
+    def work(self) -> None:
+        job, coordinator = self.job, self.coordinator
+        job_id = id_of(job.manifest_envelope)
+        job.evidence = self.evidence()
+        leaf = Leaf(
+            job_id=job_id,
+            manifest_sha256=subject(job.payload).hex(),
+            recipient_sha256=hashlib.sha256(self.recipient.public).hexdigest(),
+            evidence_sha256=hashlib.sha256(job.evidence).hexdigest(),
+            key_id=job.manifest.key_id,
+            epoch=job.manifest.epoch,
+            time=int(coordinator.clock()),
+            recipient="worker",
+        )
+        job.leaf = leaf.to_bytes()
+        opening = open_opening(job.opening, job.manifest.owner_identity, job_id)
+        job_context = context(job.manifest.key_id, job.manifest.epoch, "job", subject(job.payload))
+        combiner = Combiner(coordinator.world.quorum, job_context, opening.key_check_bytes)
+        for event in coordinator.answers(job, leaf, self.recipient.public):
+            coordinator.seen.append(event.SerializeToString())
+            if event.answer.WhichOneof("outcome") != "share":
+                continue
+            got = event.answer.share
+            answer = Answer(event.answer.custodian, got.key_id, got.epoch, got.window, got.sealed, got.signature)
+            try:
+                opened = open_share(answer, self.recipient, leaf.hash(), coordinator.world.quorum)
+            except KeyquorumError as error:
+                combiner.reject(answer.custodian, str(error.reason))
+            else:
+                combiner.add(answer.custodian, opened)
+            job.receipts.append(
+                pb.Receipt(
+                    custodian=answer.custodian,
+                    key_id=got.key_id,
+                    epoch=got.epoch,
+                    window=got.window,
+                    sealed_sha256=hashlib.sha256(got.sealed).digest(),
+                    signature=got.signature,
+                    window_statement=event.window_statement,
+                )
+            )
+        key = combiner.conclude().key
+        plain = io.BytesIO()
+        decrypt_stream(key.purpose_key("bundle"), io.BytesIO(job.artifacts["bundle"]), plain, binding(job_id, "bundle"))
+        plain.seek(0)
+        files = {file.name: file.reader.read(file.size) or b"" for file in read_bundle(plain)}
+        if {name: hashlib.sha256(data).hexdigest() for name, data in files.items()} != {
+            each.name: each.sha256 for each in job.manifest.subjects
+        }:
+            raise RefusedError(Reason.BUNDLE, "the bundle is not the manifest's")
+        code, results, log = coordinator.run(files)
+        tar = io.BytesIO()
+        write_bundle([(name, len(data), io.BytesIO(data)) for name, data in results.items()], tar)
+        self._store(job_id, "result", key.purpose_key("result"), tar.getvalue())
+        self._store(job_id, "log", key.purpose_key("telemetry"), log)
+        job.statement = self.statement(job_id, code)
+        coordinator._move(job, "completed" if code == 0 else "failed")
+
+    def evidence(self) -> bytes:
+        nonces = tuple(
+            WindowNonce(name, each.window(0).window, each.window(0).nonce_bytes)
+            for name, each in sorted(self.coordinator.world.custodians.items())
+        )
+        items = (EvidenceItem("sev-snp", b"a report", (b"a certificate",)),)
+        return EvidenceDocument(nonces, self.recipient.public, self.identity.public.to_bytes(), items).to_bytes()
+
+    def _store(self, job_id: str, kind: str, key: bytes, data: bytes) -> None:
+        out = io.BytesIO()
+        encrypt_stream(key, io.BytesIO(data), out, binding(job_id, kind))
+        self.job.artifacts[kind] = bytearray(out.getvalue())
+
+    def statement(self, job_id: str, code: int) -> bytes:
+        artifacts = {
+            kind: ArtifactDigest(hashlib.sha256(data).hexdigest(), len(data))
+            for kind, data in self.job.artifacts.items()
+            if kind != "bundle"
+        }
+        return sign_result(
+            ResultStatement(
+                job_id=job_id,
+                worker=self.identity.public.fingerprint,
+                exit_code=code,
+                outcome="completed" if code == 0 else "failed",
+                reason="" if code == 0 else f"exit code {code}",
+                artifacts=artifacts,
+                started_at=10,
+                finished_at=11,
+            ),
+            self.identity,
+        )
+
+
+def binding(job_id: str, kind: str) -> bytes:
+    return transcript("keyquorum/v1/artifact", job_id.encode(), kind.encode())
+
+
+@asynccontextmanager
+async def serving(coordinator: FakeCoordinator) -> AsyncIterator[str]:
+    """Serve on a free port over mTLS; yields the address."""
+
+    def report(method: str, reference: str, error: BaseException) -> None:
+        raise AssertionError(f"{method} failed") from error
+
+    server = grpc.aio.server(interceptors=[Guard(CLUSTER, ROLES, report=report)], options=server_options())
+    rpc.add_ClusterServicer_to_server(coordinator, server)
+    rpc.add_KeysServicer_to_server(coordinator, server)
+    rpc.add_JobsServicer_to_server(coordinator, server)
+    rpc.add_ArtifactsServicer_to_server(coordinator, server)
+    world = coordinator.world
+    credentials = server_credentials(world.coordinator_tls, [world.authority.identity.certificate])
+    port = server.add_secure_port("127.0.0.1:0", credentials)
+    await server.start()
+    try:
+        yield f"127.0.0.1:{port}"
+    finally:
+        await server.stop(None)
