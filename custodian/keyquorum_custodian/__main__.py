@@ -1,0 +1,3 @@
+from keyquorum_custodian.cli import main
+
+main()

@@ -1,0 +1,211 @@
+"""The ``keyquorum-custodian`` command. Exit status: 0 done, 1 refused (with the reason code), 2 usage."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, NoReturn
+
+# Before grpc is imported: its C core would write to standard error by itself.
+os.environ.setdefault("GRPC_VERBOSITY", "NONE")
+
+import typer
+
+from keyquorum_core.errors import KeyquorumError, Reason, RefusedError, UnavailableError
+
+__all__ = ["app", "main"]
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="A keyquorum custodian: holds seeds, and decides for itself what to release them for.",
+)
+owner_app = typer.Typer(no_args_is_help=True, help="The owners whose manifests this custodian accepts.")
+app.add_typer(owner_app, name="owner")
+
+_Directory = Annotated[Path, typer.Option("--dir", help="The custodian's folder.")]
+_Json = Annotated[bool, typer.Option("--json", help="Print one JSON object, for scripts.")]
+_PassphraseFile = Annotated[
+    Path | None,
+    typer.Option(help="A file whose first line is the passphrase. Otherwise KEYQUORUM_PASSPHRASE, or a prompt."),
+]
+
+
+@contextlib.contextmanager
+def _refusals(as_json: bool = False) -> Iterator[None]:
+    """Typed errors as text on standard error, or as JSON on standard output; exit status 1."""
+    try:
+        yield
+    except KeyquorumError as error:
+        _refuse(error, as_json)
+
+
+def _refuse(error: KeyquorumError, as_json: bool) -> NoReturn:
+    if as_json:
+        typer.echo(json.dumps({"error": error.as_dict()}))
+    else:
+        typer.echo(f"refused: {error.reason}: {error.message}", err=True)
+        for label, text in (("expected", error.expected), ("got", error.actual), ("next step", error.next_step)):
+            if text:
+                typer.echo(f"  {label}: {text}", err=True)
+    raise typer.Exit(1)
+
+
+def _passphrase(path: Path | None, *, confirm: bool = False) -> str:
+    if path is not None:
+        from keyquorum_custodian.config import read_bytes
+
+        lines = read_bytes(path, "the passphrase file", 4096).decode("utf-8", "replace").splitlines()
+        return lines[0] if lines else ""
+    # Taken out of the environment, so that nothing this process starts inherits it.
+    found = os.environ.pop("KEYQUORUM_PASSPHRASE", None)
+    if found is not None:
+        return found
+    if sys.stdin.isatty():
+        return str(typer.prompt("Passphrase", hide_input=True, confirmation_prompt=confirm, err=True))
+    raise RefusedError(
+        Reason.PASSPHRASE,
+        "no passphrase was given",
+        next_step="Set KEYQUORUM_PASSPHRASE, or use --passphrase-file, or run at a terminal.",
+    )
+
+
+@app.command()
+def init(
+    directory: _Directory,
+    custodian_id: Annotated[str, typer.Option("--id", help="Up to 32 of a-z, 0-9 and inner hyphens, as ch-1.")],
+    jurisdiction: Annotated[str, typer.Option(help="ISO 3166-1 alpha-2 code of the law it sits under, as CH.")],
+    cluster: Annotated[str, typer.Option(help="The cluster's name.")],
+    listen: Annotated[str, typer.Option(help="host:port for coordinators; port 0 chooses a free one now.")],
+    address: Annotated[str, typer.Option(help="host:port that others reach it at; by default as --listen.")] = "",
+    admin_listen: Annotated[str, typer.Option(help="host:port for this custodian's operator.")] = "127.0.0.1:0",
+    metrics_listen: Annotated[str, typer.Option(help="host:port for Prometheus; empty serves none.")] = "",
+    suite: Annotated[str, typer.Option(help="HPKE suite of the custodian's own key.")] = "MLKEM768_X25519",
+    passphrase_file: _PassphraseFile = None,
+    as_json: _Json = False,
+) -> None:
+    """Make a new custodian: identity, keystore, TLS certificates, enrolment card. Never overwrites."""
+    from keyquorum_custodian.config import CustodianConfig
+    from keyquorum_custodian.init import CARD, initialise
+
+    with _refusals(as_json):
+        config = CustodianConfig(
+            directory.absolute(), custodian_id, jurisdiction, cluster, listen, admin_listen, metrics_listen
+        )
+        card = initialise(
+            config, _passphrase(passphrase_file, confirm=True), now=int(time.time()), address=address, suite=suite
+        )
+        fingerprint = card.custodian.identity.fingerprint
+        out = {
+            "custodian": custodian_id,
+            "directory": str(config.directory),
+            "address": card.custodian.address,
+            "fingerprint": fingerprint,
+            "card": str(config.path(CARD)),
+        }
+        if as_json:
+            typer.echo(json.dumps(out))
+        else:
+            typer.echo(f"Custodian {custodian_id} made in {config.directory}")
+            typer.echo(f"  reached at   {card.custodian.address}")
+            typer.echo(f"  fingerprint  {fingerprint}")
+            typer.echo(f"Give {out['card']} to the operators; read them the fingerprint by another channel.")
+
+
+@app.command()
+def card(directory: _Directory) -> None:
+    """Print the enrolment card: what the operators put this custodian into the roster with."""
+    from keyquorum_custodian.config import read_bytes
+    from keyquorum_custodian.init import CARD
+
+    with _refusals():
+        typer.echo(read_bytes(directory / CARD, "the enrolment card", 1 << 20).decode("utf-8"))
+
+
+@app.command()
+def serve(
+    directory: _Directory,
+    passphrase_file: _PassphraseFile = None,
+    log_level: Annotated[str, typer.Option(help="debug, info, warning or error.")] = "info",
+) -> None:
+    """Serve until SIGTERM. Checks everything on disk first; prints one line of JSON when it can be reached."""
+    if log_level not in ("debug", "info", "warning", "error"):
+        raise typer.BadParameter("must be debug, info, warning or error", param_hint="--log-level")
+    import asyncio
+
+    from keyquorum_custodian import logs
+    from keyquorum_custodian.node import open_node
+    from keyquorum_custodian.server import serve as run
+
+    with _refusals():
+        logs.configure(log_level)
+        node = open_node(directory, _passphrase(passphrase_file))
+        asyncio.run(run(node, lambda line: print(line, flush=True)))
+
+
+@app.command()
+def status(directory: _Directory, as_json: _Json = False) -> None:
+    """Ask the running custodian how it is, over its operator's listener."""
+    import asyncio
+
+    from keyquorum_custodian.admin import fetch_status, show_status
+
+    with _refusals(as_json):
+        found = asyncio.run(fetch_status(directory))
+        typer.echo(json.dumps(found) if as_json else show_status(found))
+
+
+@owner_app.command("add")
+def owner_add(
+    file: Annotated[Path, typer.Argument(help="The owner's NAME.pub.json.")],
+    directory: _Directory,
+    as_json: _Json = False,
+) -> None:
+    """Accept an owner's manifests from now on; a running custodian notices by itself."""
+    from keyquorum_custodian.config import load_config, read_bytes
+    from keyquorum_custodian.trust import add_owner
+
+    with _refusals(as_json):
+        config = load_config(directory)
+        name, identity = add_owner(config.path(config.owners), read_bytes(file, "the owner's public identity"))
+        if as_json:
+            typer.echo(json.dumps({"owner": name, "fingerprint": identity.fingerprint}))
+        else:
+            typer.echo(f"Owner {name} is known by fingerprint {identity.fingerprint}")
+
+
+@owner_app.command("list")
+def owner_list(directory: _Directory, as_json: _Json = False) -> None:
+    """The owners this custodian knows."""
+    from keyquorum_custodian.config import load_config
+    from keyquorum_custodian.trust import Owners
+
+    with _refusals(as_json):
+        config = load_config(directory)
+        owners = Owners(config.path(config.owners)).all()
+        if as_json:
+            listed = [{"owner": name, "fingerprint": owners[name].fingerprint} for name in sorted(owners)]
+            typer.echo(json.dumps({"owners": listed}))
+        for name in () if as_json else sorted(owners):
+            typer.echo(f"{name}  {owners[name].fingerprint}")
+
+
+def main() -> None:
+    """Console entry point."""
+    try:
+        app()
+    except OSError as error:
+        _exit_with(UnavailableError(Reason.STORAGE, "a file could not be used", actual=error.strerror))
+
+
+def _exit_with(error: KeyquorumError) -> NoReturn:
+    try:
+        _refuse(error, as_json="--json" in sys.argv)
+    except typer.Exit as done:
+        raise SystemExit(done.exit_code) from None

@@ -1,0 +1,125 @@
+"""custodian.toml: what a custodian is called, where it listens, whom its own operator trusts, what it allows.
+
+Read strictly: an unknown member is refused, so that a misspelt limit is never silently a missing limit. Paths are
+relative to the file's folder.
+"""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from dataclasses import dataclass
+from pathlib import Path
+
+from keyquorum_core import names
+from keyquorum_core.errors import MalformedError, Reason, StateError, UnavailableError
+from keyquorum_core.quorum import Custodian
+from keyquorum_core.strictjson import Fields
+
+__all__ = ["CONFIG_NAME", "CustodianConfig", "load_config", "parse_address", "read_bytes", "render_config"]
+
+CONFIG_NAME = "custodian.toml"
+_MAX_FILE = 4 << 20
+_ADDRESS = re.compile(r"(?:\[[0-9a-fA-F:]{2,45}\]|[A-Za-z0-9.-]{1,253}):[0-9]{1,5}")
+
+
+@dataclass(frozen=True, slots=True)
+class CustodianConfig:
+    """Durations in seconds. ``metrics_listen`` is empty when metrics are not served."""
+
+    directory: Path
+    id: str
+    jurisdiction: str
+    cluster: str
+    listen: str
+    admin_listen: str
+    metrics_listen: str
+    roster: str = "roster.json"
+    operators: str = "operators.json"
+    owners: str = "owners"
+    reference_values: str = "reference-values.json"
+    releases_per_owner_per_hour: int = 1000
+    shutdown_grace: int = 10
+
+    def path(self, name: str) -> Path:
+        """A file of the custodian's folder."""
+        return self.directory / name
+
+    @property
+    def keystore(self) -> Path:
+        return self.directory / "keystore.db"
+
+
+def parse_address(text: str, what: str) -> tuple[str, int]:
+    """``host:port`` (IPv6 in brackets), port 0 … 65535. Raises :class:`MalformedError`."""
+    host, _, port = text.rpartition(":")
+    if not _ADDRESS.fullmatch(text) or int(port) > 65535:
+        raise MalformedError(Reason.MALFORMED, f"{what} is not an address", expected="host:port", actual=text[:80])
+    return host, int(port)
+
+
+def check_names(custodian_id: str, jurisdiction: str, cluster: str) -> None:
+    """Raises :class:`MalformedError` unless all three can stand in certificates and rosters."""
+    Custodian(custodian_id, jurisdiction)
+    names.check(names.CLUSTER, cluster, "cluster name")
+
+
+def read_bytes(path: Path, what: str, max_bytes: int = _MAX_FILE) -> bytes:
+    """A file's bytes. Raises ``NOT_FOUND``, ``TOO_LARGE`` or ``STORAGE``, naming the file."""
+    try:
+        with path.open("rb") as file:
+            data = file.read(max_bytes + 1)
+    except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
+        raise StateError(Reason.NOT_FOUND, f"{what} is missing", expected=f"a file at {path}") from None
+    except OSError as error:
+        raise UnavailableError(Reason.STORAGE, f"{what} could not be read from {path}", actual=error.strerror) from None
+    if len(data) > max_bytes:
+        raise MalformedError(Reason.TOO_LARGE, f"{what} at {path} is too large", expected=f"at most {max_bytes} bytes")
+    return data
+
+
+def load_config(directory: Path) -> CustodianConfig:
+    """Read ``directory``/custodian.toml. Raises ``NOT_FOUND`` or :class:`MalformedError`."""
+    data = read_bytes(directory / CONFIG_NAME, "the custodian's configuration", 64 << 10)
+    try:
+        parsed = tomllib.loads(data.decode("utf-8"))
+    except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise MalformedError(Reason.MALFORMED, f"{CONFIG_NAME} is not TOML", actual=error) from None
+    fields = Fields(parsed, CONFIG_NAME)
+    texts = {name: fields.text(name, max_length=64) for name in ("id", "jurisdiction", "cluster")}
+    check_names(texts["id"], texts["jurisdiction"], texts["cluster"])
+    for name in ("listen", "admin_listen", "metrics_listen"):
+        texts[name] = fields.text(name, max_length=300, allow_empty=name == "metrics_listen")
+        if texts[name]:
+            parse_address(texts[name], f"{CONFIG_NAME}: {name}")
+    for name in ("roster", "operators", "owners", "reference_values"):
+        if name in fields:
+            texts[name] = fields.text(name, max_length=4096)
+    limits: dict[str, int] = {}
+    for name, low, high in (
+        ("releases_per_owner_per_hour", 1, 10**9),
+        ("shutdown_grace", 0, 600),
+    ):
+        if name in fields:
+            limits[name] = fields.integer(name, low, high)
+    fields.done()
+    return CustodianConfig(directory, **texts, **limits)  # type: ignore[arg-type]
+
+
+def render_config(config: CustodianConfig) -> str:
+    """The file :func:`load_config` reads; every name and address was checked, so none needs escaping."""
+    return (
+        "# A keyquorum custodian. Every member is described in docs/operators.md.\n"
+        f'id = "{config.id}"\n'
+        f'jurisdiction = "{config.jurisdiction}"\n'
+        f'cluster = "{config.cluster}"\n'
+        f'listen = "{config.listen}"\n'
+        f'admin_listen = "{config.admin_listen}"\n'
+        f'metrics_listen = "{config.metrics_listen}"\n'
+        f'roster = "{config.roster}"\n'
+        f'operators = "{config.operators}"\n'
+        f'owners = "{config.owners}"\n'
+        f'reference_values = "{config.reference_values}"\n'
+        f"releases_per_owner_per_hour = {config.releases_per_owner_per_hour}\n"
+        f"shutdown_grace = {config.shutdown_grace}\n"
+    )

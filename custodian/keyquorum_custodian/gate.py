@@ -1,0 +1,286 @@
+"""The release gate: what this custodian checks, by itself, before it answers (DESIGN §6; guarantees G2, G8).
+
+:data:`CHECKS` is the whole list, in order. Each check either returns or raises one typed error; the first that raises
+ends the request, and nothing has changed then. There is no way to leave one out. What a check has established stands in
+the :class:`_Case` for those after it. Only when all have passed is anything computed from a seed.
+
+Two verdicts are kept, because their inputs cannot change: on a manifest envelope (by its SHA-256, under the present
+owners) and on evidence (``appraisals.py``). All else is looked at again for every request.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Final
+
+from keyquorum_core import derivation, manifest
+from keyquorum_core.errors import KeyquorumError, Reason, RefusedError
+from keyquorum_core.manifest import Manifest
+from keyquorum_core.release import Answer, Leaf, share_info, sign_answer
+from keyquorum_core.sealing import seal, suite_of
+from keyquorum_core.signing import PublicIdentity
+from keyquorum_custodian.appraisals import Appraisals
+from keyquorum_custodian.epochs import Epochs, HeldEpoch
+from keyquorum_custodian.keystore import Keystore, ReleaseRecord
+from keyquorum_custodian.quota import Quota
+from keyquorum_custodian.trust import Owners
+from keyquorum_custodian.windows import Windows
+
+__all__ = ["CHECKS", "LEAF_SKEW", "Gate", "ReleaseRequest"]
+
+LEAF_SKEW: Final = 120
+"""Seconds that a leaf's time may differ from this custodian's clock, either way."""
+_KEPT_MANIFESTS = 512
+
+
+@dataclass(frozen=True, slots=True)
+class ReleaseRequest:
+    """The exact bytes that came: manifest envelope, evidence document (empty: the recipient is the owner), leaf."""
+
+    manifest: bytes
+    evidence: bytes
+    leaf: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class _Verified:
+    """A manifest whose signatures were verified, and what follows from its payload."""
+
+    manifest: Manifest
+    owner: PublicIdentity
+    job_id: str
+    subject: bytes
+    subject_hex: str
+    owner_hpke_sha256: str
+    context: bytes
+
+
+class _Case:
+    """One request and what the checks so far have established about it."""
+
+    __slots__ = ("development", "epoch", "leaf", "now", "recipient", "request", "verified")
+
+    def __init__(self, request: ReleaseRequest, now: int) -> None:
+        self.request = request
+        self.now = now
+        self.development = False
+        self.verified: _Verified
+        self.leaf: Leaf
+        self.epoch: HeldEpoch
+        self.recipient: bytes
+
+
+class Gate:
+    """One custodian's gate; used from one thread. ``clock`` gives unix seconds."""
+
+    def __init__(
+        self,
+        custodian_id: str,
+        *,
+        roster_expires_at: int,
+        owners: Owners,
+        epochs: Epochs,
+        appraisals: Appraisals,
+        windows: Windows,
+        quota: Quota,
+        keystore: Keystore,
+        clock: Callable[[], float],
+    ) -> None:
+        self.custodian_id = custodian_id
+        self._roster_expires_at = roster_expires_at
+        self._owners = owners
+        self._epochs = epochs
+        self._appraisals = appraisals
+        self._windows = windows
+        self._quota = quota
+        self._keystore = keystore
+        self._clock = clock
+        self._manifests: OrderedDict[bytes, _Verified] = OrderedDict()
+
+    def release(self, request: ReleaseRequest) -> Answer:
+        """This custodian's share for the recipient, sealed to it and signed.
+
+        Raises the error of the first check that fails, with ``check`` and ``custodian`` among its details; then nothing
+        was computed, recorded or counted. Raises ``STORAGE`` when the release could not be recorded; then the share
+        is thrown away.
+        """
+        case = _Case(request, int(self._clock()))
+        for name, check in CHECKS:
+            try:
+                check(self, case)
+            except KeyquorumError as error:
+                error.details["check"] = name
+                error.details["custodian"] = self.custodian_id
+                raise
+        return self._answer(case)
+
+    def flush(self) -> None:
+        """Write what was left for after the answers. Raises ``STORAGE``."""
+        self._appraisals.flush(int(self._clock()))
+
+    # -- the checks, in order --------------------------------------------------------------------------------------
+
+    def _check_roster(self, case: _Case) -> None:
+        """The roster this custodian serves under has not expired since it started."""
+        if case.now >= self._roster_expires_at:
+            raise RefusedError(
+                Reason.EXPIRED,
+                "this custodian's roster has expired",
+                expected=f"before {self._roster_expires_at}",
+                actual=case.now,
+                next_step="Have the operators sign a new roster, install it and restart the custodian.",
+            )
+
+    def _check_manifest(self, case: _Case) -> None:
+        """Signed, both ways and by nobody else, by an owner this custodian knows; canonical, all its members sound."""
+        digest = hashlib.sha256(case.request.manifest).digest()
+        verified = self._manifests.get(digest)
+        if verified is None or self._owners.identity(verified.manifest.owner) != verified.owner:
+            verified = self._verify_manifest(case.request.manifest)
+            self._manifests[digest] = verified
+            if len(self._manifests) > _KEPT_MANIFESTS:
+                self._manifests.popitem(last=False)
+        case.verified = verified
+
+    def _verify_manifest(self, envelope: bytes) -> _Verified:
+        owner = self._owners.identity(manifest.claimed_owner(envelope))
+        opened, payload = manifest.open_manifest(envelope, owner)
+        subject = manifest.subject(payload)
+        return _Verified(
+            manifest=opened,
+            owner=owner,
+            job_id=manifest.job_id(payload),
+            subject=subject,
+            subject_hex=subject.hex(),
+            owner_hpke_sha256=hashlib.sha256(opened.owner_hpke).hexdigest(),
+            context=derivation.context(opened.key_id, opened.epoch, "job", subject),
+        )
+
+    def _check_leaf(self, case: _Case) -> None:
+        """The leaf names this job, this manifest, this evidence, this key and epoch, and this moment."""
+        case.leaf = leaf = Leaf.parse(case.request.leaf)
+        verified = case.verified
+        for what, expected, actual in (
+            ("job", verified.job_id, leaf.job_id),
+            ("manifest", verified.subject_hex, leaf.manifest_sha256),
+        ):
+            if expected != actual:
+                raise RefusedError(
+                    Reason.WRONG_JOB,
+                    f"the leaf names another {what} than the request",
+                    expected=expected,
+                    actual=actual,
+                )
+        evidence = case.request.evidence
+        for what, wanted, found in (
+            ("evidence", hashlib.sha256(evidence).hexdigest() if evidence else Leaf.NO_EVIDENCE, leaf.evidence_sha256),
+            ("key", verified.manifest.key_id, leaf.key_id),
+            ("epoch", verified.manifest.epoch, leaf.epoch),
+        ):
+            if wanted != found:
+                raise RefusedError(
+                    Reason.LEAF, f"the leaf names another {what} than the request", expected=wanted, actual=found
+                )
+        if not case.now - LEAF_SKEW <= leaf.time <= case.now + LEAF_SKEW:
+            raise RefusedError(
+                Reason.STALE,
+                "the leaf is of another time",
+                expected=f"{case.now - LEAF_SKEW}…{case.now + LEAF_SKEW}",
+                actual=leaf.time,
+                next_step="Ask again with a new leaf; if this goes on, compare clocks.",
+            )
+
+    def _check_window(self, case: _Case) -> None:
+        """The manifest's time window contains this moment by this custodian's clock."""
+        manifest.check_window(case.verified.manifest, case.now)
+
+    def _check_key(self, case: _Case) -> None:
+        """The manifest's epoch of its key is active here."""
+        case.epoch = self._epochs.active(case.verified.manifest.key_id, case.verified.manifest.epoch)
+
+    def _check_recipient(self, case: _Case) -> None:
+        """Who gets the share: the owner named in the manifest, or a worker on evidence that this custodian accepts,
+        that the manifest asks for, and that stands where the manifest allows."""
+        signed = case.verified.manifest
+        if case.request.evidence:
+            appraisal = self._appraisals.appraise(
+                case.request.evidence,
+                bytes.fromhex(case.leaf.evidence_sha256),
+                signed.evidence_types,
+                case.now,
+            )
+            appraisal.require_region(signed.regions)
+            case.recipient = appraisal.hpke_key
+            case.development = appraisal.development
+            digest = hashlib.sha256(case.recipient).hexdigest()
+        else:
+            case.recipient = signed.owner_hpke
+            digest = case.verified.owner_hpke_sha256
+        if case.leaf.recipient_sha256 != digest:
+            raise RefusedError(
+                Reason.RECIPIENT,
+                "the leaf names another recipient key than the one that was proven",
+                expected=digest,
+                actual=case.leaf.recipient_sha256,
+            )
+        suite = suite_of(case.recipient)
+        if suite != case.epoch.suite:
+            raise RefusedError(
+                Reason.RECIPIENT,
+                "the recipient's key is of another suite than this key's epoch asks for",
+                expected=case.epoch.suite,
+                actual=suite,
+                next_step=f"Make the recipient's key with suite {case.epoch.suite}.",
+            )
+
+    def _check_quota(self, case: _Case) -> None:
+        """The owner has releases left this hour. A leaf that was answered before is not counted twice."""
+        try:
+            self._quota.check(case.verified.manifest.owner, case.now)
+        except RefusedError:
+            if not self._keystore.has_release(case.leaf.hash()):
+                raise
+
+    # -- the answer ------------------------------------------------------------------------------------------------
+
+    def _answer(self, case: _Case) -> Answer:
+        verified, epoch = case.verified, case.epoch
+        leaf_hash = case.leaf.hash()
+        window = self._windows.current()
+        contributions = derivation.encode_contributions(epoch.contributions(verified.context))
+        sealed = seal(case.recipient, contributions, share_info(leaf_hash, self.custodian_id, case.recipient))
+        answer = sign_answer(
+            window.answer_key,
+            verified.subject,
+            leaf_hash,
+            self.custodian_id,
+            epoch.key_id,
+            epoch.epoch,
+            window.number,
+            sealed,
+        )
+        record = ReleaseRecord(
+            leaf_hash=leaf_hash,
+            leaf=case.request.leaf,
+            owner=verified.manifest.owner,
+            released_at=case.now,
+            window=window.number,
+            development=case.development,
+        )
+        if self._keystore.record_release(record):
+            self._quota.count(record.owner, case.now)
+        return answer
+
+
+CHECKS: Final[tuple[tuple[str, Callable[[Gate, _Case], None]], ...]] = (
+    ("roster", Gate._check_roster),
+    ("manifest", Gate._check_manifest),
+    ("leaf", Gate._check_leaf),
+    ("window", Gate._check_window),
+    ("key", Gate._check_key),
+    ("recipient", Gate._check_recipient),
+    ("quota", Gate._check_quota),
+)

@@ -1,0 +1,174 @@
+"""`keyquorum-custodian init`: a new custodian's folder, whole or not at all.
+
+Everything is made in a folder beside the target (``NAME.init``) and renamed into place last, so that an interrupted
+``init`` leaves no half custodian: running it again removes the leftovers, whose keys nobody has seen, and starts over.
+A folder that is there already is never touched.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import shutil
+import socket
+from pathlib import Path
+
+from keyquorum_core import keywrap
+from keyquorum_core.errors import Reason, StateError, UnavailableError
+from keyquorum_core.roster import EnrolmentCard, RosterCustodian, make_card
+from keyquorum_core.sealing import RecipientKey, Suite
+from keyquorum_core.signing import Identity
+from keyquorum_custodian.config import CONFIG_NAME, CustodianConfig, check_names, parse_address, render_config
+from keyquorum_custodian.keystore import Keystore
+from keyquorum_protos.wire import tls
+
+__all__ = ["ADMIN_CERTIFICATE", "ADMIN_KEY", "CARD", "TLS_CERTIFICATE", "TLS_KEY", "initialise"]
+
+TLS_CERTIFICATE = "tls-cert.pem"
+TLS_KEY = "tls-key.pem"
+ADMIN_CERTIFICATE = "admin-cert.pem"
+ADMIN_KEY = "admin-key.pem"
+CARD = "card.json"
+
+
+def initialise(
+    config: CustodianConfig,
+    passphrase: str,
+    *,
+    now: int,
+    address: str = "",
+    suite: str = Suite.MLKEM768_X25519,
+    opslimit: int = keywrap.DEFAULT_OPSLIMIT,
+    memlimit: int = keywrap.DEFAULT_MEMLIMIT,
+    keystore: type[Keystore] = Keystore,
+) -> EnrolmentCard:
+    """Make ``config.directory`` with a new identity, keystore, TLS certificates, configuration and enrolment card.
+
+    A port 0 in the configuration is replaced by one that is free now. ``address`` is where others reach the custodian,
+    by default where it listens. Raises ``EXISTS``, ``STORAGE`` or :class:`MalformedError`; then nothing is left.
+    """
+    check_names(config.id, config.jurisdiction, config.cluster)
+    config = dataclasses.replace(
+        config,
+        listen=_choose_port(config.listen, "listen"),
+        admin_listen=_choose_port(config.admin_listen, "admin_listen"),
+        metrics_listen=_choose_port(config.metrics_listen, "metrics_listen") if config.metrics_listen else "",
+    )
+    target = config.directory
+    stage = target.with_name(f"{target.name}.init")
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise StateError(
+            Reason.EXISTS,
+            f"{target} exists and is not empty; init never overwrites",
+            next_step="Name another folder, or serve the custodian that is there.",
+        )
+    _remove_leftover(stage, config)
+    try:
+        stage.mkdir(mode=0o700, parents=True)
+        card = _fill(stage, config, address or config.listen, passphrase, now, suite, opslimit, memlimit, keystore)
+        for folder in (stage / config.owners, stage):
+            _sync(folder)
+        stage.rename(target)
+        _sync(target.parent)
+    except OSError as error:
+        shutil.rmtree(stage, ignore_errors=True)
+        raise UnavailableError(
+            Reason.STORAGE,
+            f"the custodian's folder could not be made at {target}",
+            actual=error.strerror,
+            next_step="Free space, or name a folder inside a file system that takes renames, then run init again.",
+        ) from None
+    except Exception:
+        shutil.rmtree(stage, ignore_errors=True)
+        raise
+    return card
+
+
+def _fill(
+    folder: Path,
+    config: CustodianConfig,
+    address: str,
+    passphrase: str,
+    now: int,
+    suite: str,
+    opslimit: int,
+    memlimit: int,
+    keystore: type[Keystore],
+) -> EnrolmentCard:
+    identity = Identity.generate()
+    recipient = RecipientKey.generate(suite)
+    server = tls.self_signed(config.cluster, "custodian", config.id, now=now)
+    admin = tls.self_signed(config.cluster, "operator", f"{config.id}-admin", now=now)
+    card = EnrolmentCard(
+        config.cluster,
+        RosterCustodian(
+            id=config.id,
+            jurisdiction=config.jurisdiction,
+            address=address,
+            identity=identity.public,
+            hpke=recipient.public,
+            tls_certificate=server.certificate.decode(),
+        ),
+        now,
+    )
+    keystore.create(
+        folder / config.keystore.name, config.id, identity, recipient, passphrase, opslimit=opslimit, memlimit=memlimit
+    ).close()
+    (folder / config.owners).mkdir(mode=0o700)
+    for name, data in (
+        (TLS_CERTIFICATE, server.certificate),
+        (TLS_KEY, server.key),
+        (ADMIN_CERTIFICATE, admin.certificate),
+        (ADMIN_KEY, admin.key),
+        (CARD, make_card(card, identity)),
+        (CONFIG_NAME, render_config(config).encode()),
+    ):
+        write_file(folder / name, data)
+    return card
+
+
+def _remove_leftover(stage: Path, config: CustodianConfig) -> None:
+    """Remove what an interrupted init left; its keys were never shown to anybody. Nothing else is removed."""
+    if not stage.exists():
+        return
+    own = {TLS_CERTIFICATE, TLS_KEY, ADMIN_CERTIFICATE, ADMIN_KEY, CARD, CONFIG_NAME, config.owners}
+    own |= {config.keystore.name + suffix for suffix in ("", "-wal", "-shm", "-journal")}
+    if not stage.is_dir() or {path.name for path in stage.iterdir()} - own:
+        raise StateError(
+            Reason.EXISTS,
+            f"{stage} is in the way and is not what an interrupted init leaves",
+            next_step="Move it away.",
+        )
+    shutil.rmtree(stage)
+
+
+def write_file(path: Path, data: bytes) -> None:
+    """A new file of mode 0600, on the disk when this returns."""
+    descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600)
+    with os.fdopen(descriptor, "wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _sync(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _choose_port(address: str, what: str) -> str:
+    host, port = parse_address(address, what)
+    if port:
+        return address
+    family = socket.AF_INET6 if host.startswith("[") else socket.AF_INET
+    with socket.socket(family, socket.SOCK_STREAM) as probe:
+        try:
+            probe.bind((host.strip("[]"), 0))
+        except OSError as error:
+            raise UnavailableError(
+                Reason.UNAVAILABLE, f"{what}: cannot listen at {address}", actual=error.strerror
+            ) from None
+        return f"{host}:{probe.getsockname()[1]}"

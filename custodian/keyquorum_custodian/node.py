@@ -1,0 +1,147 @@
+"""One custodian put together from its folder, without a network: what the server, and tests, talk to.
+
+Opening checks everything on disk against everything else, and refuses to serve when anything does not fit: the keystore
+is this custodian's, its identity, HPKE key and TLS certificate are those the operators put in the roster, the roster is
+current and not rolled back, and every seed of every active epoch is the one its certificate commits to.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from keyquorum_core.attestation.reference import ReferenceValues
+from keyquorum_core.errors import Reason, RefusedError
+from keyquorum_core.roster import Roster, open_roster
+from keyquorum_custodian.appraisals import Appraisals
+from keyquorum_custodian.ceremonies import Ceremonies
+from keyquorum_custodian.config import CustodianConfig, load_config, read_bytes
+from keyquorum_custodian.epochs import Epochs, load_epoch
+from keyquorum_custodian.gate import Gate
+from keyquorum_custodian.init import TLS_CERTIFICATE, TLS_KEY
+from keyquorum_custodian.keystore import Keystore
+from keyquorum_custodian.quota import Quota
+from keyquorum_custodian.trust import Owners, load_operators
+from keyquorum_custodian.windows import Windows
+from keyquorum_protos.wire.tls import TlsIdentity
+
+__all__ = ["Node", "open_node"]
+
+
+@dataclass(slots=True)
+class Node:
+    """A custodian ready to serve. ``releases`` and ``refusals`` count since ``started_at`` (unix seconds)."""
+
+    config: CustodianConfig
+    keystore: Keystore
+    roster: Roster
+    roster_digest: str
+    reference: ReferenceValues
+    windows: Windows
+    epochs: Epochs
+    gate: Gate
+    ceremonies: Ceremonies
+    tls_identity: TlsIdentity
+    clock: Callable[[], float]
+    started_at: int
+    releases: int = 0
+    refusals: int = 0
+
+    def warnings(self) -> list[str]:
+        """What the operator should not get used to."""
+        out = []
+        if self.reference.trusts_development:
+            out.append(
+                "DEVELOPMENT HARDWARE IS TRUSTED: the reference values name a development root, so evidence that no"
+                " hardware made can be accepted. Never do this in production."
+            )
+        if self.roster.expires_at - self.clock() < 14 * 86400:
+            out.append("the roster expires within 14 days; have the operators sign a new one")
+        return out
+
+    def close(self) -> None:
+        """Wipe the seeds and close the keystore."""
+        self.epochs.wipe()
+        self.keystore.close()
+
+
+def open_node(
+    directory: Path,
+    passphrase: str,
+    *,
+    clock: Callable[[], float] = time.time,
+    keystore: type[Keystore] = Keystore,
+) -> Node:
+    """Open a custodian's folder. Raises the typed error of whatever does not fit, and then holds nothing open."""
+    config = load_config(directory)
+    store = keystore.open(config.keystore, passphrase)
+    try:
+        return _assemble(config, store, clock)
+    except BaseException:
+        store.close()
+        raise
+
+
+def _assemble(config: CustodianConfig, store: Keystore, clock: Callable[[], float]) -> Node:
+    now = int(clock())
+    identity, recipient = store.identity(), store.recipient()
+    operators = load_operators(config.path(config.operators))
+    envelope = read_bytes(config.path(config.roster), "the roster", 16 << 20)
+    roster = open_roster(envelope, operators.identities, operators.threshold, now, cluster=config.cluster)
+    tls_identity = TlsIdentity(
+        read_bytes(config.path(TLS_CERTIFICATE), "the TLS certificate", 64 << 10),
+        read_bytes(config.path(TLS_KEY), "the TLS key", 64 << 10),
+    )
+    entry = roster.custodian(config.id)
+    for what, expected, actual in (
+        ("id of the keystore", config.id, store.custodian_id),
+        ("jurisdiction", entry.jurisdiction, config.jurisdiction),
+        ("identity", entry.identity.fingerprint, identity.public.fingerprint),
+        ("HPKE key", entry.hpke.hex()[-32:], recipient.public.hex()[-32:]),
+        ("TLS certificate", entry.tls_certificate, tls_identity.certificate.decode("ascii", "replace")),
+    ):
+        if expected != actual:
+            raise RefusedError(
+                Reason.ROSTER,
+                f"the {what} on disk is not the one in the roster",
+                expected=expected,
+                actual=actual,
+                next_step="Enrol this custodian with its own card, or serve from the folder that was enrolled.",
+            )
+    digest = roster.digest
+    store.accept_roster(digest, roster.version, roster.payload())
+    reference = ReferenceValues.parse(
+        read_bytes(config.path(config.reference_values), "the file of reference values", 16 << 20)
+    )
+    epochs = Epochs(store)
+    for row in store.epochs():
+        epochs.add(load_epoch(store, row, config.id))
+    windows = Windows(config.cluster, config.id, identity, clock)
+    gate = Gate(
+        config.id,
+        roster_expires_at=roster.expires_at,
+        owners=Owners(config.path(config.owners)),
+        epochs=epochs,
+        appraisals=Appraisals(reference, config.id, windows, store),
+        windows=windows,
+        quota=Quota(config.releases_per_owner_per_hour, store.releases_since(now - 3600)),
+        keystore=store,
+        clock=clock,
+    )
+    ceremonies = Ceremonies(config.id, identity, recipient, roster, store, epochs, clock)
+    return Node(
+        config=config,
+        keystore=store,
+        roster=roster,
+        roster_digest=digest,
+        reference=reference,
+        windows=windows,
+        epochs=epochs,
+        gate=gate,
+        ceremonies=ceremonies,
+        tls_identity=tls_identity,
+        clock=clock,
+        started_at=now,
+    )

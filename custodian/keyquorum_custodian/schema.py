@@ -1,0 +1,132 @@
+"""The keystore's tables, and how an older file becomes a newer one.
+
+``PRAGMA user_version`` counts the migrations that ran. A file of a newer version is refused, never guessed at. Columns
+named ``sealed`` hold AES-256-GCM ciphertext (``keystore.py`` says under what); everything else may be read by whoever
+has the file.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+
+from keyquorum_core.errors import Reason, StateError, UnavailableError
+
+__all__ = ["VERSION", "migrate", "refuse_empty"]
+
+_V1 = """
+CREATE TABLE meta (
+    name  TEXT PRIMARY KEY,
+    value BLOB NOT NULL
+) STRICT, WITHOUT ROWID;
+
+-- The custodian's own private keys.
+CREATE TABLE secrets (
+    name   TEXT PRIMARY KEY,
+    sealed BLOB NOT NULL
+) STRICT, WITHOUT ROWID;
+
+-- Every roster this custodian served under, so that a certificate is checked against the roster it names.
+CREATE TABLE rosters (
+    digest  TEXT PRIMARY KEY,
+    version INTEGER NOT NULL,
+    payload BLOB NOT NULL
+) STRICT, WITHOUT ROWID;
+
+-- Each step's request digest and answer are kept: a repeated request gets the stored answer.
+CREATE TABLE ceremonies (
+    ceremony_id     TEXT PRIMARY KEY,
+    key_id          TEXT NOT NULL,
+    epoch           INTEGER NOT NULL,
+    state           TEXT NOT NULL CHECK (state IN ('proposed', 'delivered', 'confirmed', 'active', 'cancelled')),
+    cancelled_from  TEXT,
+    plan            BLOB NOT NULL,
+    proposal        BLOB NOT NULL,
+    deliver_request BLOB,
+    commitments     BLOB,
+    confirm_request BLOB,
+    confirmation    BLOB,
+    updated_at      INTEGER NOT NULL
+) STRICT, WITHOUT ROWID;
+
+-- At most one ceremony at a time may be under way, or have ended well, for an epoch of a key.
+CREATE UNIQUE INDEX one_live_ceremony ON ceremonies (key_id, epoch) WHERE state <> 'cancelled';
+
+-- This custodian's own random parts, between propose and deliver.
+CREATE TABLE parts (
+    ceremony_id TEXT NOT NULL,
+    idx         INTEGER NOT NULL,
+    sealed      BLOB NOT NULL,
+    PRIMARY KEY (ceremony_id, idx)
+) STRICT, WITHOUT ROWID;
+
+CREATE TABLE seeds (
+    ceremony_id TEXT NOT NULL,
+    idx         INTEGER NOT NULL,
+    sealed      BLOB NOT NULL,
+    PRIMARY KEY (ceremony_id, idx)
+) STRICT, WITHOUT ROWID;
+
+-- Epochs with a complete certificate: the only ones that keys are released from.
+CREATE TABLE epochs (
+    key_id       TEXT NOT NULL,
+    epoch        INTEGER NOT NULL,
+    ceremony_id  TEXT NOT NULL UNIQUE,
+    certificate  BLOB NOT NULL,
+    activated_at INTEGER NOT NULL,
+    PRIMARY KEY (key_id, epoch)
+) STRICT, WITHOUT ROWID;
+
+-- One row per leaf this custodian answered.
+CREATE TABLE releases (
+    number      INTEGER PRIMARY KEY,
+    leaf_hash   BLOB NOT NULL UNIQUE,
+    leaf        BLOB NOT NULL,
+    owner       TEXT NOT NULL,
+    released_at INTEGER NOT NULL,
+    window      INTEGER NOT NULL,
+    development INTEGER NOT NULL CHECK (development IN (0, 1))
+) STRICT;
+
+-- Verdicts on evidence, so that one appraisal serves until the evidence is too old, across restarts.
+CREATE TABLE appraisals (
+    evidence_digest  BLOB NOT NULL,
+    reference_digest BLOB NOT NULL,
+    expires_at       INTEGER NOT NULL,
+    sealed           BLOB NOT NULL,
+    PRIMARY KEY (evidence_digest, reference_digest)
+) STRICT, WITHOUT ROWID;
+"""
+
+_MIGRATIONS = (_V1,)
+VERSION = len(_MIGRATIONS)
+
+
+def migrate(connection: sqlite3.Connection, path: str) -> None:
+    """Bring an open keystore to :data:`VERSION`. Raises :class:`StateError` (``UNSUPPORTED``) for a newer file."""
+    (found,) = connection.execute("PRAGMA user_version").fetchone()
+    if found > VERSION:
+        raise StateError(
+            Reason.UNSUPPORTED,
+            f"{path} was written by a newer keyquorum-custodian",
+            expected=f"schema version {VERSION} or older",
+            actual=f"schema version {found}",
+            next_step="Run the newer release; nothing was changed.",
+        )
+    for number in range(found, VERSION):
+        # executescript commits by itself, so the version is set inside the same explicit transaction.
+        script = f"BEGIN IMMEDIATE;{_MIGRATIONS[number]}PRAGMA user_version = {number + 1};COMMIT;"
+        try:
+            connection.executescript(script)
+        except sqlite3.Error:
+            if connection.in_transaction:
+                connection.execute("ROLLBACK")
+            raise
+
+
+def refuse_empty(connection: sqlite3.Connection, path: str) -> None:
+    """Raises :class:`UnavailableError` (``STORAGE``) for a database without tables: opening never makes a keystore."""
+    (version,) = connection.execute("PRAGMA user_version").fetchone()
+    if version == 0:
+        raise UnavailableError(
+            Reason.STORAGE, f"{path} is empty", expected="a keystore made by `keyquorum-custodian init`"
+        )

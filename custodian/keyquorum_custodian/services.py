@@ -1,0 +1,207 @@
+"""The gRPC services: protobuf to values and back. They decide nothing; the gate and the ceremonies do."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import time
+from collections.abc import AsyncIterable, AsyncIterator
+from dataclasses import dataclass
+from typing import Any
+
+from keyquorum_core.errors import KeyquorumError, Reason
+from keyquorum_custodian import __version__
+from keyquorum_custodian.ceremonies import SealedPart
+from keyquorum_custodian.gate import ReleaseRequest
+from keyquorum_custodian.logs import logger
+from keyquorum_custodian.metrics import Metrics
+from keyquorum_custodian.node import Node
+from keyquorum_protos.v1 import custodian_pb2 as pb
+from keyquorum_protos.v1 import custodian_pb2_grpc as rpc
+from keyquorum_protos.wire.errors import to_status
+
+__all__ = ["AdminService", "CeremoniesService", "CustodianService", "report"]
+
+_Context = Any
+
+
+def report(method: str, reference: str, error: BaseException) -> None:
+    """Log a failure nobody foresaw: where it happened, and not what it says, since it could say anything."""
+    places = []
+    trace = error.__traceback__
+    while trace is not None:
+        code = trace.tb_frame.f_code
+        places.append(f"{code.co_filename.rsplit('/', 2)[-1]}:{trace.tb_lineno} {code.co_name}")
+        trace = trace.tb_next
+    logger().error(
+        "unforeseen failure", method=method, reference=reference, type=type(error).__name__, where=places[-12:]
+    )
+
+
+@dataclass(eq=False, slots=True)
+class _Stream:
+    """A release stream under way: the task that serves it, and whether it waits for the next request."""
+
+    task: asyncio.Task[Any] | None
+    reading: bool = False
+    ending: bool = False
+
+
+class CustodianService(rpc.CustodianServicer):
+    """What coordinators call."""
+
+    def __init__(self, node: Node, metrics: Metrics) -> None:
+        self._node = node
+        self._metrics = metrics
+        self._log = logger()
+        self._streams: set[_Stream] = set()
+
+    async def Release(
+        self, request_iterator: AsyncIterable[pb.ReleaseRequest], context: _Context
+    ) -> AsyncIterator[pb.ReleaseAnswer]:
+        requests = aiter(request_iterator)
+        stream = _Stream(asyncio.current_task())
+        self._streams.add(stream)
+        try:
+            while not stream.ending:
+                stream.reading = True
+                try:
+                    request = await anext(requests)
+                except StopAsyncIteration:
+                    return
+                finally:
+                    stream.reading = False
+                yield self._answer(request)
+        except asyncio.CancelledError:
+            if not stream.ending:
+                raise
+        finally:
+            self._streams.discard(stream)
+
+    def end_streams(self) -> None:
+        """End every release stream once the request in hand is answered: coordinators never end theirs."""
+        for stream in self._streams:
+            stream.ending = True
+            if stream.reading and stream.task is not None:
+                stream.task.cancel()
+
+    def _answer(self, request: pb.ReleaseRequest) -> pb.ReleaseAnswer:
+        started = time.perf_counter()
+        try:
+            answer = self._node.gate.release(ReleaseRequest(request.manifest, request.evidence, request.leaf))
+        except KeyquorumError as error:
+            refusal = error
+        except Exception as error:
+            # One request must not take the stream, and with it the answers to others, down.
+            reference = secrets.token_hex(8)
+            report("/keyquorum.v1.Custodian/Release", reference, error)
+            refusal = KeyquorumError(Reason.INTERNAL, f"an unforeseen failure; the log entry is {reference}")
+        else:
+            self._node.releases += 1
+            self._metrics.releases.inc()
+            self._metrics.release_seconds.observe(time.perf_counter() - started)
+            return pb.ReleaseAnswer(
+                request_id=request.request_id,
+                custodian=answer.custodian,
+                share=pb.Share(
+                    key_id=answer.key_id,
+                    epoch=answer.epoch,
+                    window=answer.window,
+                    sealed=answer.sealed,
+                    signature=answer.signature,
+                ),
+            )
+        self._node.refusals += 1
+        self._metrics.refusals.labels(str(refusal.reason)).inc()
+        self._log.warning("release refused", request=request.request_id[:64], **refusal.as_dict())
+        return pb.ReleaseAnswer(
+            request_id=request.request_id, custodian=self._node.config.id, refusal=to_status(refusal)
+        )
+
+    async def GetWindow(self, request: pb.GetWindowRequest, context: _Context) -> pb.GetWindowResponse:
+        return pb.GetWindowResponse(statement=self._node.windows.current().statement)
+
+    async def Describe(self, request: pb.DescribeRequest, context: _Context) -> pb.DescribeResponse:
+        return _describe(self._node)
+
+
+class CeremoniesService(rpc.CeremoniesServicer):
+    """The steps of a ceremony; each is logged, since each is rare."""
+
+    def __init__(self, node: Node) -> None:
+        self._node = node
+        self._log = logger()
+
+    async def Propose(self, request: pb.ProposeRequest, context: _Context) -> pb.ProposeResponse:
+        proposal = self._node.ceremonies.propose(request.plan)
+        self._log.info("ceremony proposed", ceremony=proposal.ceremony_id)
+        return pb.ProposeResponse(header=proposal.header, parts=[_part_out(part) for part in proposal.parts])
+
+    async def Deliver(self, request: pb.DeliverRequest, context: _Context) -> pb.DeliverResponse:
+        parts = [SealedPart(getattr(part, "from"), part.to, part.sealed) for part in request.parts]
+        commitments = self._node.ceremonies.deliver(request.ceremony_id, list(request.headers), parts)
+        self._log.info("ceremony delivered", ceremony=request.ceremony_id)
+        return pb.DeliverResponse(commitments=commitments)
+
+    async def Confirm(self, request: pb.ConfirmRequest, context: _Context) -> pb.ConfirmResponse:
+        certificate = self._node.ceremonies.confirm(request.ceremony_id, list(request.commitments))
+        self._log.info("ceremony confirmed", ceremony=request.ceremony_id)
+        return pb.ConfirmResponse(certificate=certificate)
+
+    async def Activate(self, request: pb.ActivateRequest, context: _Context) -> pb.ActivateResponse:
+        self._node.ceremonies.activate(request.ceremony_id, request.certificate)
+        self._log.info("epoch active", ceremony=request.ceremony_id)
+        return pb.ActivateResponse()
+
+    async def Cancel(self, request: pb.CancelRequest, context: _Context) -> pb.CancelResponse:
+        was = self._node.ceremonies.cancel(request.ceremony_id)
+        self._log.warning("ceremony cancelled", ceremony=request.ceremony_id[:64], was=was)
+        return pb.CancelResponse(was=was)
+
+
+class AdminService(rpc.CustodianAdminServicer):
+    """What this custodian's own operator calls."""
+
+    def __init__(self, node: Node) -> None:
+        self._node = node
+
+    async def Status(self, request: pb.StatusRequest, context: _Context) -> pb.StatusResponse:
+        node = self._node
+        return pb.StatusResponse(
+            description=_describe(node),
+            releases=node.releases,
+            refusals=node.refusals,
+            started_at=node.started_at,
+            warnings=node.warnings(),
+            ceremonies=[
+                pb.CeremonyState(ceremony_id=row.ceremony_id, key_id=row.key_id, epoch=row.epoch, state=row.state)
+                for row in node.keystore.ceremonies()
+            ],
+        )
+
+
+def _part_out(part: SealedPart) -> pb.SealedParts:
+    return pb.SealedParts(**{"from": part.sender}, to=part.to, sealed=part.sealed)
+
+
+def _describe(node: Node) -> pb.DescribeResponse:
+    return pb.DescribeResponse(
+        custodian=node.config.id,
+        jurisdiction=node.config.jurisdiction,
+        cluster=node.config.cluster,
+        roster_version=node.roster.version,
+        roster_digest=node.roster_digest,
+        keys=[
+            pb.KeyEpoch(
+                key_id=held.key_id,
+                epoch=held.epoch,
+                state="active",
+                seeds=len(held.indices),
+                certificate_digest=held.certificate_digest,
+            )
+            for held in node.epochs.all()
+        ],
+        trusts_development_hardware=node.reference.trusts_development,
+        version=__version__,
+        now=int(node.clock()),
+    )

@@ -1,0 +1,148 @@
+"""Whom this custodian's own operator decided to trust: roster signers, owners, hardware. Files, read strictly.
+
+``operators.json``: ``{"threshold": n, "operators": {name: identity}}``, who may sign rosters and ceremony plans.
+``owners/NAME.json``: ``{"name": NAME, "identity": identity}``, one file for each owner whose manifests count. An
+identity is base64 of 1984 bytes. Nothing here comes from the network.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from keyquorum_core import names
+from keyquorum_core.errors import MalformedError, Reason, RefusedError, StateError, UnavailableError
+from keyquorum_core.signing import MAX_SIGNERS, PUBLIC_IDENTITY_SIZE, PublicIdentity
+from keyquorum_core.strictjson import Fields, loads
+from keyquorum_custodian.config import read_bytes
+
+__all__ = ["Operators", "Owners", "add_owner", "load_operators"]
+
+_MAX_OWNERS = 100_000
+_SETTLED_NS = 1_000_000_000
+
+
+@dataclass(frozen=True, slots=True)
+class Operators:
+    """Who may sign rosters (``threshold`` of them together) and ceremony plans."""
+
+    threshold: int
+    identities: Mapping[str, PublicIdentity]
+
+
+def load_operators(path: Path) -> Operators:
+    """Raises ``NOT_FOUND`` or :class:`MalformedError`."""
+    what = "operators file"
+    fields = Fields(loads(read_bytes(path, what), what, max_depth=3), what)
+    members = fields.object("operators")
+    identities = {name: _identity(members, name) for name in members.names()}
+    for name in identities:
+        names.check(names.PRINCIPAL, name, "operator name")
+    if not 1 <= len(identities) <= MAX_SIGNERS:
+        raise MalformedError(
+            Reason.MALFORMED, f"{what}: bad number of operators", expected=f"1…{MAX_SIGNERS}", actual=len(identities)
+        )
+    threshold = fields.integer("threshold", 1, len(identities))
+    fields.done()
+    return Operators(threshold, identities)
+
+
+def _identity(fields: Fields, name: str) -> PublicIdentity:
+    raw = fields.base64(name, min_bytes=PUBLIC_IDENTITY_SIZE, max_bytes=PUBLIC_IDENTITY_SIZE)
+    return PublicIdentity.from_bytes(raw)
+
+
+class Owners:
+    """The owners in a folder, read anew whenever a file there is added, replaced or removed.
+
+    Files are written by rename (:func:`add_owner`), which changes the folder's modification time: one ``stat`` for each
+    look tells whether anything changed.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._seen = -1
+        self._identities: dict[str, PublicIdentity] = {}
+
+    def all(self) -> Mapping[str, PublicIdentity]:
+        """Identities by name. Raises :class:`MalformedError` or ``STORAGE`` when the folder cannot be read whole."""
+        try:
+            changed = os.stat(self._folder).st_mtime_ns
+        except OSError as error:
+            raise UnavailableError(
+                Reason.STORAGE, "the owners' folder cannot be read", expected=self._folder, actual=error.strerror
+            ) from None
+        if changed != self._seen:
+            self._identities = self._read()
+            # File times are coarse: a folder changed a moment ago may change again without looking newer.
+            self._seen = changed if time.time_ns() - changed > _SETTLED_NS else -1
+        return self._identities
+
+    def _read(self) -> dict[str, PublicIdentity]:
+        paths = sorted(self._folder.glob("*.json"))
+        if len(paths) > _MAX_OWNERS:
+            raise MalformedError(Reason.TOO_LARGE, "too many owners", expected=f"at most {_MAX_OWNERS}")
+        out: dict[str, PublicIdentity] = {}
+        for path in paths:
+            what = f"owner file {path.name}"
+            fields = Fields(loads(read_bytes(path, what, 64 << 10), what, max_depth=1), what)
+            fields.literal("name", path.stem)
+            names.check(names.PRINCIPAL, path.stem, "owner name")
+            out[path.stem] = _identity(fields, "identity")
+            fields.done()
+        return out
+
+    def identity(self, name: str) -> PublicIdentity:
+        """Raises :class:`RefusedError` (``UNKNOWN_OWNER``)."""
+        found = self.all().get(name)
+        if found is None:
+            raise RefusedError(
+                Reason.UNKNOWN_OWNER,
+                "the manifest's owner is not known to this custodian",
+                expected="an owner that this custodian's operator added",
+                actual=name[:64],
+                next_step="Have the custodian's operator run `keyquorum-custodian owner add`.",
+            )
+        return found
+
+
+def add_owner(folder: Path, public_file: bytes) -> tuple[str, PublicIdentity]:
+    """Trust the owner of a ``NAME.pub.json`` file (name, role, identity, HPKE key). Idempotent.
+
+    Raises :class:`MalformedError`, ``ROLE`` (an operator's file) or ``EXISTS`` (another identity has that name).
+    """
+    what = "public identity file"
+    fields = Fields(loads(public_file, what, max_bytes=4 << 20, max_depth=1), what)
+    name = fields.text("name", max_length=64)
+    names.check(names.PRINCIPAL, name, "owner name")
+    role = fields.text("role", max_length=32)
+    identity = _identity(fields, "identity")
+    if "hpke" in fields:
+        fields.base64("hpke", max_bytes=2 << 20)
+    fields.done()
+    if role != "owner":
+        raise RefusedError(Reason.ROLE, "only owners sign manifests", expected="role owner", actual=role)
+    known = Owners(folder).all().get(name)
+    if known is not None and known != identity:
+        raise StateError(
+            Reason.EXISTS,
+            f"an owner named {name} is known with another identity",
+            expected=known.fingerprint,
+            actual=identity.fingerprint,
+            next_step=f"If the owner changed keys, remove {folder / name}.json first.",
+        )
+    document = {"name": name, "identity": base64.b64encode(identity.to_bytes()).decode()}
+    target = folder / f"{name}.json"
+    partial = folder / f".{name}.partial"
+    try:
+        partial.write_text(json.dumps(document, indent=1) + "\n")
+        partial.replace(target)
+    except OSError as error:
+        partial.unlink(missing_ok=True)
+        raise UnavailableError(Reason.STORAGE, f"{target} could not be written", actual=error.strerror) from None
+    return name, identity

@@ -1,0 +1,224 @@
+"""A custodian killed at every persistence step of init, of the generate ceremony and of a release, and started again.
+
+It must come back understanding what is on its disk, must have answered nothing that it did not persist, and the same
+requests must then run to completion.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import subprocess
+import sys
+from collections.abc import Awaitable, Callable, Iterator
+from pathlib import Path
+from typing import TypeVar
+
+import grpc.aio
+import pytest
+
+from keyquorum_core.errors import UnavailableError
+from keyquorum_core.signing import merge
+from keyquorum_custodian.config import CustodianConfig
+from keyquorum_custodian.init import initialise
+from keyquorum_custodian.keystore import Keystore
+from keyquorum_custodian.parts import SealedPart
+from keyquorum_protos.v1 import custodian_pb2 as pb
+from keyquorum_protos.v1 import custodian_pb2_grpc as rpc
+from keyquorum_protos.wire.errors import from_rpc_error
+from tests.support.custodian import PASSPHRASE, Committee, build_committee
+
+ROOT = Path(__file__).parents[2]
+ME = "ch-1"
+KILLED = -9
+STEPS = ("propose", "deliver", "confirm", "activate")
+T = TypeVar("T")
+
+
+def _child(*arguments: str) -> list[str]:
+    return [sys.executable, "-m", "tests.support.dying_custodian", *arguments]
+
+
+# -- init --------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_init_killed_at_any_write_is_made_whole_by_running_it_again(tmp_path: Path, when: str) -> None:
+    killed = 0
+    for number in range(1, 20):
+        folder = tmp_path / f"ch-{number}"
+        child = subprocess.run(_child("init", str(folder), str(number), when), cwd=ROOT, timeout=60, check=False)
+        if child.returncode == 0:
+            break
+        assert child.returncode == KILLED
+        killed += 1
+        assert not folder.exists(), "half a custodian"
+        config = CustodianConfig(folder, ME, "CH", "demo", "127.0.0.1:7001", "127.0.0.1:7002", "")
+        card = initialise(config, PASSPHRASE, now=1_700_000_000, opslimit=1, memlimit=8 << 10)
+        assert not folder.with_name(f"{folder.name}.init").exists()
+        store = Keystore.open(folder / "keystore.db", PASSPHRASE)
+        assert store.identity().public == card.custodian.identity
+        store.close()
+    assert killed == 1 + 6  # one commit of the keystore, six files
+
+
+# -- the ceremony ------------------------------------------------------------------------------------------------------
+
+
+class MortalCustodian:
+    """The real process, armed to die; whoever calls it finds out, starts it again and repeats the call."""
+
+    def __init__(self, committee: Committee) -> None:
+        self._committee = committee
+        self._process: subprocess.Popen[bytes] | None = None
+        self.address = ""
+        self.deaths = 0
+
+    async def start(self, number: int, when: str) -> None:
+        self.address = json.loads(await asyncio.to_thread(self._spawn, str(number), when))["address"]
+
+    def _spawn(self, number: str, when: str) -> bytes:
+        log = self._committee.folder / "dying.log"
+        arguments = _child("serve", str(self._committee.directory(ME)), number, when)
+        with log.open("ab") as errors:
+            self._process = subprocess.Popen(arguments, cwd=ROOT, stdout=subprocess.PIPE, stderr=errors)
+        assert self._process.stdout is not None
+        line = self._process.stdout.readline()
+        assert line, log.read_text()[-2000:]
+        return line
+
+    async def call(self, method: Callable[[grpc.aio.Channel], Awaitable[T]]) -> T:
+        """One call. Raises :class:`UnavailableError` when the custodian died of it."""
+        async with self._committee.channel(ME, self.address) as channel:
+            try:
+                return await method(channel)
+            except grpc.aio.AioRpcError as error:
+                raise from_rpc_error(error, ME) from None
+
+    def wait_for_death(self) -> None:
+        assert self._process is not None
+        assert self._process.wait(10) == KILLED
+        self.deaths += 1
+        self._close()
+
+    def stop(self) -> None:
+        if self._process is not None and self._process.poll() is None:
+            self._process.terminate()
+            assert self._process.wait(10) == 0
+        self._close()
+
+    def _close(self) -> None:
+        if self._process is not None and self._process.stdout is not None:
+            self._process.stdout.close()
+
+
+@pytest.fixture
+def committee(tmp_path: Path) -> Iterator[Committee]:
+    built = build_committee(tmp_path)
+    for name in built.ids:
+        if name != ME:
+            built.open(name)
+    yield built
+    built.close()
+
+
+class Driver:
+    """An honest coordinator's view of one ceremony: what it would send in each step, and the others' answers."""
+
+    def __init__(self, committee: Committee, key_id: str) -> None:
+        self.nodes = dict(committee.nodes)
+        self.plan = committee.plan(key_id)
+        self.envelope = committee.sign_plan(self.plan)
+        self.id = self.plan.ceremony_id
+        self.proposals = {name: node.ceremonies.propose(self.envelope) for name, node in self.nodes.items()}
+        self.mine: pb.ProposeResponse
+        self.commitments: list[bytes] = []
+        self.certificate = b""
+
+    async def step(self, name: str, custodian: MortalCustodian) -> None:
+        await getattr(self, f"_{name}")(custodian)
+
+    async def _propose(self, custodian: MortalCustodian) -> None:
+        request = pb.ProposeRequest(plan=self.envelope)
+        self.mine = await custodian.call(lambda channel: rpc.CeremoniesStub(channel).Propose(request, timeout=10))
+
+    async def _deliver(self, custodian: MortalCustodian) -> None:
+        headers = [self.mine.header, *(proposal.header for proposal in self.proposals.values())]
+        parts = [part for proposal in self.proposals.values() for part in proposal.parts]
+        parts += [SealedPart(getattr(part, "from"), part.to, part.sealed) for part in self.mine.parts]
+        wire = [pb.SealedParts(**{"from": p.sender}, to=p.to, sealed=p.sealed) for p in parts if p.to == ME]
+        request = pb.DeliverRequest(ceremony_id=self.id, headers=headers, parts=wire)
+        answer = await custodian.call(lambda channel: rpc.CeremoniesStub(channel).Deliver(request, timeout=10))
+        self.commitments = [answer.commitments]
+        for name, node in self.nodes.items():
+            mine = [part for part in parts if part.to == name]
+            self.commitments.append(node.ceremonies.deliver(self.id, headers, mine))
+
+    async def _confirm(self, custodian: MortalCustodian) -> None:
+        request = pb.ConfirmRequest(ceremony_id=self.id, commitments=self.commitments)
+        answer = await custodian.call(lambda channel: rpc.CeremoniesStub(channel).Confirm(request, timeout=10))
+        signed = [node.ceremonies.confirm(self.id, self.commitments) for node in self.nodes.values()]
+        self.certificate = merge([answer.certificate, *signed])
+
+    async def _activate(self, custodian: MortalCustodian) -> None:
+        request = pb.ActivateRequest(ceremony_id=self.id, certificate=self.certificate)
+        await custodian.call(lambda channel: rpc.CeremoniesStub(channel).Activate(request, timeout=10))
+        for node in self.nodes.values():
+            node.ceremonies.activate(self.id, self.certificate)
+
+
+async def test_a_custodian_killed_at_any_step_of_a_ceremony_finishes_it(committee: Committee) -> None:
+    """One process per death: each is armed for a commit of the next ceremony, after finishing the present one."""
+    moments = [(number, when) for when in ("before", "after") for number in range(1, len(STEPS) + 1)]
+    custodian = MortalCustodian(committee)
+    await custodian.start(*moments[0])
+    for position, (number, when) in enumerate(moments):
+        driver = Driver(committee, f"key-{position}")
+        still_due = len(STEPS) - number + (when == "before")
+        for due, name in enumerate(STEPS, start=1):
+            if due != number:
+                await driver.step(name, custodian)
+                continue
+            with pytest.raises(UnavailableError):  # it died: nothing was answered
+                await driver.step(name, custodian)
+            custodian.wait_for_death()
+            following = moments[position + 1] if position + 1 < len(moments) else (99, "before")
+            await custodian.start(still_due + following[0], following[1])
+            await driver.step(name, custodian)
+    custodian.stop()
+    assert custodian.deaths == len(moments)
+    node = committee.open(ME)
+    assert len(node.epochs.all()) == len(moments)
+    assert {row.state for row in node.keystore.ceremonies()} == {"active"}
+    for held in node.epochs.all():
+        mine = held.contributions(b"c" * 32)
+        for other in committee.ids:
+            theirs = committee.nodes[other].epochs.active(held.key_id, held.epoch).contributions(b"c" * 32)
+            assert all(mine[index] == theirs[index] for index in mine.keys() & theirs.keys())
+
+
+async def test_a_custodian_killed_between_recording_and_answering_answers_the_next_time(
+    committee: Committee,
+) -> None:
+    committee.generate()
+    committee.nodes.pop(ME).close()
+    custodian = MortalCustodian(committee)
+    await custodian.start(1, "record")
+    request = committee.owner_request()
+    message = pb.ReleaseRequest(request_id="r", manifest=request.manifest, leaf=request.leaf)
+
+    async def release(channel: grpc.aio.Channel) -> pb.ReleaseAnswer:
+        call = rpc.CustodianStub(channel).Release(timeout=10)
+        await call.write(message)
+        answer = await call.read()
+        if not isinstance(answer, pb.ReleaseAnswer):
+            raise AssertionError(await call.code())
+        return answer
+
+    with pytest.raises(UnavailableError):
+        await custodian.call(release)
+    custodian.wait_for_death()
+    await custodian.start(99, "record")
+    assert (await custodian.call(release)).WhichOneof("outcome") == "share"
+    custodian.stop()
+    assert committee.open(ME).keystore.release_count() == 1

@@ -1,0 +1,346 @@
+"""A custodian as a real process over real mTLS: who may call what, what it answers, and how it ends."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+import grpc.aio
+import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
+
+from keyquorum_core import manifest
+from keyquorum_core.errors import KeyquorumError, Reason, UnavailableError
+from keyquorum_core.release import Answer, Leaf, open_share, open_window, verify_answer
+from keyquorum_core.signing import merge
+from keyquorum_custodian.parts import SealedPart
+from keyquorum_protos.v1 import custodian_pb2 as pb
+from keyquorum_protos.v1 import custodian_pb2_grpc as rpc
+from keyquorum_protos.wire import tls
+from keyquorum_protos.wire.errors import from_rpc_error, from_status
+from tests.support.custodian import PASSPHRASE, Committee, CustodianProcess, build_committee, start_custodian_process
+
+NAME = "ch-1"
+SECRETS: list[bytes] = []
+"""Of the custodian under test, to look for where they must not be."""
+
+
+@pytest.fixture(scope="module")
+def committee(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Committee]:
+    built = build_committee(tmp_path_factory.mktemp("server"), metrics=True)
+    built.generate()
+    store = built.nodes[NAME].keystore
+    SECRETS.extend([*store.identity().seeds(), *store.seeds(store.epochs()[0]).values()])
+    built.close()
+    yield built
+    built.close()
+
+
+@pytest.fixture(scope="module")
+def process(committee: Committee) -> Iterator[CustodianProcess]:
+    started = start_custodian_process(committee.directory(NAME))
+    yield started
+    assert started.stop() == 0
+
+
+@pytest.fixture
+async def channel(committee: Committee, process: CustodianProcess) -> AsyncIterator[grpc.aio.Channel]:
+    async with committee.channel(NAME, process.address) as opened:
+        yield opened
+
+
+def admin_identity(committee: Committee) -> tls.TlsIdentity:
+    folder = committee.directory(NAME)
+    return tls.TlsIdentity((folder / "admin-cert.pem").read_bytes(), (folder / "admin-key.pem").read_bytes())
+
+
+def command(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "keyquorum_custodian", *arguments],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        env={**{k: v for k, v in os.environ.items() if k != "KEYQUORUM_PASSPHRASE"}, **environment},
+        stdin=subprocess.DEVNULL,
+        check=False,
+    )
+
+
+# -- releases ----------------------------------------------------------------------------------------------------------
+
+
+async def test_requests_on_one_stream_are_each_answered_in_order(
+    committee: Committee, channel: grpc.aio.Channel
+) -> None:
+    stub = rpc.CustodianStub(channel)
+    identity = committee.roster.custodian(NAME).identity
+    statement = (await stub.GetWindow(pb.GetWindowRequest(), timeout=5)).statement
+    request = committee.owner_request()
+    _, payload = manifest.open_manifest(request.manifest, committee.owner.identity.public)
+    leaf = Leaf.parse(request.leaf)
+    call = stub.Release()
+    sent = [("good-1", request.leaf), ("bad", b"no leaf"), ("good-2", request.leaf), ("good-1", request.leaf)]
+    for request_id, leaf_bytes in sent:
+        await call.write(pb.ReleaseRequest(request_id=request_id, manifest=request.manifest, leaf=leaf_bytes))
+    await call.done_writing()
+    answers = [answer async for answer in call]
+    assert [answer.request_id for answer in answers] == [request_id for request_id, _ in sent]
+    assert {answer.custodian for answer in answers} == {NAME}
+    refusal = from_status(answers[1].refusal)
+    assert isinstance(refusal, KeyquorumError)
+    assert (refusal.reason, refusal.details["check"]) == (Reason.MALFORMED, "leaf")
+    shares = []
+    for answer in (answers[0], answers[2], answers[3]):
+        assert answer.WhichOneof("outcome") == "share"
+        share = answer.share
+        if (
+            share.window * 30
+            != open_window(statement, identity, custodian=NAME, cluster="demo", now=int(committee.clock())).not_before
+        ):
+            statement = (await stub.GetWindow(pb.GetWindowRequest(), timeout=5)).statement
+        window = open_window(statement, identity, custodian=NAME, cluster="demo", now=int(committee.clock()))
+        received = Answer(NAME, share.key_id, share.epoch, share.window, share.sealed, share.signature)
+        verify_answer(received, window, manifest.subject(payload), leaf.hash(), key_id="key-1", epoch=1)
+        shares.append(open_share(received, committee.owner.recipient, leaf.hash(), committee.quorum))
+    assert shares[0] == shares[1] == shares[2]
+
+
+async def test_health_is_answered_while_a_stream_is_busy(committee: Committee, channel: grpc.aio.Channel) -> None:
+    request = committee.owner_request()
+    call = rpc.CustodianStub(channel).Release()
+    message = pb.ReleaseRequest(request_id="r", manifest=request.manifest, leaf=request.leaf)
+
+    async def flood() -> None:
+        for _ in range(300):
+            await call.write(message)
+        await call.done_writing()
+
+    sending = asyncio.create_task(flood())
+    health = health_pb2_grpc.HealthStub(channel)
+    answer = await health.Check(health_pb2.HealthCheckRequest(service="keyquorum.v1.Custodian"), timeout=2)
+    assert answer.status == health_pb2.HealthCheckResponse.SERVING
+    await sending
+    assert len([answer async for answer in call]) == 300
+
+
+async def test_describe_says_what_is_held(committee: Committee, channel: grpc.aio.Channel) -> None:
+    found = await rpc.CustodianStub(channel).Describe(pb.DescribeRequest(), timeout=5)
+    assert (found.custodian, found.jurisdiction, found.cluster) == (NAME, "CH", "demo")
+    assert found.roster_digest == committee.roster.digest
+    assert found.trusts_development_hardware
+    assert [(key.key_id, key.epoch, key.state, key.seeds) for key in found.keys] == [("key-1", 1, "active", 2)]
+    assert abs(found.now - committee.clock()) < 10
+
+
+# -- who may call what -------------------------------------------------------------------------------------------------
+
+
+async def test_only_the_roster_s_coordinator_gets_in(committee: Committee, process: CustodianProcess) -> None:
+    now = int(committee.clock())
+    strangers = {
+        "another coordinator": tls.self_signed("demo", "coordinator", "main", now=now),
+        "the operator of this custodian": admin_identity(committee),
+    }
+    for stranger in strangers.values():
+        async with committee.channel(NAME, process.address, stranger) as channel:
+            with pytest.raises(grpc.aio.AioRpcError) as caught:
+                await rpc.CustodianStub(channel).Describe(pb.DescribeRequest(), timeout=5)
+            assert isinstance(from_rpc_error(caught.value, NAME), UnavailableError)
+
+
+async def test_the_coordinator_does_not_reach_the_operator_s_listener(
+    committee: Committee, process: CustodianProcess, channel: grpc.aio.Channel
+) -> None:
+    async with committee.channel(NAME, process.admin_address) as admin:
+        with pytest.raises(grpc.aio.AioRpcError):
+            await rpc.CustodianAdminStub(admin).Status(pb.StatusRequest(), timeout=5)
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await rpc.CustodianAdminStub(channel).Status(pb.StatusRequest(), timeout=5)
+    assert caught.value.code() is grpc.StatusCode.UNIMPLEMENTED
+    async with committee.channel(NAME, process.admin_address, admin_identity(committee)) as admin:
+        assert (await rpc.CustodianAdminStub(admin).Status(pb.StatusRequest(), timeout=5)).started_at
+
+
+async def test_reflection_lists_the_services(channel: grpc.aio.Channel) -> None:
+    call = reflection_pb2_grpc.ServerReflectionStub(channel).ServerReflectionInfo(
+        iter([reflection_pb2.ServerReflectionRequest(list_services="")])
+    )
+    answers = [answer async for answer in call]
+    names = {service.name for service in answers[0].list_services_response.service}
+    assert {"keyquorum.v1.Custodian", "keyquorum.v1.Ceremonies", "grpc.health.v1.Health"} <= names
+
+
+# -- ceremonies over the wire ------------------------------------------------------------------------------------------
+
+
+async def test_a_ceremony_runs_over_the_wire(committee: Committee, process: CustodianProcess) -> None:
+    """One custodian is the real process, the other two are here: what they say to each other is the same."""
+    plan = committee.plan("wire-key")
+    envelope = committee.sign_plan(plan)
+    others = {name: committee.open(name) for name in committee.ids if name != NAME}
+    async with committee.channel(NAME, process.address) as channel:
+        stub = rpc.CeremoniesStub(channel)
+        mine = await stub.Propose(pb.ProposeRequest(plan=envelope), timeout=10)
+        proposals = [node.ceremonies.propose(envelope) for node in others.values()]
+        headers = [mine.header, *(proposal.header for proposal in proposals)]
+        for_me = [part for proposal in proposals for part in proposal.parts if part.to == NAME]
+        wire = [pb.SealedParts(**{"from": part.sender}, to=part.to, sealed=part.sealed) for part in for_me]
+        commitments = [
+            (
+                await stub.Deliver(
+                    pb.DeliverRequest(ceremony_id=plan.ceremony_id, headers=headers, parts=wire), timeout=10
+                )
+            ).commitments
+        ]
+        from_me = [SealedPart(getattr(part, "from"), part.to, part.sealed) for part in mine.parts]
+        for name, node in others.items():
+            parts = [part for part in from_me if part.to == name]
+            parts += [part for proposal in proposals for part in proposal.parts if part.to == name]
+            commitments.append(node.ceremonies.deliver(plan.ceremony_id, headers, parts))
+        confirm = pb.ConfirmRequest(ceremony_id=plan.ceremony_id, commitments=commitments)
+        signed = [(await stub.Confirm(confirm, timeout=10)).certificate]
+        signed += [node.ceremonies.confirm(plan.ceremony_id, commitments) for node in others.values()]
+        activate = pb.ActivateRequest(ceremony_id=plan.ceremony_id, certificate=merge(signed))
+        await stub.Activate(activate, timeout=10)
+        await stub.Activate(activate, timeout=10)
+        found = await rpc.CustodianStub(channel).Describe(pb.DescribeRequest(), timeout=5)
+        assert "wire-key" in [key.key_id for key in found.keys]
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await stub.Cancel(pb.CancelRequest(ceremony_id=plan.ceremony_id), timeout=5)
+        assert from_rpc_error(caught.value, NAME).reason is Reason.STATE
+        assert (await stub.Cancel(pb.CancelRequest(ceremony_id="0" * 32), timeout=5)).was == "unknown"
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await stub.Propose(pb.ProposeRequest(plan=b"{}"), timeout=5)
+        assert from_rpc_error(caught.value, NAME).reason is Reason.MALFORMED
+    committee.close()
+
+
+# -- the command -------------------------------------------------------------------------------------------------------
+
+
+def test_status_metrics_and_logs_tell_what_happened(committee: Committee, process: CustodianProcess) -> None:
+    folder = str(committee.directory(NAME))
+    found = json.loads(command("status", "--dir", folder, "--json").stdout)
+    assert found["custodian"] == NAME
+    assert found["releases"] >= 3
+    assert any("DEVELOPMENT" in warning for warning in found["warnings"])
+    shown = command("status", "--dir", folder).stdout
+    assert "WARNING: DEVELOPMENT HARDWARE IS TRUSTED" in shown
+    assert "key-1 epoch 1: active" in shown
+    with urllib.request.urlopen(f"http://{process.metrics_address}/metrics", timeout=5) as response:
+        metrics = response.read().decode()
+    for line in (
+        "keyquorum_custodian_development_hardware_trusted 1.0",
+        'keyquorum_custodian_refusals_total{reason="MALFORMED"} 1.0',
+        "keyquorum_custodian_release_seconds_bucket",
+        "keyquorum_custodian_window ",
+        'keyquorum_custodian_info{custodian="ch-1",jurisdiction="CH"',
+    ):
+        assert line in metrics
+    log = process.log.read_text()
+    events = [json.loads(line)["event"] for line in log.splitlines()]
+    assert "serving" in events
+    assert "release refused" in events
+    assert "Traceback" not in log
+    assert len(SECRETS) == 4
+    for secret in [PASSPHRASE, *(secret.hex() for secret in SECRETS)]:
+        assert secret not in log + metrics + shown + json.dumps(found)
+
+
+def test_an_idle_custodian_stays_under_90_mib(committee: Committee) -> None:
+    process = start_custodian_process(committee.directory("no-1"))
+    try:
+        status = Path(f"/proc/{process.pid}/status").read_text()
+        resident = int(status.split("VmRSS:")[1].split()[0]) / 1024
+        assert resident < 90, f"{resident:.0f} MiB"
+    finally:
+        process.stop()
+
+
+def test_init_card_owner_and_serve_from_an_empty_folder(tmp_path: Path, committee: Committee) -> None:
+    folder = str(tmp_path / "de-1")
+    arguments = ["init", "--dir", folder, "--id", "de-1", "--jurisdiction", "DE", "--cluster", "demo"]
+    made = command(*arguments, "--listen", "127.0.0.1:0", "--json", KEYQUORUM_PASSPHRASE="long enough")
+    assert made.returncode == 0, made.stderr
+    assert json.loads(made.stdout)["custodian"] == "de-1"
+    assert json.loads(command("card", "--dir", folder).stdout)["payloadType"].endswith("enrolment-card.v1+json")
+    added = command("owner", "add", str(committee.folder / "alice.pub.json"), "--dir", folder)
+    assert added.returncode == 0, added.stderr
+    assert json.loads(command("owner", "list", "--dir", folder, "--json").stdout)["owners"][0]["owner"] == "alice"
+    again = command(*arguments, "--listen", "127.0.0.1:0", KEYQUORUM_PASSPHRASE="long enough")
+    assert (again.returncode, again.stderr.splitlines()[0].split(":")[1]) == (1, " EXISTS")
+    served = command("serve", "--dir", folder, KEYQUORUM_PASSPHRASE="long enough")
+    assert served.returncode == 1
+    assert served.stderr.startswith("refused: NOT_FOUND: operators file is missing")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "environment", "status", "reason"),
+    [
+        (["serve"], {"KEYQUORUM_PASSPHRASE": "wrong"}, 1, "PASSPHRASE"),
+        (["serve"], {}, 1, "PASSPHRASE"),
+        (["serve", "--passphrase-file", "/nonexistent"], {}, 1, "NOT_FOUND"),
+        (["status", "--json"], {}, 1, "UNAVAILABLE"),
+        (["serve", "--log-level", "loud"], {}, 2, ""),
+        (["dance"], {}, 2, ""),
+    ],
+)
+def test_the_command_refuses_with_a_reason_and_an_exit_status(
+    committee: Committee, arguments: list[str], environment: dict[str, str], status: int, reason: str
+) -> None:
+    if arguments != ["dance"]:
+        arguments = [*arguments, "--dir", str(committee.directory("is-1"))]
+    done = command(*arguments, **environment)
+    assert done.returncode == status
+    assert "Traceback" not in done.stderr + done.stdout
+    if "--json" in arguments:
+        assert json.loads(done.stdout)["error"]["reason"] == reason
+    elif reason:
+        assert done.stderr.startswith(f"refused: {reason}: ")
+
+
+def test_a_second_process_on_the_same_folder_is_refused(committee: Committee, process: CustodianProcess) -> None:
+    done = command("serve", "--dir", str(committee.directory(NAME)), KEYQUORUM_PASSPHRASE=PASSPHRASE)
+    assert done.returncode == 1
+    assert done.stderr.startswith("refused: STATE: ")
+
+
+async def test_a_custodian_that_ends_answers_what_is_under_way(committee: Committee) -> None:
+    started = start_custodian_process(committee.directory("is-1"))
+    async with committee.channel("is-1", started.address) as channel:
+        request = committee.owner_request()
+        call = rpc.CustodianStub(channel).Release()
+        await call.write(pb.ReleaseRequest(request_id="1", manifest=request.manifest, leaf=request.leaf))
+        first = await call.read()
+        assert isinstance(first, pb.ReleaseAnswer)
+        assert first.WhichOneof("outcome") == "share"
+        begun = time.monotonic()
+        stopping = asyncio.create_task(asyncio.to_thread(started.stop))
+        assert await call.read() is grpc.aio.EOF
+        assert await call.code() is grpc.StatusCode.OK
+        assert await stopping == 0
+        assert time.monotonic() - begun < 2  # the stream that its caller never ends did not use up the grace
+    log = started.log.read_text()
+    assert [json.loads(line)["event"] for line in log.splitlines()][-2:] == ["stopping", "stopped"]
+
+
+def test_a_killed_custodian_serves_again_and_remembers_its_releases(committee: Committee) -> None:
+    folder = committee.directory("no-1")
+    node = committee.open("no-1")
+    node.gate.release(committee.owner_request())
+    count = node.keystore.release_count()
+    committee.close()
+    started = start_custodian_process(folder)
+    started.kill()
+    started = start_custodian_process(folder)
+    assert started.stop() == 0
+    assert committee.open("no-1").keystore.release_count() == count
+    committee.close()

@@ -1,0 +1,78 @@
+"""A custodian that is killed at a chosen moment: ``python -m tests.support.dying_custodian COMMAND …``.
+
+It is the real code with a keystore that sends SIGKILL to its own process just before, or just after, the n-th commit
+counted from when it is armed. Nothing in the product knows of it.
+
+- ``init DIR N WHEN``: make a custodian; armed from the start. Files that are written count like commits.
+- ``serve DIR N WHEN``: serve a custodian; armed once its folder is open. WHEN ``record``: at the n-th release, between
+  recording it and answering.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import sys
+from pathlib import Path
+
+from keyquorum_custodian import init, logs
+from keyquorum_custodian.config import CustodianConfig
+from keyquorum_custodian.keystore import Keystore, ReleaseRecord
+from keyquorum_custodian.node import open_node
+from keyquorum_custodian.server import serve
+from tests.support.custodian import PASSPHRASE
+
+_left = -1
+_when = ""
+
+
+def _die() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def _step(write: object, *arguments: object) -> None:
+    """``write(*arguments)``, with death before or after it when its turn has come."""
+    global _left
+    _left -= _when != "record"
+    if _left == 0 and _when == "before":
+        _die()
+    write(*arguments)  # type: ignore[operator]
+    if _left == 0 and _when == "after":
+        _die()
+
+
+class DyingKeystore(Keystore):
+    """Dies at a commit."""
+
+    __slots__ = ()
+
+    def _commit(self) -> None:
+        _step(super()._commit)
+
+    def record_release(self, record: ReleaseRecord) -> bool:
+        global _left
+        new = super().record_release(record)
+        _left -= _when == "record"
+        if _left == 0 and _when == "record":
+            _die()
+        return new
+
+
+def main(command: str, directory: str, number: str, when: str) -> None:
+    global _left, _when
+    if command == "init":
+        _left, _when = int(number), when
+        write = init.write_file
+        init.write_file = lambda path, data: _step(write, path, data)
+        config = CustodianConfig(Path(directory), "ch-1", "CH", "demo", "127.0.0.1:7001", "127.0.0.1:7002", "")
+        init.initialise(config, PASSPHRASE, now=1_700_000_000, opslimit=1, memlimit=8 << 10, keystore=DyingKeystore)
+    else:
+        logs.configure()
+        node = open_node(Path(directory), PASSPHRASE, keystore=DyingKeystore)
+        _left, _when = int(number), when
+        asyncio.run(serve(node, lambda line: print(line, flush=True)))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
