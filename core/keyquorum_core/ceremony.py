@@ -1,8 +1,8 @@
 """The *generate* ceremony's pure part: what each step computes, says and checks (DESIGN §9).
 
 1. A roster operator signs a :class:`CeremonyPlan`.
-2. *propose*: each custodian draws a 32-byte part for every seed it holds (:func:`new_parts`), seals each to every
-   co-holder (HPKE, ``info`` from :func:`part_info`), and signs a :class:`PartsHeader` with a digest for each recipient.
+2. *propose*: each custodian draws a 32-byte part for every seed it holds (:func:`new_parts`), seals to each
+   co-holder those of the seeds they share (:mod:`keyquorum_core.parts`), and signs a :class:`PartsHeader` about them.
 3. *deliver*: each derives its seeds from all parts (:func:`derive_seeds`) and signs :class:`Commitments` to them.
 4. *confirm*: each checks that all holders of a seed committed alike (:func:`check_commitments`) and signs the
    :class:`EpochCertificate`, which all of them sign over the same bytes.
@@ -42,15 +42,12 @@ __all__ = [
     "PartsHeader",
     "check_certificate",
     "check_commitments",
-    "check_parts",
     "check_plan",
     "check_seeds",
     "commitment",
     "derive_seeds",
     "new_ceremony_id",
     "new_parts",
-    "part_info",
-    "parts_digest",
     "seed",
 ]
 
@@ -82,19 +79,6 @@ def new_ceremony_id(rng: Rng = secrets.token_bytes) -> str:
 def new_parts(quorum: Quorum, me: str, rng: Rng = secrets.token_bytes) -> dict[int, bytes]:
     """My fresh 32-byte part for each seed I hold, by index. Secret."""
     return {index: rng(PART_SIZE) for index in quorum.indices_of(me)}
-
-
-def part_info(ceremony_id: str, index: int, from_id: str, to_id: str, recipient_public: bytes) -> bytes:
-    """HPKE ``info`` under which a part is sealed: 32 bytes, binding ceremony, seed, both custodians and the key."""
-    return H(
-        "keyquorum/v1/part", _id_bytes(ceremony_id), _u64(index), from_id.encode(), to_id.encode(), recipient_public
-    )
-
-
-def parts_digest(from_id: str, to_id: str, sealed: Mapping[int, bytes]) -> str:
-    """What a header says of the sealed parts for one recipient: hex of a hash over index and ciphertext, ascending."""
-    entries = [piece for index in sorted(sealed) for piece in (_u64(index), sealed[index])]
-    return H("keyquorum/v1/parts", from_id.encode(), to_id.encode(), *entries).hex()
 
 
 def seed(ceremony_id: str, index: int, parts: Mapping[str, bytes]) -> bytes:
@@ -239,7 +223,7 @@ def _read_plan(fields: Fields, quorum: Quorum) -> dict[str, object]:
 
 @dataclass(frozen=True, slots=True)
 class PartsHeader:
-    """What a custodian signs about the parts it sealed: for each co-holder, :func:`parts_digest` of theirs."""
+    """What a custodian signs about the parts it sealed: for each co-holder, the SHA-256 of its blob, hex."""
 
     plan_digest: str
     custodian: str
@@ -378,32 +362,6 @@ def check_plan(plan: CeremonyPlan, *, cluster: str, roster_digest: str, quorum: 
             raise RefusedError(
                 Reason.CEREMONY, f"ceremony plan is for another {what}", expected=expected, actual=actual
             )
-
-
-def check_parts(plan: CeremonyPlan, header: PartsHeader, sender: str, me: str, sealed: Mapping[int, bytes]) -> None:
-    """The sealed parts delivered to me are those that ``sender`` (who signed the header) vouches for.
-
-    Raises :class:`RefusedError` with ``CEREMONY`` naming the sender.
-    """
-    quorum = plan.quorum
-    held = set(quorum.indices_of(sender))
-    _check_statement("parts header", plan, header.plan_digest, header.custodian, sender)
-    co_holders = {name for name in quorum.ids if name != sender and held.intersection(quorum.indices_of(name))}
-    if set(header.recipients) != co_holders:
-        raise _refused(
-            "parts header has the wrong recipients",
-            [sender],
-            expected=", ".join(sorted(co_holders)),
-            actual=", ".join(sorted(header.recipients)),
-        )
-    if me not in co_holders:
-        raise _refused("parts for a custodian that shares no seed with their sender", [sender], actual=me)
-    _check_indices("sealed parts", sender, sealed, held.intersection(quorum.indices_of(me)))
-    found = parts_digest(sender, me, sealed)
-    if not hmac.compare_digest(found, header.recipients[me]):
-        raise _refused(
-            "sealed parts are not those in the header", [sender], expected=header.recipients[me], actual=found
-        )
 
 
 def check_commitments(plan: CeremonyPlan, quorum: Quorum, stated: Mapping[str, Commitments]) -> tuple[bytes, ...]:

@@ -77,6 +77,10 @@ class Reason(StrEnum):
     SANDBOX = "SANDBOX"
     JOB_FAILED = "JOB_FAILED"
     INTERNAL = "INTERNAL"
+    # ledger
+    LEDGER_ORIGIN = "LEDGER_ORIGIN"
+    LEDGER_PROOF = "LEDGER_PROOF"
+    LEDGER_FORK = "LEDGER_FORK"
 
 
 class KeyquorumError(Exception):

@@ -23,6 +23,7 @@ import rfc8785
 from keyquorum_core import ceremony, names
 from keyquorum_core.ceremony import CeremonyPlan, Commitments, EpochCertificate, PartsHeader
 from keyquorum_core.errors import Reason, RefusedError, StateError, UnavailableError
+from keyquorum_core.parts import SealedPart, check_header, co_holders, open_parts, parts_header, seal_parts
 from keyquorum_core.roster import Roster
 from keyquorum_core.sealing import RecipientKey, suite_available
 from keyquorum_core.signing import Identity, open_envelope, open_multi, peek_payload, sign
@@ -30,7 +31,6 @@ from keyquorum_core.strictjson import Fields, loads
 from keyquorum_core.transcript import transcript
 from keyquorum_custodian.epochs import Epochs, load_epoch, open_certificate
 from keyquorum_custodian.keystore import CeremonyRow, EpochRow, Keystore
-from keyquorum_custodian.parts import SealedPart, check_header, co_holders, open_parts, parts_header, seal_parts
 
 __all__ = ["MOVES", "Ceremonies", "Proposal", "SealedPart"]
 

@@ -35,7 +35,7 @@ from keyquorum_custodian.config import CustodianConfig
 from keyquorum_custodian.gate import ReleaseRequest
 from keyquorum_custodian.init import initialise
 from keyquorum_custodian.node import Node, open_node
-from keyquorum_custodian.parts import SealedPart
+from keyquorum_core.parts import SealedPart
 from keyquorum_protos.wire import tls
 from tests.support.vendor import MEASUREMENT, evidence_document, reference_json
 

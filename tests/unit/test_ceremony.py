@@ -19,7 +19,6 @@ from keyquorum_core.ceremony import (
     PartsHeader,
     check_certificate,
     check_commitments,
-    check_parts,
     check_plan,
     check_seeds,
 )
@@ -153,22 +152,15 @@ def mismatch(plan: CeremonyPlan, seeds: dict[str, dict[int, bytes]]) -> RefusedE
 
 def test_values_are_bound_by_transcript_hashes() -> None:
     identity = bytes.fromhex(ID)
-    info = H("keyquorum/v1/part", identity, u64be(3), b"a", b"b", b"key")
-    assert ceremony.part_info(ID, 3, "a", "b", b"key") == info
     assert ceremony.commitment(ID, 3, bytes(32)) == H("keyquorum/v1/commitment", identity, u64be(3), bytes(32))
     parts = {"b": b"\2" * 32, "a": b"\1" * 32}
     expected = hkdf_sha256(
         b"\1" * 32 + b"\2" * 32, salt=b"", info=H("keyquorum/v1/seed", identity, u64be(3)), length=32
     )
     assert ceremony.seed(ID, 3, parts) == expected
-    digest = H("keyquorum/v1/parts", b"a", b"b", u64be(1), b"x", u64be(2), b"y").hex()
-    assert ceremony.parts_digest("a", "b", {2: b"y", 1: b"x"}) == digest
 
 
 def test_values_are_pinned() -> None:
-    assert ceremony.part_info(ID, 3, "a", "b", b"key").hex() == (
-        "1ddb68e778f846ddee7983058f4498af9a7d1a4eee49a14ee484eb84bf50644c"
-    )
     assert ceremony.seed(ID, 3, {"b": b"\2" * 32, "a": b"\1" * 32}).hex() == (
         "d80813c70eb5806300489e6b3b34109b88930c0f7ba62797e1f6780b094c4055"
     )
@@ -364,39 +356,6 @@ def test_plans_for_others_are_refused() -> None:
         arguments: dict[str, Any] = {"cluster": "demo.local", "roster_digest": "ab" * 32, "quorum": QUORUM, **change}
         with pytest.raises(RefusedError, match=next(iter(change)).split("_")[0]):
             check_plan(PLAN, **arguments)
-
-
-SEALED = {2: b"sealed for de-1"}  # seed 2 belongs to the set {fr-1}: ch-1 and de-1 hold it
-
-
-def header_by_ch_1(**changes: Any) -> PartsHeader:
-    recipients = {
-        "de-1": ceremony.parts_digest("ch-1", "de-1", SEALED),
-        "fr-1": ceremony.parts_digest("ch-1", "fr-1", {1: b"sealed for fr-1"}),
-    }
-    return dataclasses.replace(PartsHeader(PLAN.digest, "ch-1", recipients), **changes)
-
-
-def test_parts_are_checked_against_the_signed_header() -> None:
-    good = header_by_ch_1()
-    check_parts(PLAN, good, "ch-1", "de-1", SEALED)
-    check_parts(PLAN, good, "ch-1", "fr-1", {1: b"sealed for fr-1"})
-    bad: list[tuple[PartsHeader, str, dict[int, bytes], str]] = [
-        (good, "de-1", {2: b"changed"}, "not those in the header"),
-        (good, "de-1", {}, "wrong seeds"),
-        (good, "de-1", {1: b"sealed for de-1"}, "wrong seeds"),
-        (good, "de-1", {**SEALED, 1: b""}, "wrong seeds"),
-        (good, "ch-1", {}, "shares no seed"),
-        (header_by_ch_1(custodian="fr-1"), "de-1", SEALED, "another custodian's name"),
-        (header_by_ch_1(plan_digest="00" * 32), "de-1", SEALED, "another plan"),
-        (header_by_ch_1(recipients={"de-1": good.recipients["de-1"]}), "de-1", SEALED, "wrong recipients"),
-        (header_by_ch_1(recipients={**good.recipients, "xx": "00" * 32}), "de-1", SEALED, "wrong recipients"),
-    ]
-    for header, me, sealed, message in bad:
-        with pytest.raises(RefusedError, match=message) as caught:
-            check_parts(PLAN, header, "ch-1", me, sealed)
-        assert caught.value.reason == Reason.CEREMONY
-        assert "ch-1" in caught.value.details["custodians"]
 
 
 def test_commitments_short_long_missing_or_misattributed_are_refused_naming_the_custodian() -> None:

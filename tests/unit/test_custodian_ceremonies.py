@@ -15,13 +15,13 @@ from hypothesis import strategies as st
 from keyquorum_core import ceremony, derivation
 from keyquorum_core.ceremony import Commitments, PartsHeader
 from keyquorum_core.errors import KeyquorumError, MalformedError, Reason, RefusedError, StateError, UnavailableError
+from keyquorum_core.parts import parts_header, seal_parts
 from keyquorum_core.quorum import Custodian, Quorum
 from keyquorum_core.sealing import Suite, seal
 from keyquorum_core.signing import Identity, merge, peek_payload, sign
 from keyquorum_custodian.ceremonies import MOVES, SealedPart
 from keyquorum_custodian.epochs import load_epoch
 from keyquorum_custodian.node import Node, open_node
-from keyquorum_custodian.parts import parts_header, seal_parts
 from tests.support.custodian import PASSPHRASE, Committee, addressed, build_committee
 
 ME = "ch-1"

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from types import MappingProxyType
 
-__all__ = ["AMD_ROOTS", "AWS_NITRO_ROOTS", "INTEL_ROOTS"]
+__all__ = ["AMD_ROOTS", "AWS_NITRO_ROOTS", "INTEL_ROOTS", "NVIDIA_DEVICE_ROOTS", "NVIDIA_RIM_ROOTS"]
 
 AMD_ROOTS: Mapping[str, str] = MappingProxyType(
     {
@@ -30,3 +30,13 @@ AWS_NITRO_ROOTS: Mapping[str, str] = MappingProxyType(
     {"f2caf5ecc6190b4a8399b78bc58a2bbcd0382375db8a1bfd78a82743874fd225": "AWS Nitro Enclaves Root G1"}
 )
 """The root key of AWS Nitro Enclaves."""
+
+NVIDIA_DEVICE_ROOTS: Mapping[str, str] = MappingProxyType(
+    {"a90c4eb5acfd3e3d03a25db6a26b84f720ad0503196c627c21ddd48dd85b06a4": "NVIDIA Device Identity CA"}
+)
+"""The root key of NVIDIA's device certificates: GPUs, and switches too."""
+
+NVIDIA_RIM_ROOTS: Mapping[str, str] = MappingProxyType(
+    {"dec1dc316477aa851eebdf51327ae9f864bc8d89254657ed1e7eb9168af1e1a3": "NVIDIA CoRIM signing Root CA"}
+)
+"""The root key under which NVIDIA signs reference integrity manifests."""

@@ -19,7 +19,16 @@ from keyquorum_core.quorum import Quorum
 from keyquorum_core.sealing import RecipientKey, seal
 from keyquorum_core.transcript import H
 
-__all__ = ["SealedPart", "check_header", "co_holders", "open_parts", "parts_header", "seal_parts", "shared_indices"]
+__all__ = [
+    "SealedPart",
+    "check_header",
+    "co_holders",
+    "open_parts",
+    "parts_header",
+    "parts_info",
+    "seal_parts",
+    "shared_indices",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +51,8 @@ def co_holders(quorum: Quorum, me: str) -> tuple[str, ...]:
     return tuple(name for name in quorum.ids if name != me and shared_indices(quorum, me, name))
 
 
-def _info(ceremony_id: str, sender: str, to: str, recipient_public: bytes) -> bytes:
+def parts_info(ceremony_id: str, sender: str, to: str, recipient_public: bytes) -> bytes:
+    """HPKE ``info`` of a blob: 32 bytes, binding ceremony, both custodians and the recipient's key."""
     return H("keyquorum/v1/parts", bytes.fromhex(ceremony_id), sender.encode(), to.encode(), recipient_public)
 
 
@@ -54,7 +64,7 @@ def seal_parts(
     for name in co_holders(plan.quorum, me):
         shared = {index: parts[index] for index in shared_indices(plan.quorum, me, name)}
         plaintext = derivation.encode_contributions(shared)
-        info = _info(plan.ceremony_id, me, name, keys[name])
+        info = parts_info(plan.ceremony_id, me, name, keys[name])
         out.append(SealedPart(me, name, seal(keys[name], plaintext, info)))
     return tuple(out)
 
@@ -77,7 +87,7 @@ def open_parts(
     if not hmac.compare_digest(expected, found):
         raise _wrong(sender, "its sealed parts are not those its header names", expected or "an entry for me", found)
     try:
-        plaintext = recipient.open(part.sealed, _info(plan.ceremony_id, sender, me, recipient.public))
+        plaintext = recipient.open(part.sealed, parts_info(plan.ceremony_id, sender, me, recipient.public))
         return derivation.decode_contributions(plaintext, shared_indices(plan.quorum, me, sender))
     except (MalformedError, RefusedError) as error:
         raise _wrong(
