@@ -24,7 +24,6 @@ from typing import Self
 import grpc.aio
 
 from keyquorum import keys as keyring
-from keyquorum.answers import Answers, JobBinding
 from keyquorum.folder import read_folder
 from keyquorum.jobs import Job, JobEvent, event_from_wire, job_from_wire
 from keyquorum.keyfiles import PassphraseSource, unlock
@@ -40,6 +39,7 @@ from keyquorum.status import ClusterStatus, cluster_status
 from keyquorum.submission import SubmittedJob
 from keyquorum.transfer import upload
 from keyquorum.verify import VerifiedOutcome, verify_outcome
+from keyquorum_core.answers import Answers, JobBinding
 from keyquorum_core.derivation import Combination, DerivedKey
 from keyquorum_core.errors import KeyquorumError, Reason, RefusedError, StateError, UnavailableError
 from keyquorum_core.keywrap import LoadedKeys
@@ -235,7 +235,13 @@ class AsyncClient:
 
     def _answers(self, job: JobBinding, owner: LoadedKeys, key_check: bytes | None = None) -> Answers:
         return Answers(
-            job, self.profile.roster, self.profile.quorum, owner.recipient, clock=self._clock, key_check=key_check
+            job,
+            self.profile.roster,
+            self.profile.quorum,
+            owner.recipient,
+            "owner",
+            clock=self._clock,
+            key_check=key_check,
         )
 
     def _warn(self, job_id: str, opened: Combination) -> None:

@@ -19,10 +19,10 @@ from typing import BinaryIO
 
 import grpc.aio
 
-from keyquorum.answers import Answers, JobBinding
 from keyquorum.folder import JobFolder, JobSettings
 from keyquorum.progress import Progress, ProgressCallback, Stage
 from keyquorum.session import Connection
+from keyquorum_core.answers import Answers, JobBinding
 from keyquorum_core.artifact import EncryptingWriter
 from keyquorum_core.bundle import write_bundle
 from keyquorum_core.derivation import Combination
@@ -143,7 +143,7 @@ async def gather(
     """
     backoff = connection.backoff()
     while True:
-        answers.ask_again()
+        answers.ask()
         try:
             await _ask(connection, answers, job, grace, lambda n: progress(Progress(Stage.OPEN, n, total)))
         except grpc.aio.AioRpcError as error:

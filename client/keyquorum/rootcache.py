@@ -14,7 +14,7 @@ import os
 import tempfile
 from pathlib import Path
 
-from keyquorum.answers import JobBinding
+from keyquorum_core.answers import JobBinding
 from keyquorum_core.derivation import DerivedKey, key_check
 from keyquorum_core.errors import KeyquorumError, Reason, UnavailableError
 from keyquorum_core.sealing import RecipientKey, seal

@@ -10,8 +10,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from keyquorum.answers import JobBinding, check_leaf
 from keyquorum.jobs import own_manifest
+from keyquorum_core.answers import JobBinding, check_leaf
 from keyquorum_core.attestation.evidence import EvidenceDocument
 from keyquorum_core.errors import KeyquorumError, Reason, RefusedError
 from keyquorum_core.manifest import Manifest, Opening, ResultStatement, open_opening, open_result, subject

@@ -1,15 +1,16 @@
-"""Custodians' answers to an owner, as the coordinator passes them on: each is verified before it counts.
+"""Custodians' answers to a recipient, as the coordinator passes them on: each is verified before it counts.
 
 An answer counts when a custodian of the pinned roster signed it for exactly this job, key and epoch, in a current
-window, and when it opens with the owner's key. What doesn't is kept with its reason, so that a failed opening says who
-gave what; an answer with a bad signature blames nobody, since the coordinator could have made it up.
+window, and when it opens with the recipient's key. What doesn't is kept with its reason, so that a failure says who
+gave what; an answer with a bad signature blames nobody, since the coordinator could have made it up. Owners and workers
+collect the same way: an owner without a key check, since it opens the job; a worker with the one that the owner signed.
 """
 
 from __future__ import annotations
 
 import hashlib
 import hmac
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from keyquorum_core.derivation import Combination, Combiner, context
@@ -21,7 +22,9 @@ from keyquorum_core.sealing import RecipientKey
 
 __all__ = ["Answers", "JobBinding", "check_leaf"]
 
-_NOBODY_ASKED = (Reason.UNAVAILABLE, Reason.TIMEOUT)
+_NOT_ASKED = frozenset({Reason.UNAVAILABLE, Reason.TIMEOUT})
+_MAY_PASS = _NOT_ASKED | {Reason.STALE}
+"""Reasons that a new request, or a little time, may cure."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,10 +66,11 @@ def check_leaf(leaf: Leaf, job: JobBinding, *, recipient: str, recipient_public:
 
 
 class Answers:
-    """Collects answers until they give the job's key.
+    """Collects answers until they give the job's key. ``role`` is the recipient's: ``owner`` or ``worker``.
 
     With ``key_check`` (from the opening that the owner signed) the key is the one of the opening or none; without, it
-    is confirmed when each seed is reported alike by two custodians.
+    is confirmed when each seed is reported alike by two custodians. What counted goes on counting over several requests
+    (:meth:`ask`): contributions belong to the job, not to the request.
     """
 
     def __init__(
@@ -75,6 +79,7 @@ class Answers:
         roster: Roster,
         quorum: Quorum,
         recipient: RecipientKey,
+        role: str,
         *,
         clock: Callable[[], float],
         key_check: bytes | None = None,
@@ -83,8 +88,10 @@ class Answers:
         self._roster = roster
         self._quorum = quorum
         self._recipient = recipient
+        self._role = role
         self._clock = clock
         self._combiner = Combiner(quorum, job.context(), key_check)
+        self._evidence = b""
         self._leaf: tuple[bytes, bytes] | None = None
         self._windows: dict[tuple[str, int], Window] = {}
         self.committee = quorum.ids
@@ -95,9 +102,14 @@ class Answers:
         self.rejected: dict[str, KeyquorumError] = {}
         """Custodians in whose name an answer came that does not verify."""
 
-    def ask_again(self) -> None:
-        """A new request: a new leaf comes with it. What counted goes on counting, since the job is the same."""
+    def ask(self, *, evidence: bytes = b"", windows: Iterable[Window] = ()) -> None:
+        """A new request begins, and a new leaf comes with it: over ``evidence`` (a worker's document), with verified
+        ``windows`` that the recipient knows already."""
         self._leaf = None
+        self._evidence = evidence
+        self._windows |= {(window.custodian, window.window): window for window in windows}
+        self.refused.clear()
+        self.rejected.clear()
 
     def take_leaf(self, data: bytes) -> None:
         """Raises :class:`RefusedError` (see :func:`check_leaf`) or :class:`MalformedError`: nothing then is usable."""
@@ -106,7 +118,9 @@ class Answers:
                 raise RefusedError(Reason.LEAF, "the coordinator changed the leaf between two answers")
             return
         leaf = Leaf.parse(data)
-        check_leaf(leaf, self._job, recipient="owner", recipient_public=self._recipient.public, evidence=b"")
+        check_leaf(
+            leaf, self._job, recipient=self._role, recipient_public=self._recipient.public, evidence=self._evidence
+        )
         self._leaf = (data, leaf.hash())
 
     def take_refusal(self, custodian: str, error: KeyquorumError) -> None:
@@ -144,16 +158,22 @@ class Answers:
                 actual=answer.custodian[:40],
             )
         place = (answer.custodian, answer.window)
-        if window_statement:
-            self._windows[place] = open_window(
+        if window_statement and place not in self._windows:
+            window = open_window(
                 window_statement,
                 self._roster.custodian(answer.custodian).identity,
                 custodian=answer.custodian,
                 cluster=self._roster.cluster,
                 now=int(self._clock()),
             )
+            self._windows[answer.custodian, window.window] = window
         if place not in self._windows:
-            raise RefusedError(Reason.STALE, f"{answer.custodian} answered in a window that nobody showed")
+            raise RefusedError(
+                Reason.STALE,
+                f"{answer.custodian} answered in a window that nobody showed",
+                expected="a window known before, or a statement with the answer",
+                actual=f"window {answer.window}",
+            )
         verify_answer(
             answer,
             self._windows[place],
@@ -170,6 +190,12 @@ class Answers:
     @property
     def blamed(self) -> tuple[str, ...]:
         return self._combiner.blamed
+
+    def worth_asking_again(self) -> bool:
+        """Whether a new request, or time, may bring answers that did not come."""
+        errors = [*self.refused.values(), *self.rejected.values()]
+        silent = set(self._quorum.ids) - set(self.answered) - set(self.refused) - set(self.rejected)
+        return bool(silent) or any(error.reason in _MAY_PASS for error in errors)
 
     def failure(self) -> KeyquorumError:
         """Why there is no key, naming each custodian that didn't contribute.
@@ -189,7 +215,7 @@ class Answers:
             details[name] = f"{Reason.BLAME}: gave contributions that contradict the others'"
         reasons = {None if error is None else error.reason for error in missing.values()}
         first = next((error for error in missing.values() if error is not None), None)
-        if len(reasons) == 1 and first is not None and first.reason not in _NOBODY_ASKED and not self.answered:
+        if len(reasons) == 1 and first is not None and first.reason not in _NOT_ASKED and not self.answered:
             return type(first)(
                 first.reason,
                 f"every custodian's answer was no: {first.message}",
@@ -199,7 +225,7 @@ class Answers:
                 details=details,
             )
         missing_words = str(self._combiner.missing())
-        contradicted = bool(self.blamed) or self._quorum.is_qualified(self.answered)
+        contradicted = self._quorum.is_qualified(self.answered)
         kind = RefusedError if contradicted else UnavailableError
         return kind(
             Reason.BLAME if contradicted else Reason.NO_QUORUM,
