@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import secrets
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
@@ -91,6 +92,7 @@ class Bench:
             not_before=now - 60,
             not_after=now + 3600,
             issued_at=now - 60,
+            nonce=secrets.token_hex(16),
         )
         envelope = manifests.sign_manifest(signed, self._owner.identity)
         payload = manifests.payload(signed)
@@ -141,6 +143,7 @@ class Bench:
             key_id=KEY,
             epoch=1,
             time=int(time.time()),
+            development=True,
         )
 
     def request_bytes(self, job: Job) -> int:

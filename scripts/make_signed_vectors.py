@@ -280,6 +280,7 @@ def example_manifest(owner: Identity) -> m.Manifest:
         not_before=NOW,
         not_after=NOW + 86400,
         issued_at=NOW - 60,
+        nonce="0f" * 16,
     )
 
 

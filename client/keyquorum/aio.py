@@ -41,7 +41,7 @@ from keyquorum.transfer import upload
 from keyquorum.verify import VerifiedOutcome, verify_outcome
 from keyquorum_core.answers import Answers, JobBinding
 from keyquorum_core.derivation import Combination, DerivedKey
-from keyquorum_core.errors import KeyquorumError, Reason, RefusedError, StateError, UnavailableError
+from keyquorum_core.errors import KeyquorumError, Reason, RefusedError, UnavailableError
 from keyquorum_core.keywrap import LoadedKeys
 from keyquorum_core.manifest import Opening, Resources, sign_opening
 from keyquorum_core.sealing import Suite
@@ -184,20 +184,11 @@ class AsyncClient:
             now=int(self._clock()),
             not_before=not_before,
             not_after=not_after,
-            is_new=self._cache.claim,
         )
         job = prepared.binding
         try:
             accepted = await connection.unary(connection.jobs.Submit, pb.SubmitRequest(manifest=prepared.envelope))
-            first = job_from_wire(accepted, owner.identity.public, job.job_id)
-            if first.state not in ("submitted", "opened"):
-                raise StateError(
-                    Reason.EXISTS,
-                    f"job {job.job_id} is there already",
-                    expected="a new job",
-                    actual=f"one that is {first.state}",
-                    next_step="The same owner submitted the same folder in the same second elsewhere; try again",
-                )
+            job_from_wire(accepted, owner.identity.public, job.job_id)
             answers = self._answers(job, owner)
             opened = await gather(
                 connection, answers, job.job_id, grace=self._grace, progress=report, total=len(answers.committee)

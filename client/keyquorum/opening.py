@@ -11,6 +11,7 @@ import asyncio
 import hashlib
 import hmac
 import os
+import secrets
 import tempfile
 import time
 from collections.abc import Callable
@@ -72,36 +73,15 @@ def prepare(
     now: int,
     not_before: int | None,
     not_after: int | None,
-    is_new: Callable[[str, bytes], bool],
 ) -> PreparedJob:
     """Sign the manifest. ``not_after`` defaults to a day from now, or longer where the job itself may take longer.
 
-    ``is_new(job id, envelope)`` says whether the owner never made this very manifest before. Where it did, as by the
-    same folder in the same second, the manifest is dated a second earlier, so that two submissions are two jobs.
     Raises :class:`MalformedError` for anything that a manifest can't say.
     """
     start = now - CLOCK_SKEW if not_before is None else not_before
     end = not_after
     if end is None:
         end = min(now + max(24 * 3600, 2 * settings.resources.wall_seconds), start + MAX_LIFETIME)
-    issued = now
-    while True:
-        made = _sign(owner, settings, subjects, key_id, epoch, start, end, issued)
-        if is_new(made.binding.job_id, made.envelope):
-            return made
-        issued -= 1
-
-
-def _sign(
-    owner: LoadedKeys,
-    settings: JobSettings,
-    subjects: tuple[Subject, ...],
-    key_id: str,
-    epoch: int,
-    not_before: int,
-    not_after: int,
-    issued_at: int,
-) -> PreparedJob:
     manifest = Manifest(
         subjects=subjects,
         key_id=key_id,
@@ -115,9 +95,10 @@ def _sign(
         owner_identity=owner.identity.public,
         owner_hpke=owner.recipient.public,
         entrypoint=settings.entrypoint,
-        not_before=not_before,
-        not_after=not_after,
-        issued_at=issued_at,
+        not_before=start,
+        not_after=end,
+        issued_at=now,
+        nonce=secrets.token_hex(16),
     )
     data = payload(manifest)
     return PreparedJob(

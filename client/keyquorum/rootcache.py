@@ -38,19 +38,6 @@ class RootCache:
     def _info(job: JobBinding, public: bytes) -> bytes:
         return H("keyquorum/v1/owner-cache", job.job_id.encode(), job.context(), public)
 
-    def claim(self, job_id: str, manifest: bytes) -> bool:
-        """Keep a new job's manifest; false where this owner made the same one before. Raises as :meth:`store`."""
-        path = self._folder / f"{job_id}.manifest"
-        try:
-            self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600), "wb") as file:
-                file.write(manifest)
-        except FileExistsError:
-            return False
-        except OSError as error:
-            raise self._unwritable(error) from None
-        return True
-
     def _unwritable(self, error: OSError) -> UnavailableError:
         return UnavailableError(
             Reason.STORAGE,

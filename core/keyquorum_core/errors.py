@@ -149,6 +149,6 @@ class UnavailableError(KeyquorumError):
 
 
 class StateError(KeyquorumError):
-    """The request is well-formed and allowed, but does not fit the present state: missing, there already, wrong step."""
+    """The request is well-formed and allowed, but does not fit the present state: missing, there already, too soon."""
 
     kind = "state"

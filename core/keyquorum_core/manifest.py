@@ -79,6 +79,7 @@ _CACHED: Final = 32 << 10
 _MAX_PAYLOAD: Final = 768 << 10  # in base64 this is the 1 MiB that an envelope may have
 
 _REGION: Final = re.compile(r"[A-Z]{2}|[a-z0-9-]{2,32}", re.ASCII)
+_NONCE: Final = re.compile(r"[0-9a-f]{32}", re.ASCII)
 _CLASSIFICATION: Final = re.compile(r"[a-z0-9-]{1,32}", re.ASCII)
 _EXPORT_CONTROL: Final = re.compile(r"[A-Za-z0-9. -]{0,64}", re.ASCII)
 
@@ -161,6 +162,8 @@ class Manifest:
     not_before: int
     not_after: int
     issued_at: int
+    nonce: str
+    """16 random bytes, hex: the same job submitted twice is two jobs."""
 
     def __post_init__(self) -> None:
         for name in ("subjects", "regions", "evidence_types"):
@@ -169,6 +172,7 @@ class Manifest:
         _check_subjects(self.subjects)
         check(KEY_ID, self.key_id, "key id")
         within(self.epoch, "epoch")
+        check(_NONCE, self.nonce, "nonce")
         check(_CLASSIFICATION, self.classification, "classification")
         check(_EXPORT_CONTROL, self.export_control, "export control class")
         _check_set(self.regions, "regions", 64)
@@ -211,8 +215,8 @@ def _check_entrypoint(arguments: tuple[str, ...]) -> None:
             size = len(argument.encode())
         except UnicodeEncodeError:
             size = 0
-        if not 0 < size <= _MAX_ARGUMENT or "\0" in argument:
-            raise _bad("bad entrypoint argument", f"1…{_MAX_ARGUMENT} bytes of UTF-8 without NUL", f"{size} bytes")
+        if not 0 < size <= _MAX_ARGUMENT or any(ord(c) < 32 and c != "\n" for c in argument):
+            raise _bad("bad entrypoint argument", f"1…{_MAX_ARGUMENT} bytes of UTF-8 without control characters", f"{size} bytes")
     if not 1 <= len(arguments) <= MAX_ARGUMENTS:
         raise _bad("bad entrypoint", f"1…{MAX_ARGUMENTS} arguments", len(arguments))
 
@@ -249,6 +253,7 @@ def payload(manifest: Manifest) -> bytes:
                 "export_control": manifest.export_control,
                 "issued_at": manifest.issued_at,
                 "key_id": manifest.key_id,
+                "nonce": manifest.nonce,
                 "not_after": manifest.not_after,
                 "not_before": manifest.not_before,
                 "owner": manifest.owner,
@@ -313,6 +318,7 @@ def parse(data: bytes) -> Manifest:
         not_before=predicate.integer("not_before"),
         not_after=predicate.integer("not_after"),
         issued_at=predicate.integer("issued_at"),
+        nonce=predicate.text("nonce", max_length=32),
     )
     resources.done()
     predicate.done()

@@ -59,7 +59,7 @@ WINDOW_LIFETIME: Final = 2 * WINDOW_SECONDS
 
 
 _LEAF: Final = re.compile(
-    rb'\{"epoch":(0|[1-9][0-9]{0,15}),"evidence_sha256":"([0-9a-f]{64})","job_id":"([a-z2-7]{26})",'
+    rb'\{"development":(true|false),"epoch":(0|[1-9][0-9]{0,15}),"evidence_sha256":"([0-9a-f]{64})","job_id":"([a-z2-7]{26})",'
     rb'"key_id":"([a-z0-9._-]{1,64})","manifest_sha256":"([0-9a-f]{64})","recipient":"(owner|worker)",'
     rb'"recipient_sha256":"([0-9a-f]{64})","time":(0|[1-9][0-9]{0,15}),"type":"release\.intent"\}'
 )
@@ -81,6 +81,8 @@ class Leaf:
     epoch: int
     time: int
     recipient: str
+    development: bool = False
+    """The evidence is of development hardware, which proves nothing; custodians refuse a leaf that says otherwise."""
     type: str = LEAF_TYPE
 
     NO_EVIDENCE = hashlib.sha256(b"").hexdigest()
@@ -110,7 +112,8 @@ class Leaf:
     def to_bytes(self) -> bytes:
         """RFC 8785 JSON. Written out: nothing in it needs escaping, and this is on the release path."""
         return (
-            f'{{"epoch":{self.epoch},"evidence_sha256":"{self.evidence_sha256}","job_id":"{self.job_id}",'
+            f'{{"development":{"true" if self.development else "false"},"epoch":{self.epoch},'
+            f'"evidence_sha256":"{self.evidence_sha256}","job_id":"{self.job_id}",'
             f'"key_id":"{self.key_id}","manifest_sha256":"{self.manifest_sha256}","recipient":"{self.recipient}",'
             f'"recipient_sha256":"{self.recipient_sha256}","time":{self.time},"type":"{self.type}"}}'
         ).encode()
@@ -123,11 +126,16 @@ class Leaf:
     def parse(data: bytes) -> Leaf:
         """Strict: exactly the bytes that :meth:`to_bytes` makes. Raises :class:`MalformedError`."""
         if match := _LEAF.fullmatch(data):
-            epoch, evidence, job, key, manifest, recipient, recipient_key, time = (g.decode() for g in match.groups())
-            return Leaf(job, manifest, recipient_key, evidence, key, int(epoch), int(time), recipient)
+            development, epoch, evidence, job, key, manifest, recipient, recipient_key, time = (
+                group.decode() for group in match.groups()
+            )
+            return Leaf(
+                job, manifest, recipient_key, evidence, key, int(epoch), int(time), recipient, development == "true"
+            )
         # Written otherwise: read it as JSON, to say what is wrong with it.
         fields = Fields(loads(data, "leaf", max_bytes=2048, max_depth=1), "leaf")
         leaf = Leaf(
+            development=fields.boolean("development"),
             job_id=fields.text("job_id"),
             manifest_sha256=fields.text("manifest_sha256"),
             recipient_sha256=fields.text("recipient_sha256"),

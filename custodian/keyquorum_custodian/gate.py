@@ -226,6 +226,13 @@ class Gate:
                 expected=digest,
                 actual=case.leaf.recipient_sha256,
             )
+        if case.leaf.development != case.development:
+            raise RefusedError(
+                Reason.LEAF,
+                "the leaf is wrong about development hardware",
+                expected=f"development {str(case.development).lower()}",
+                actual=str(case.leaf.development).lower(),
+            )
         suite = suite_of(case.recipient)
         if suite != case.epoch.suite:
             raise RefusedError(

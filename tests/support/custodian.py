@@ -12,6 +12,7 @@ import base64
 import hashlib
 import json
 import os
+import secrets
 import select
 import signal
 import subprocess
@@ -26,6 +27,7 @@ import grpc.aio
 from keyquorum_core import ceremony, keywrap, manifest
 from keyquorum_core.attestation.development import DevelopmentChip
 from keyquorum_core.keywrap import LoadedKeys
+from keyquorum_core.parts import SealedPart
 from keyquorum_core.quorum import Quorum
 from keyquorum_core.release import Leaf
 from keyquorum_core.roster import Operator, Roster, RosterCustodian, sign_roster
@@ -35,7 +37,6 @@ from keyquorum_custodian.config import CustodianConfig
 from keyquorum_custodian.gate import ReleaseRequest
 from keyquorum_custodian.init import initialise
 from keyquorum_custodian.node import Node, open_node
-from keyquorum_core.parts import SealedPart
 from keyquorum_protos.wire import tls
 from tests.support.vendor import MEASUREMENT, evidence_document, reference_json
 
@@ -182,6 +183,7 @@ class Committee:
             "not_before": now - 60,
             "not_after": now + 3600,
             "issued_at": now,
+            "nonce": secrets.token_hex(16),
         }
         return manifest.Manifest(**{**members, **changes})  # type: ignore[arg-type]
 
@@ -208,6 +210,7 @@ class Committee:
             "epoch": opened.epoch,
             "time": int(self.clock()),
             "recipient": "worker" if evidence else "owner",
+            "development": bool(evidence),
         }
         return Leaf(**{**members, **changes})  # type: ignore[arg-type]
 

@@ -353,6 +353,7 @@ class Worker:
             epoch=job.manifest.epoch,
             time=int(coordinator.clock()),
             recipient="worker",
+            development=True,
         )
         job.leaf = leaf.to_bytes()
         opening = open_opening(job.opening, job.manifest.owner_identity, job_id)

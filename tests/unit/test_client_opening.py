@@ -96,7 +96,6 @@ async def test_the_same_folder_submitted_twice_is_two_jobs(coordinator: FakeCoor
     async with connected(coordinator, tmp_path) as client:
         both = await asyncio.gather(client.submit(folder, key="demo"), client.submit(folder, key="demo"))
     assert len(coordinator.jobs) == len({job.id for job in both}) == 2
-    assert (tmp_path / "profile" / "state" / "jobs" / f"{both[0].id}.manifest").is_file()
 
 
 async def test_g6_a_custodian_that_lies_is_blamed_by_name_and_the_job_goes_on(

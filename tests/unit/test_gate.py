@@ -567,3 +567,12 @@ def _release_until_refused(committee: Committee, node: Node, times: Iterator[int
     envelope = signed(committee)
     for skew in times:
         node.gate.release(committee.owner_request(envelope, time=int(committee.clock()) + skew))
+
+
+def test_a_leaf_that_is_wrong_about_development_hardware_is_refused(
+    committee: Committee, node: Node, worker: tuple[RecipientKey, Identity]
+) -> None:
+    """DESIGN §7: every leaf of development hardware is marked, and no other."""
+    unmarked = committee.worker_request(committee.evidence(*worker), development=False)
+    refused(node, unmarked, "recipient", Reason.LEAF)
+    refused(node, committee.owner_request(development=True), "recipient", Reason.LEAF)

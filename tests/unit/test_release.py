@@ -110,7 +110,7 @@ def test_vector(vector: signed_vectors.Vector) -> None:
 def test_layout_of_the_leaf_is_pinned() -> None:
     data = LEAF.to_bytes()
     assert data == (
-        b'{"epoch":1,"evidence_sha256":"' + b"33" * 32 + b'","job_id":"abcdefghijklmnopqrstuvwxyz",'
+        b'{"development":false,"epoch":1,"evidence_sha256":"' + b"33" * 32 + b'","job_id":"abcdefghijklmnopqrstuvwxyz",'
         b'"key_id":"chem-2027","manifest_sha256":"' + b"11" * 32 + b'","recipient":"worker",'
         b'"recipient_sha256":"' + b"22" * 32 + b'","time":1800000000,"type":"release.intent"}'
     )

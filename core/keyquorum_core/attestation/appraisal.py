@@ -30,6 +30,7 @@ from keyquorum_core.attestation import sev_snp
 from keyquorum_core.attestation.binding import report_data
 from keyquorum_core.attestation.evidence import EvidenceDocument
 from keyquorum_core.attestation.reference import Machine, ReferenceValues
+from keyquorum_core.attestation.snp_certificates import names_vendor_root
 from keyquorum_core.errors import Reason, RefusedError
 from keyquorum_core.release import WINDOW_SECONDS
 
@@ -41,6 +42,7 @@ __all__ = [
     "check_binding",
     "check_not_debug",
     "check_reference",
+    "claims_development",
     "find_machine",
 ]
 
@@ -197,6 +199,12 @@ def check_not_debug(verified: sev_snp.VerifiedReport) -> None:
             expected="policy bit 19 zero",
             actual=f"{verified.report.policy:#x}",
         )
+
+
+def claims_development(document: EvidenceDocument) -> bool:
+    """What a leaf about this document has to say: whether some item's endorsements name no vendor's root. Verifies
+    nothing; every custodian compares the leaf with its own appraisal. Raises :class:`MalformedError`."""
+    return not all(names_vendor_root(item.endorsements) for item in document.items if item.type == SEV_SNP)
 
 
 def check_binding(verified: sev_snp.VerifiedReport, expected: bytes) -> None:

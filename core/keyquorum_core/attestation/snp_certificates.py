@@ -194,6 +194,12 @@ def _broken(what: str, expected: str, actual: str) -> RefusedError:
     return RefusedError(Reason.CHAIN, f"the endorsements are no chain: {what}", expected=expected, actual=actual[:200])
 
 
+def names_vendor_root(endorsements: Sequence[bytes]) -> bool:
+    """Whether one of the certificates has a key that AMD's roots have. Nothing is verified: for whoever only has to
+    *say* where evidence comes from (a leaf's ``development``), and is checked by those who verify it."""
+    return any(each.spki_sha256 in AMD_ROOTS for each in _parse(tuple(endorsements)))
+
+
 def _parse(endorsements: tuple[bytes, ...]) -> list[_Certificate]:
     """Every fact about each certificate that a check needs, read at once.
 
