@@ -1,0 +1,183 @@
+"""What the coordinator checks about signed documents before it stores them, so that a mistake is told early.
+
+These checks protect the coordinator's own order and its callers' time, nobody's key: custodians, workers and owners
+check everything again for themselves. Reasons are those the custodians would give.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import OrderedDict
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from keyquorum_coordinator.artifacts import ArtifactState
+from keyquorum_coordinator.job_states import JobState
+from keyquorum_coordinator.jobs import Job, NewJob
+from keyquorum_core import manifest as manifests
+from keyquorum_core.attestation.evidence import EvidenceDocument
+from keyquorum_core.errors import KeyquorumError, MalformedError, Reason, RefusedError, StateError
+from keyquorum_core.manifest import Manifest, ResultStatement
+from keyquorum_core.signing import PublicIdentity, peek_payload
+
+__all__ = ["MAX_MANIFEST", "JobFacts", "admit", "check_opening", "check_statement", "facts_of"]
+
+MAX_MANIFEST = 1 << 20
+_KEPT_FACTS = 1024
+
+
+@dataclass(frozen=True, slots=True)
+class JobFacts:
+    """What leaves and limits need of a stored manifest; digests are lower-case hex."""
+
+    manifest: Manifest
+    manifest_sha256: str
+    owner_recipient_sha256: str
+
+
+_facts: OrderedDict[str, JobFacts] = OrderedDict()
+
+
+def facts_of(job: Job) -> JobFacts:
+    """The facts of a job whose manifest was admitted. Kept: parsing is not for the release path."""
+    known = _facts.get(job.job_id)
+    if known is not None:
+        _facts.move_to_end(job.job_id)
+        return known
+    payload = peek_payload(job.manifest, manifests.MANIFEST_TYPE, "manifest")
+    manifest = manifests.parse(payload)
+    facts = JobFacts(manifest, hashlib.sha256(payload).hexdigest(), hashlib.sha256(manifest.owner_hpke).hexdigest())
+    _facts[job.job_id] = facts
+    while len(_facts) > _KEPT_FACTS:
+        _facts.popitem(last=False)
+    return facts
+
+
+def admit(envelope: bytes, caller: str, now: int, epochs: Mapping[tuple[str, int], str]) -> NewJob:
+    """The job that a manifest asks for. ``epochs``: state of each known (key id, epoch).
+
+    Raises ``TOO_LARGE``, ``SIGNATURE…``, ``UNKNOWN_OWNER`` (it names another owner than the caller), ``NOT_YET_VALID``,
+    ``EXPIRED``, ``UNKNOWN_KEY``, ``EPOCH``, ``KEY_STATE``.
+    """
+    if len(envelope) > MAX_MANIFEST:
+        raise MalformedError(
+            Reason.TOO_LARGE,
+            "the manifest is too large",
+            expected=f"at most {MAX_MANIFEST} bytes",
+            actual=len(envelope),
+        )
+    claimed = manifests.parse(peek_payload(envelope, manifests.MANIFEST_TYPE, "manifest"))
+    manifest, payload = manifests.open_manifest(envelope, claimed.owner_identity)
+    if manifest.owner != caller:
+        raise RefusedError(
+            Reason.UNKNOWN_OWNER,
+            "the manifest names another owner than the caller's certificate",
+            expected=caller,
+            actual=manifest.owner,
+        )
+    manifests.check_window(manifest, now)
+    _check_epoch(manifest, epochs)
+    return NewJob(
+        job_id=manifests.job_id(payload),
+        owner=manifest.owner,
+        key_id=manifest.key_id,
+        epoch=manifest.epoch,
+        manifest=envelope,
+        not_after=manifest.not_after,
+    )
+
+
+def _check_epoch(manifest: Manifest, epochs: Mapping[tuple[str, int], str]) -> None:
+    known = sorted(epoch for key_id, epoch in epochs if key_id == manifest.key_id)
+    if not known:
+        raise RefusedError(
+            Reason.UNKNOWN_KEY,
+            "no custodian knows this key",
+            expected=", ".join(sorted({key_id for key_id, _ in epochs}))[:200] or "a key made by a ceremony",
+            actual=manifest.key_id,
+        )
+    if manifest.epoch not in known:
+        raise RefusedError(
+            Reason.EPOCH,
+            f"key {manifest.key_id} has no such epoch",
+            expected=", ".join(map(str, known))[:200],
+            actual=manifest.epoch,
+        )
+    state = epochs[manifest.key_id, manifest.epoch]
+    if state != "active":
+        raise RefusedError(
+            Reason.KEY_STATE,
+            f"key {manifest.key_id} epoch {manifest.epoch} is not in use",
+            expected="active",
+            actual=state,
+        )
+
+
+def check_opening(job: Job, envelope: bytes, bundle: ArtifactState) -> None:
+    """The owner's opening is for this job, and names the bundle that is stored.
+
+    Raises ``SIGNATURE…``, ``WRONG_JOB``, ``STATE`` (the bundle is not complete), ``DIGEST`` (another bundle).
+    """
+    opening = manifests.open_opening(envelope, facts_of(job).manifest.owner_identity, job.job_id)
+    if not bundle.complete:
+        raise StateError(
+            Reason.STATE,
+            f"the bundle of job {job.job_id} is not complete",
+            expected=f"{opening.bundle_size} bytes",
+            actual=f"{bundle.committed} bytes",
+            next_step="Upload the rest, then commit again",
+        )
+    _check_digest("bundle", bundle, opening.bundle_size, opening.bundle_sha256)
+
+
+def check_statement(
+    job: Job, envelope: bytes, evidence: bytes | None, artifacts: Mapping[str, ArtifactState]
+) -> tuple[JobState, KeyquorumError | None]:
+    """How the job ends by a worker's result statement, signed with the key that the recorded evidence binds.
+
+    Raises ``SIGNATURE…``, ``WRONG_JOB``, ``DIGEST`` (an artifact is not the one it names, or is missing), ``STATE`` (no
+    release to this worker is on record, so that no owner could check the statement).
+    """
+    if evidence is None:
+        raise StateError(
+            Reason.STATE,
+            f"no release of job {job.job_id} to worker {job.worker} is on record",
+            expected="a release before the statement",
+            next_step="Ask for the release again with the same evidence, then send the statement again",
+        )
+    signer = PublicIdentity.from_bytes(EvidenceDocument.parse(evidence).signing_key)
+    statement = manifests.open_result(envelope, signer, job.job_id)
+    for kind, artifact in statement.artifacts.items():
+        stored = artifacts[kind]
+        if not stored.complete:
+            raise RefusedError(
+                Reason.DIGEST,
+                f"the {kind} of job {job.job_id} is not complete",
+                expected=f"{artifact.size} bytes",
+                actual=f"{stored.committed} bytes",
+                next_step="Upload the rest, then send the statement again",
+            )
+        _check_digest(kind, stored, artifact.size, artifact.sha256)
+    if statement.outcome == "completed":
+        return JobState.COMPLETED, None
+    return JobState.FAILED, _failure(statement)
+
+
+def _failure(statement: ResultStatement) -> RefusedError:
+    return RefusedError(
+        Reason.JOB_FAILED,
+        f"the job ended as {statement.outcome}" + (f": {statement.reason}" if statement.reason else ""),
+        expected="completed",
+        actual=f"{statement.outcome}, exit code {statement.exit_code}",
+        next_step="Read the job's log",
+    )
+
+
+def _check_digest(kind: str, stored: ArtifactState, size: int, sha256: str) -> None:
+    if (stored.committed, stored.sha256.hex()) != (size, sha256):
+        raise RefusedError(
+            Reason.DIGEST,
+            f"the stored {kind} is not the one that was signed",
+            expected=f"{size} bytes, SHA-256 {sha256}",
+            actual=f"{stored.committed} bytes, SHA-256 {stored.sha256.hex()}",
+        )

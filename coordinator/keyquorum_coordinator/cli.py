@@ -1,0 +1,163 @@
+"""The ``keyquorum-coordinator`` command. Exit status: 0 done, 1 refused (with the reason code), 2 usage."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Any, NoReturn
+
+# Before grpc is imported: its C core would write to standard error by itself.
+os.environ.setdefault("GRPC_VERBOSITY", "NONE")
+
+import typer
+
+from keyquorum_core.errors import KeyquorumError, Reason, UnavailableError
+
+__all__ = ["app", "main"]
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="A keyquorum coordinator: keeps jobs and ciphertext, and asks the custodians. It holds no key.",
+)
+
+_Directory = Annotated[Path, typer.Option("--dir", help="The coordinator's folder.")]
+_Json = Annotated[bool, typer.Option("--json", help="Print one JSON object, for scripts.")]
+
+
+@contextlib.contextmanager
+def _refusals(as_json: bool = False) -> Iterator[None]:
+    """Typed errors as text on standard error, or as JSON on standard output; exit status 1."""
+    try:
+        yield
+    except KeyquorumError as error:
+        _refuse(error, as_json)
+
+
+def _refuse(error: KeyquorumError, as_json: bool) -> NoReturn:
+    if as_json:
+        typer.echo(json.dumps({"error": error.as_dict()}))
+    else:
+        typer.echo(f"refused: {error.reason}: {error.message}", err=True)
+        for label, text in (("expected", error.expected), ("got", error.actual), ("next step", error.next_step)):
+            if text:
+                typer.echo(f"  {label}: {text}", err=True)
+    raise typer.Exit(1)
+
+
+@app.command()
+def init(
+    directory: _Directory,
+    cluster: Annotated[str, typer.Option(help="The cluster's name.")],
+    listen: Annotated[str, typer.Option(help="host:port for callers; port 0 chooses a free one now.")],
+    name: Annotated[str, typer.Option(help="This coordinator's name in its certificate.")] = "main",
+    metrics_listen: Annotated[str, typer.Option(help="host:port for Prometheus; empty serves none.")] = "",
+    as_json: _Json = False,
+) -> None:
+    """Make a new coordinator: TLS identity, the authority for its callers, configuration. Never overwrites."""
+    from keyquorum_coordinator.config import CoordinatorConfig
+    from keyquorum_coordinator.init import initialise
+
+    with _refusals(as_json):
+        config = initialise(
+            CoordinatorConfig(directory.absolute(), name, cluster, listen, metrics_listen), now=int(time.time())
+        )
+        out = {
+            "name": name,
+            "cluster": cluster,
+            "directory": str(config.directory),
+            "address": config.listen,
+            "tls_certificate": str(config.path(config.tls_certificate)),
+            "clients_ca": str(config.path(config.clients_ca)),
+        }
+        if as_json:
+            typer.echo(json.dumps(out))
+        else:
+            typer.echo(f"Coordinator {name} made in {config.directory}, listening at {config.listen}")
+            typer.echo(f"Give {out['tls_certificate']} to the operators for the roster.")
+            typer.echo(f"Put their {config.roster} and {config.operators} into the folder, then serve.")
+
+
+@app.command("issue-cert")
+def issue_cert(
+    directory: _Directory,
+    role: Annotated[str, typer.Option(help="owner, worker or operator.")],
+    name: Annotated[str, typer.Option(help="The caller's name; an owner's is the one in its manifests.")],
+    out: Annotated[Path, typer.Option(help="Folder for NAME-cert.pem and NAME-key.pem.")],
+    days: Annotated[int, typer.Option(min=1, max=825, help="How long it is good for.")] = 365,
+    as_json: _Json = False,
+) -> None:
+    """Issue a caller's TLS certificate. Never overwrites."""
+    from keyquorum_coordinator.init import issue_certificate
+
+    with _refusals(as_json):
+        uri = issue_certificate(directory, role, name, out, now=int(time.time()), days=days)
+        made = {
+            "uri": uri,
+            "certificate": str(out / f"{name}-cert.pem"),
+            "key": str(out / f"{name}-key.pem"),
+        }
+        typer.echo(json.dumps(made) if as_json else f"{uri}\n  {made['certificate']}\n  {made['key']}")
+
+
+@app.command()
+def serve(
+    directory: _Directory,
+    log_level: Annotated[str, typer.Option(help="debug, info, warning or error.")] = "info",
+) -> None:
+    """Serve until SIGTERM. Checks everything on disk first; prints one line of JSON when it can be reached."""
+    if log_level not in ("debug", "info", "warning", "error"):
+        raise typer.BadParameter("must be debug, info, warning or error", param_hint="--log-level")
+    import asyncio
+
+    from keyquorum_coordinator import logs
+    from keyquorum_coordinator.server import serve as run
+
+    with _refusals():
+        logs.configure(log_level)
+        asyncio.run(run(directory))
+
+
+@app.command()
+def status(directory: _Directory, as_json: _Json = False) -> None:
+    """Ask the running coordinator how it and its custodians are."""
+    import asyncio
+
+    from keyquorum_coordinator.status import fetch_status
+
+    with _refusals(as_json):
+        found = asyncio.run(fetch_status(directory))
+        if as_json:
+            typer.echo(json.dumps(found))
+        else:
+            _show(found)
+
+
+def _show(found: dict[str, Any]) -> None:
+    typer.echo(f"coordinator {found['name']} of {found['cluster']} at {found['address']}, version {found['version']}")
+    for each in found["custodians"]:
+        state = "reachable" if each["reachable"] else "NOT reachable"
+        typer.echo(
+            f"  {each['custodian']:<16} {each['jurisdiction']}  {state}, circuit {each['circuit']}, "
+            f"{each['latency_ms']:.1f} ms (p95 {each['latency_p95_ms']:.1f}), skew {each['clock_skew_ms']} ms"
+            + (f"; {each['last_error']}" if each["last_error"] else "")
+        )
+
+
+def main() -> None:
+    """Console entry point."""
+    try:
+        app()
+    except OSError as error:
+        with contextlib.suppress(typer.Exit):
+            _refuse(
+                UnavailableError(Reason.STORAGE, "a file could not be used", actual=error.strerror),
+                "--json" in sys.argv,
+            )
+        raise SystemExit(1) from None

@@ -1,0 +1,195 @@
+"""coordinator.toml, the files beside it, and what a coordinator trusts: read strictly, before anything listens.
+
+An unknown member is refused, so that a misspelt limit is never silently a missing one. Paths are relative to the
+file's folder.
+"""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from dataclasses import dataclass
+from pathlib import Path
+
+from keyquorum_core import names
+from keyquorum_core.errors import MalformedError, Reason, RefusedError, StateError, UnavailableError
+from keyquorum_core.roster import Roster, open_roster
+from keyquorum_core.signing import MAX_SIGNERS, PUBLIC_IDENTITY_SIZE, PublicIdentity
+from keyquorum_core.strictjson import Fields, loads
+from keyquorum_protos.wire.tls import TlsIdentity
+
+__all__ = ["CONFIG_NAME", "CoordinatorConfig", "Trust", "load_config", "load_trust", "read_bytes", "render_config"]
+
+CONFIG_NAME = "coordinator.toml"
+_MAX_FILE = 16 << 20
+_ADDRESS = re.compile(r"(?:\[[0-9a-fA-F:]{2,45}\]|[A-Za-z0-9.-]{1,253}):[0-9]{1,5}")
+
+
+@dataclass(frozen=True, slots=True)
+class CoordinatorConfig:
+    """Durations in seconds. ``metrics_listen`` is empty when metrics are not served. ``database`` is a SQLAlchemy URL
+    or a SQLite file's path; ``store`` an object store's URL or a folder's path."""
+
+    directory: Path
+    name: str
+    cluster: str
+    listen: str
+    metrics_listen: str
+    database: str = "coordinator.db"
+    store: str = "artifacts"
+    roster: str = "roster.json"
+    operators: str = "operators.json"
+    tls_certificate: str = "tls-cert.pem"
+    tls_key: str = "tls-key.pem"
+    clients_ca: str = "clients-ca.pem"
+    clients_ca_key: str = "clients-ca-key.pem"
+    worker_timeout: int = 30
+    release_deadline: int = 10
+    max_releases: int = 256
+    max_open_jobs_per_owner: int = 256
+    max_artifact_mib: int = 65536
+    shutdown_grace: int = 10
+
+    def path(self, name: str) -> Path:
+        return self.directory / name
+
+    @property
+    def database_url(self) -> str:
+        return self.database if "://" in self.database else f"sqlite:///{self.path(self.database)}"
+
+    @property
+    def store_place(self) -> str:
+        return self.store if "://" in self.store else str(self.path(self.store))
+
+
+@dataclass(frozen=True, slots=True)
+class Trust:
+    """``roster_envelope``: the exact bytes that callers compare with the ones they pinned."""
+
+    roster: Roster
+    roster_envelope: bytes
+    tls: TlsIdentity
+    clients_ca: bytes
+
+
+_TEXTS = ("database", "store", "roster", "operators", "tls_certificate", "tls_key", "clients_ca", "clients_ca_key")
+_LIMITS = (
+    ("worker_timeout", 2, 3600),
+    ("release_deadline", 1, 120),
+    ("max_releases", 1, 65536),
+    ("max_open_jobs_per_owner", 1, 10**6),
+    ("max_artifact_mib", 1, 1 << 24),
+    ("shutdown_grace", 0, 600),
+)
+
+
+def parse_address(text: str, what: str) -> tuple[str, int]:
+    """``host:port`` (IPv6 in brackets), port 0 … 65535. Raises :class:`MalformedError`."""
+    host, _, port = text.rpartition(":")
+    if not _ADDRESS.fullmatch(text) or int(port) > 65535:
+        raise MalformedError(Reason.MALFORMED, f"{what} is not an address", expected="host:port", actual=text[:80])
+    return host, int(port)
+
+
+def read_bytes(path: Path, what: str, max_bytes: int = _MAX_FILE) -> bytes:
+    """A file's bytes. Raises ``NOT_FOUND``, ``TOO_LARGE`` or ``STORAGE``, naming the file."""
+    try:
+        with path.open("rb") as file:
+            data = file.read(max_bytes + 1)
+    except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
+        raise StateError(Reason.NOT_FOUND, f"{what} is missing", expected=f"a file at {path}") from None
+    except OSError as error:
+        raise UnavailableError(Reason.STORAGE, f"{what} could not be read from {path}", actual=error.strerror) from None
+    if len(data) > max_bytes:
+        raise MalformedError(Reason.TOO_LARGE, f"{what} at {path} is too large", expected=f"at most {max_bytes} bytes")
+    return data
+
+
+def load_config(directory: Path) -> CoordinatorConfig:
+    """Read ``directory``/coordinator.toml. Raises ``NOT_FOUND`` or :class:`MalformedError`."""
+    data = read_bytes(directory / CONFIG_NAME, "the coordinator's configuration", 64 << 10)
+    try:
+        parsed = tomllib.loads(data.decode("utf-8"))
+    except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise MalformedError(Reason.MALFORMED, f"{CONFIG_NAME} is not TOML", actual=error) from None
+    fields = Fields(parsed, CONFIG_NAME)
+    name, cluster = fields.text("name", max_length=64), fields.text("cluster", max_length=64)
+    check_names(name, cluster)
+    listen = fields.text("listen", max_length=300)
+    parse_address(listen, f"{CONFIG_NAME}: listen")
+    metrics = fields.text("metrics_listen", max_length=300, allow_empty=True) if "metrics_listen" in fields else ""
+    if metrics:
+        parse_address(metrics, f"{CONFIG_NAME}: metrics_listen")
+    texts = {name: fields.text(name, max_length=4096) for name in _TEXTS if name in fields}
+    limits = {name: fields.integer(name, low, high) for name, low, high in _LIMITS if name in fields}
+    fields.done()
+    return CoordinatorConfig(directory.absolute(), name, cluster, listen, metrics, **texts, **limits)  # type: ignore[arg-type]
+
+
+def check_names(name: str, cluster: str) -> None:
+    """Raises :class:`MalformedError` unless both can stand in certificates."""
+    names.check(names.PRINCIPAL, name, "coordinator name")
+    names.check(names.CLUSTER, cluster, "cluster name")
+
+
+def render_config(config: CoordinatorConfig) -> str:
+    """The file that :func:`load_config` reads; everything in it was checked, so nothing needs escaping."""
+    return (
+        "# A keyquorum coordinator. It holds no key; what it must keep is its database and its artifacts.\n"
+        f'name = "{config.name}"\n'
+        f'cluster = "{config.cluster}"\n'
+        f'listen = "{config.listen}"\n'
+        f'metrics_listen = "{config.metrics_listen}"\n'
+        f'database = "{config.database}"\n'
+        f'store = "{config.store}"\n'
+        f'roster = "{config.roster}"\n'
+        f'operators = "{config.operators}"\n'
+        f'tls_certificate = "{config.tls_certificate}"\n'
+        f'tls_key = "{config.tls_key}"\n'
+        f'clients_ca = "{config.clients_ca}"\n'
+        f'clients_ca_key = "{config.clients_ca_key}"\n'
+        f"worker_timeout = {config.worker_timeout}\n"
+        f"max_open_jobs_per_owner = {config.max_open_jobs_per_owner}\n"
+    )
+
+
+def load_trust(config: CoordinatorConfig, now: int) -> Trust:
+    """The roster, verified against the pinned operators, and the TLS identity that it must name.
+
+    Raises ``NOT_FOUND``, :class:`MalformedError`, and as :func:`open_roster`.
+    """
+    threshold, operators = _operators(config.path(config.operators))
+    envelope = read_bytes(config.path(config.roster), "the roster")
+    roster = open_roster(envelope, operators, threshold, now, cluster=config.cluster)
+    tls = TlsIdentity(
+        read_bytes(config.path(config.tls_certificate), "the coordinator's TLS certificate", 64 << 10),
+        read_bytes(config.path(config.tls_key), "the coordinator's TLS key", 64 << 10),
+    )
+    if tls.certificate.decode("ascii", "replace") not in roster.coordinator_tls:
+        raise RefusedError(
+            Reason.ROSTER,
+            "the roster does not name this coordinator's TLS certificate",
+            expected=f"one of the {len(roster.coordinator_tls)} coordinator certificates in the roster",
+            actual=str(config.path(config.tls_certificate)),
+            next_step="Have the operators sign a roster with this certificate, or use the one it names",
+        )
+    return Trust(roster, envelope, tls, read_bytes(config.path(config.clients_ca), "the callers' authority", 64 << 10))
+
+
+def _operators(path: Path) -> tuple[int, dict[str, PublicIdentity]]:
+    """``{"threshold": n, "operators": {name: base64 identity}}``: who may sign rosters."""
+    what = "operators file"
+    fields = Fields(loads(read_bytes(path, what, 1 << 20), what, max_depth=3), what)
+    members = fields.object("operators")
+    identities = {}
+    for name in members.names():
+        names.check(names.PRINCIPAL, name, "operator name")
+        raw = members.base64(name, min_bytes=PUBLIC_IDENTITY_SIZE, max_bytes=PUBLIC_IDENTITY_SIZE)
+        identities[name] = PublicIdentity.from_bytes(raw)
+    if not 1 <= len(identities) <= MAX_SIGNERS:
+        raise MalformedError(
+            Reason.MALFORMED, f"{what}: bad number of operators", expected=f"1…{MAX_SIGNERS}", actual=len(identities)
+        )
+    threshold = fields.integer("threshold", 1, len(identities))
+    fields.done()
+    return threshold, identities

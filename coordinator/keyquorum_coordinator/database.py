@@ -1,0 +1,267 @@
+"""The coordinator's tables, and how the event loop reaches them without ever waiting for a disk.
+
+SQLAlchemy on SQLite by default; types and statements are those PostgreSQL has too. All changes go through one writer
+thread, each in one transaction; reads run on threads of their own, which SQLite's WAL lets them do beside the writer.
+``synchronous=FULL``: owners and workers act on what a commit told them, so it must survive a power cut, and a job has
+only a dozen commits. The hot path, releases, touches the database after its answers have left.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, TypeVar
+
+from sqlalchemy import (
+    BigInteger,
+    Boolean,
+    Engine,
+    ForeignKey,
+    ForeignKeyConstraint,
+    Index,
+    Integer,
+    LargeBinary,
+    MetaData,
+    String,
+    Text,
+    create_engine,
+    event,
+)
+from sqlalchemy.engine import Connection, make_url
+from sqlalchemy.exc import ArgumentError, DBAPIError
+from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
+
+from keyquorum_core.errors import MalformedError, Reason, UnavailableError
+
+__all__ = [
+    "ArtifactPartRow",
+    "ArtifactRow",
+    "Base",
+    "CeremonyAnswerRow",
+    "CeremonyRow",
+    "Database",
+    "EventRow",
+    "JobRow",
+    "KeyRow",
+    "ReceiptRow",
+    "ReleaseRow",
+    "make_engine",
+]
+
+T = TypeVar("T")
+_READERS = 2
+
+
+class Base(DeclarativeBase):
+    metadata = MetaData(
+        naming_convention={
+            "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+            "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+            "ck": "ck_%(table_name)s_%(constraint_name)s",
+            "fk": "fk_%(table_name)s_%(column_0_N_name)s_%(referred_table_name)s",
+            "pk": "pk_%(table_name)s",
+        }
+    )
+
+
+class JobRow(Base):
+    """Times are unix seconds. ``error`` is the JSON of :meth:`KeyquorumError.as_dict`."""
+
+    __tablename__ = "jobs"
+    __table_args__ = (Index("ix_jobs_state_ready_at", "state", "ready_at"), Index("ix_jobs_owner", "owner"))
+
+    job_id: Mapped[str] = mapped_column(String(26), primary_key=True)
+    owner: Mapped[str] = mapped_column(String(256))
+    key_id: Mapped[str] = mapped_column(String(64))
+    epoch: Mapped[int] = mapped_column(BigInteger)
+    state: Mapped[str] = mapped_column(String(16))
+    manifest: Mapped[bytes] = mapped_column(LargeBinary)
+    opening: Mapped[bytes | None] = mapped_column(LargeBinary)
+    statement: Mapped[bytes | None] = mapped_column(LargeBinary)
+    error: Mapped[str | None] = mapped_column(Text)
+    worker: Mapped[str | None] = mapped_column(String(256))
+    attempts: Mapped[int] = mapped_column(Integer, default=0)
+    created_at: Mapped[int] = mapped_column(BigInteger)
+    updated_at: Mapped[int] = mapped_column(BigInteger)
+    ready_at: Mapped[int | None] = mapped_column(BigInteger)
+    heartbeat_at: Mapped[int | None] = mapped_column(BigInteger)
+    not_after: Mapped[int] = mapped_column(BigInteger)
+    last_event: Mapped[int] = mapped_column(BigInteger, default=0)
+
+
+class EventRow(Base):
+    __tablename__ = "events"
+
+    job_id: Mapped[str] = mapped_column(ForeignKey("jobs.job_id"), primary_key=True)
+    sequence: Mapped[int] = mapped_column(BigInteger, primary_key=True, autoincrement=False)
+    time: Mapped[int] = mapped_column(BigInteger)
+    state: Mapped[str] = mapped_column(String(16))
+    detail: Mapped[str] = mapped_column(Text)
+    error: Mapped[str | None] = mapped_column(Text)
+
+
+class ArtifactRow(Base):
+    """``generation`` names the upload whose parts count; ``sha256`` is set once the artifact is complete."""
+
+    __tablename__ = "artifacts"
+
+    job_id: Mapped[str] = mapped_column(ForeignKey("jobs.job_id"), primary_key=True)
+    kind: Mapped[str] = mapped_column(String(8), primary_key=True)
+    generation: Mapped[str] = mapped_column(String(32))
+    committed: Mapped[int] = mapped_column(BigInteger)
+    complete: Mapped[bool] = mapped_column(Boolean)
+    sha256: Mapped[bytes | None] = mapped_column(LargeBinary)
+    updated_at: Mapped[int] = mapped_column(BigInteger)
+
+
+class ArtifactPartRow(Base):
+    """``prefix_sha256``: SHA-256 of the artifact up to and with this part, so that one pass over what is stored both
+    checks it and brings a hash up to where an upload goes on."""
+
+    __tablename__ = "artifact_parts"
+    __table_args__ = (ForeignKeyConstraint(["job_id", "kind"], ["artifacts.job_id", "artifacts.kind"]),)
+
+    job_id: Mapped[str] = mapped_column(String(26), primary_key=True)
+    kind: Mapped[str] = mapped_column(String(8), primary_key=True)
+    number: Mapped[int] = mapped_column(Integer, primary_key=True, autoincrement=False)
+    offset: Mapped[int] = mapped_column(BigInteger)
+    size: Mapped[int] = mapped_column(BigInteger)
+    prefix_sha256: Mapped[bytes] = mapped_column(LargeBinary)
+
+
+class ReleaseRow(Base):
+    """The latest release of a job to a worker. Holds no share, sealed or not."""
+
+    __tablename__ = "releases"
+
+    job_id: Mapped[str] = mapped_column(ForeignKey("jobs.job_id"), primary_key=True)
+    worker: Mapped[str] = mapped_column(String(256))
+    leaf: Mapped[bytes] = mapped_column(LargeBinary)
+    evidence: Mapped[bytes] = mapped_column(LargeBinary)
+    recorded_at: Mapped[int] = mapped_column(BigInteger)
+
+
+class ReceiptRow(Base):
+    __tablename__ = "receipts"
+
+    job_id: Mapped[str] = mapped_column(ForeignKey("releases.job_id"), primary_key=True)
+    custodian: Mapped[str] = mapped_column(String(32), primary_key=True)
+    key_id: Mapped[str] = mapped_column(String(64))
+    epoch: Mapped[int] = mapped_column(BigInteger)
+    window: Mapped[int] = mapped_column(BigInteger)
+    sealed_sha256: Mapped[bytes] = mapped_column(LargeBinary)
+    signature: Mapped[bytes] = mapped_column(LargeBinary)
+    window_statement: Mapped[bytes] = mapped_column(LargeBinary)
+
+
+class CeremonyRow(Base):
+    __tablename__ = "ceremonies"
+
+    ceremony_id: Mapped[str] = mapped_column(String(32), primary_key=True)
+    plan: Mapped[bytes] = mapped_column(LargeBinary)
+    key_id: Mapped[str] = mapped_column(String(64))
+    epoch: Mapped[int] = mapped_column(BigInteger)
+    step: Mapped[str] = mapped_column(String(16))
+    certificate: Mapped[bytes | None] = mapped_column(LargeBinary)
+    error: Mapped[str | None] = mapped_column(Text)
+    created_at: Mapped[int] = mapped_column(BigInteger)
+    updated_at: Mapped[int] = mapped_column(BigInteger)
+
+
+class CeremonyAnswerRow(Base):
+    """What a custodian answered at a step: kept until the ceremony ends, so that a restart asks only the others."""
+
+    __tablename__ = "ceremony_answers"
+
+    ceremony_id: Mapped[str] = mapped_column(ForeignKey("ceremonies.ceremony_id"), primary_key=True)
+    step: Mapped[str] = mapped_column(String(16), primary_key=True)
+    custodian: Mapped[str] = mapped_column(String(32), primary_key=True)
+    answer: Mapped[bytes] = mapped_column(LargeBinary)
+
+
+class KeyRow(Base):
+    __tablename__ = "keys"
+
+    key_id: Mapped[str] = mapped_column(String(64), primary_key=True)
+    epoch: Mapped[int] = mapped_column(BigInteger, primary_key=True, autoincrement=False)
+    state: Mapped[str] = mapped_column(String(16))
+    certificate: Mapped[bytes] = mapped_column(LargeBinary)
+    ceremony_id: Mapped[str] = mapped_column(String(32))
+    created_at: Mapped[int] = mapped_column(BigInteger)
+
+
+def make_engine(url: str) -> Engine:
+    """An engine for a database URL. Raises :class:`MalformedError` for one that SQLAlchemy cannot use."""
+    try:
+        parsed = make_url(url)
+        engine = create_engine(parsed)
+    except (ArgumentError, ImportError) as error:
+        raise MalformedError(
+            Reason.UNSUPPORTED, "the database URL cannot be used", expected="sqlite:///… or postgresql+…", actual=error
+        ) from None
+    if engine.dialect.name == "sqlite":
+        event.listen(engine, "connect", _sqlite_pragmas)
+        event.listen(engine, "begin", _sqlite_begin)
+    return engine
+
+
+def _sqlite_pragmas(connection: Any, _record: object) -> None:
+    # The driver would begin transactions only before the first change; we begin them ourselves, below.
+    connection.isolation_level = None
+    for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON", "busy_timeout=5000"):
+        connection.execute(f"PRAGMA {pragma}")
+
+
+def _sqlite_begin(connection: Connection) -> None:
+    # IMMEDIATE takes the write lock at once, instead of failing half-way when another process wrote in between.
+    immediate = connection.get_execution_options().get("keyquorum_write", False)
+    connection.exec_driver_sql("BEGIN IMMEDIATE" if immediate else "BEGIN")
+
+
+class Database:
+    """Transactions for the event loop. ``work`` runs on another thread with a session, and must not keep rows."""
+
+    def __init__(self, engine: Engine) -> None:
+        self.engine = engine
+        self._write_engine = engine.execution_options(keyquorum_write=True)
+        self._writer = ThreadPoolExecutor(1, thread_name_prefix="db-writer")
+        self._readers = ThreadPoolExecutor(_READERS, thread_name_prefix="db-reader")
+
+    async def write(self, work: Callable[[Session], T]) -> T:
+        """One transaction: committed when ``work`` returns, rolled back when it raises.
+
+        Raises :class:`UnavailableError` (``STORAGE``) when the database did not take it; then nothing changed.
+        """
+        return await asyncio.get_running_loop().run_in_executor(self._writer, self.run_write, work)
+
+    async def read(self, work: Callable[[Session], T]) -> T:
+        """A consistent view. Raises :class:`UnavailableError` (``STORAGE``)."""
+        return await asyncio.get_running_loop().run_in_executor(self._readers, self.run_read, work)
+
+    def run_write(self, work: Callable[[Session], T]) -> T:
+        """:meth:`write` on the calling thread."""
+        return _transaction(self._write_engine, work)
+
+    def run_read(self, work: Callable[[Session], T]) -> T:
+        """:meth:`read` on the calling thread."""
+        return _transaction(self.engine, work)
+
+    def close(self) -> None:
+        """Waits for what is running, then closes every connection."""
+        self._writer.shutdown(wait=True)
+        self._readers.shutdown(wait=True)
+        self.engine.dispose()
+
+
+def _transaction(engine: Engine, work: Callable[[Session], T]) -> T:
+    try:
+        with Session(engine, expire_on_commit=False) as session, session.begin():
+            return work(session)
+    except DBAPIError as error:
+        raise UnavailableError(
+            Reason.STORAGE,
+            "the coordinator's database failed; nothing was changed",
+            actual=str(error.orig)[:200],
+            next_step="Check the disk's free space and the database, then try again",
+        ) from None

@@ -1,0 +1,229 @@
+"""Whose job it is, and what each caller may do with it: the coordinator's front desk.
+
+An owner acts on jobs whose manifest names it; a worker on the job it holds. Somebody else's job looks like none, so
+that job ids cannot be tried out.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncGenerator, Callable
+
+from keyquorum_coordinator.admission import admit, check_opening, check_statement, facts_of
+from keyquorum_coordinator.artifacts import ArtifactStore
+from keyquorum_coordinator.ceremonies import Ceremonies
+from keyquorum_coordinator.fanout import Fanout
+from keyquorum_coordinator.job_states import FINAL, JobState, illegal
+from keyquorum_coordinator.jobs import Job, JobEvent, JobStore
+from keyquorum_coordinator.releases import ReleaseRecord, Releases
+from keyquorum_core.errors import KeyquorumError, MalformedError, Reason, RefusedError, StateError, UnavailableError
+from keyquorum_protos.wire.guard import Peer
+
+__all__ = ["Desk"]
+
+_MAX_CLAIM_WAIT = 300
+_POLL = 5.0  # seconds: another coordinator on the same database cannot wake our waiters
+_MIB = 1 << 20
+
+
+class Desk:
+    """``stopping`` is set when the coordinator shuts down: those who wait are sent away to come back later."""
+
+    def __init__(
+        self,
+        *,
+        jobs: JobStore,
+        artifacts: ArtifactStore,
+        releases: Releases,
+        ceremonies: Ceremonies,
+        fanout: Fanout,
+        roster_envelope: bytes,
+        max_artifact_mib: int,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self.jobs = jobs
+        self.artifacts = artifacts
+        self.releases = releases
+        self.ceremonies = ceremonies
+        self.fanout = fanout
+        self.roster_envelope = roster_envelope
+        self.stopping = asyncio.Event()
+        self._max_artifact = max_artifact_mib * _MIB
+        self._clock = clock
+
+    # -- owners -------------------------------------------------------------------------------------------------------
+
+    async def submit(self, peer: Peer, manifest: bytes) -> Job:
+        now = int(self._clock())
+        try:
+            new = await asyncio.to_thread(admit, manifest, peer.name, now, await self._epochs())
+        except RefusedError as error:
+            if error.reason not in (Reason.UNKNOWN_KEY, Reason.EPOCH, Reason.KEY_STATE):
+                raise
+            # What is known of keys may be older than the key, or this process too young to know any: ask.
+            await self._ask_for_keys(error)
+            new = await asyncio.to_thread(admit, manifest, peer.name, now, await self._epochs())
+        return await self.jobs.submit(new)
+
+    async def _ask_for_keys(self, doubt: RefusedError) -> None:
+        """Have all custodians describe themselves. Raises ``NO_QUORUM`` when too few do for a "no" to mean anything."""
+        reached = await self.fanout.probe_all()
+        if not self.fanout.quorum.is_qualified(reached):
+            raise UnavailableError(
+                Reason.NO_QUORUM,
+                f"too few custodians can be asked whether it is so that {doubt.message}",
+                expected=self.fanout.quorum.words(),
+                actual=", ".join(sorted(reached)) or "nobody",
+                next_step="Try again when more custodians can be reached",
+            )
+
+    async def _epochs(self) -> dict[tuple[str, int], str]:
+        """What custodians describe and what ceremonies here ended with."""
+        out: dict[tuple[str, int], str] = {}
+        for key in await self.ceremonies.keys():
+            out[key.key_id, key.epoch] = key.state
+        for link in self.fanout.links.values():
+            for epoch, state in link.keys.items():
+                if out.get(epoch) != "active":  # a minority that lags behind does not make an epoch unknown
+                    out[epoch] = state
+        return out
+
+    async def owned(self, peer: Peer, job_id: str) -> Job:
+        """Raises ``NOT_FOUND`` also for somebody else's job."""
+        job = await self.jobs.get(job_id)
+        if job.owner != peer.name:
+            raise StateError(Reason.NOT_FOUND, "no such job", actual=job_id[:26])
+        return job
+
+    async def commit(self, peer: Peer, job_id: str, opening: bytes) -> Job:
+        job = await self.owned(peer, job_id)
+        if job.opening != opening:
+            bundle = await self.artifacts.state(job_id, "bundle")
+            await asyncio.to_thread(check_opening, job, opening, bundle)
+        return await self.jobs.commit(job_id, opening)
+
+    async def watch(self, peer: Peer, job_id: str, after: int) -> AsyncGenerator[JobEvent]:
+        """Events above ``after`` until the job has ended. Raises ``UNAVAILABLE`` when the coordinator stops."""
+        await self.owned(peer, job_id)
+        while True:
+            changed = self.jobs.changes(job_id)
+            events = await self.jobs.events(job_id, after)
+            for event in events:
+                yield event
+                after = event.sequence
+            if not events:
+                job = await self.jobs.get(job_id)
+                if job.state in FINAL:
+                    return
+                await self._wait(changed, _POLL)
+
+    async def outcome(self, peer: Peer, job_id: str) -> tuple[Job, ReleaseRecord | None]:
+        job = await self.owned(peer, job_id)
+        if job.state not in FINAL:
+            raise StateError(
+                Reason.STATE,
+                f"job {job_id} has not ended",
+                expected=" or ".join(FINAL),
+                actual=job.state,
+                next_step="Watch it until it has",
+            )
+        return job, await self.releases.recorded(job_id)
+
+    # -- artifacts ----------------------------------------------------------------------------------------------------
+
+    async def may_stat(self, peer: Peer, job_id: str) -> Job:
+        return await (self.jobs.held(job_id, peer.name) if peer.role == "worker" else self.owned(peer, job_id))
+
+    async def may_upload(self, peer: Peer, job_id: str, kind: str) -> int:
+        """Bytes the artifact may have at most. Owners write the bundle until the job is committed, workers the rest."""
+        job = await self.may_stat(peer, job_id)
+        self._check_kind(kind, ("result", "log") if peer.role == "worker" else ("bundle",), peer, "write")
+        if peer.role == "worker":
+            # The job's own bound on its output, and a little for the envelope and the packaging.
+            output = facts_of(job).manifest.resources.output_mib * _MIB
+            return min(self._max_artifact, output + output // 64 + 4 * _MIB)
+        if job.state not in (JobState.SUBMITTED, JobState.OPENED):
+            raise illegal(job_id, job.state, (JobState.SUBMITTED, JobState.OPENED), "take another bundle")
+        return self._max_artifact
+
+    async def may_download(self, peer: Peer, job_id: str, kind: str) -> None:
+        await self.may_stat(peer, job_id)
+        self._check_kind(kind, ("bundle",) if peer.role == "worker" else ("result", "log"), peer, "read")
+
+    @staticmethod
+    def _check_kind(kind: str, allowed: tuple[str, ...], peer: Peer, what: str) -> None:
+        if kind not in allowed:
+            raise RefusedError(
+                Reason.ROLE,
+                f"role {peer.role} does not {what} this artifact",
+                expected=" or ".join(allowed),
+                actual=kind,
+            )
+
+    # -- workers ------------------------------------------------------------------------------------------------------
+
+    async def claim(self, peer: Peer, job_id: str, wait_seconds: int) -> Job:
+        """Raises ``NOT_FOUND`` when nothing came to be run in time."""
+        until = time.monotonic() + min(wait_seconds, _MAX_CLAIM_WAIT)
+        while True:
+            changed = self.jobs.changes("")
+            job = await self.jobs.claim(peer.name, job_id)
+            if job is not None:
+                return job
+            left = until - time.monotonic()
+            if left <= 0:
+                raise StateError(
+                    Reason.NOT_FOUND,
+                    f"job {job_id} is not ready" if job_id else "no job is ready",
+                    next_step="Claim again later",
+                )
+            await self._wait(changed, min(left, _POLL))
+
+    async def challenge(self) -> list[bytes]:
+        """Window statements; raises ``NO_QUORUM`` when those at hand could never make a quorum of answers."""
+        statements = await self.fanout.windows()
+        at_hand = {name for name, link in self.fanout.links.items() if link.window_statement() is not None}
+        if not self.fanout.quorum.is_qualified(at_hand):
+            missing = {
+                name: f"{link.last_error.reason}: {link.last_error.message}" if link.last_error else "not reached yet"
+                for name, link in self.fanout.links.items()
+                if name not in at_hand
+            }
+            raise UnavailableError(
+                Reason.NO_QUORUM,
+                f"too few custodians can be reached for a challenge; without: {', '.join(sorted(missing))}",
+                expected=self.fanout.quorum.words(),
+                actual=", ".join(sorted(at_hand)) or "nobody",
+                details=missing,
+            )
+        return statements
+
+    async def complete(self, peer: Peer, job_id: str, statement: bytes, error: KeyquorumError | None) -> Job:
+        job = await self.jobs.get(job_id)
+        if job.worker == peer.name and job.state in FINAL and job.statement == statement:
+            return job
+        job = await self.jobs.held(job_id, peer.name)
+        if not statement:
+            if error is None:
+                raise MalformedError(Reason.MALFORMED, "neither a statement nor an error", expected="one of them")
+            return await self.jobs.finish(job_id, peer.name, JobState.FAILED, b"", error)
+        record = await self.releases.recorded(job_id)
+        artifacts = {kind: await self.artifacts.state(job_id, kind) for kind in ("result", "log")}
+        evidence = record.evidence if record is not None and record.worker == peer.name else None
+        state, failure = await asyncio.to_thread(check_statement, job, statement, evidence, artifacts)
+        return await self.jobs.finish(job_id, peer.name, state, statement, failure or error)
+
+    # -- waiting ------------------------------------------------------------------------------------------------------
+
+    async def _wait(self, changed: asyncio.Event, timeout: float) -> None:
+        tasks = [asyncio.create_task(changed.wait()), asyncio.create_task(self.stopping.wait())]
+        try:
+            await asyncio.wait(tasks, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for task in tasks:
+                task.cancel()
+        if self.stopping.is_set():
+            raise UnavailableError(
+                Reason.UNAVAILABLE, "the coordinator is stopping", next_step="Ask again; what was stored stays"
+            )

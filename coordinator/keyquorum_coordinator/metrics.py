@@ -1,0 +1,120 @@
+"""Prometheus metrics, in a registry of their own, served over HTTP when the configuration names an address."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from functools import partial
+from wsgiref.simple_server import WSGIServer
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, start_http_server
+from prometheus_client.core import GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from keyquorum_coordinator.circuit import CircuitState
+from keyquorum_coordinator.config import parse_address
+from keyquorum_coordinator.fanout import Fanout
+from keyquorum_coordinator.job_states import JobState
+from keyquorum_coordinator.link import Link
+from keyquorum_core.errors import KeyquorumError, Reason, UnavailableError
+
+__all__ = ["Metrics"]
+
+_SECONDS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10)
+_CIRCUIT = {CircuitState.CLOSED: 0, CircuitState.HALF_OPEN: 1, CircuitState.OPEN: 2}
+
+
+class Metrics:
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        registry = self.registry
+        self.calls = Counter("keyquorum_coordinator_calls", "Calls, by reason", ["method", "reason"], registry=registry)
+        self.release_seconds = Histogram(
+            "keyquorum_coordinator_release_seconds",
+            "From request to a quorum of shares",
+            ["recipient"],
+            buckets=_SECONDS,
+            registry=registry,
+        )
+        self.release_failures = Counter(
+            "keyquorum_coordinator_release_failures", "Releases without a quorum", ["recipient"], registry=registry
+        )
+        self.custodian_seconds = Histogram(
+            "keyquorum_coordinator_custodian_seconds",
+            "One custodian's answer to a release",
+            ["custodian"],
+            buckets=_SECONDS,
+            registry=registry,
+        )
+        self.circuit = Gauge(
+            "keyquorum_coordinator_custodian_circuit",
+            "0 closed, 1 half-open, 2 open",
+            ["custodian"],
+            registry=registry,
+        )
+        self.reachable = Gauge(
+            "keyquorum_coordinator_custodian_reachable", "1 while connected", ["custodian"], registry=registry
+        )
+        self.artifact_bytes = Counter(
+            "keyquorum_coordinator_artifact_bytes", "Artifact bytes", ["direction"], registry=registry
+        )
+        self._server: WSGIServer | None = None
+
+    def released(self, recipient: str, seconds: float | None) -> None:
+        if seconds is None:
+            self.release_failures.labels(recipient).inc()
+        else:
+            self.release_seconds.labels(recipient).observe(seconds)
+
+    def observe_call(self, method: str, reason: str) -> None:
+        self.calls.labels(method, reason or "OK").inc()
+
+    def track(self, fanout: Fanout, count_jobs: Callable[[], dict[str, int]]) -> None:
+        """Figures that are looked up when they are asked for. ``count_jobs`` runs on the metrics server's thread."""
+        for name, link in fanout.links.items():
+            self.circuit.labels(name).set_function(partial(_circuit, link))
+            self.reachable.labels(name).set_function(partial(_reachable, link))
+        self.registry.register(_Jobs(count_jobs))
+
+    def serve(self, address: str) -> str:
+        """Listen at ``host:port``; returns the address in use. Raises :class:`UnavailableError`."""
+        host, port = parse_address(address, "metrics_listen")
+        try:
+            server, _ = start_http_server(port, host.strip("[]"), self.registry)
+        except OSError as error:
+            raise UnavailableError(
+                Reason.UNAVAILABLE, f"cannot serve metrics at {address}", actual=error.strerror
+            ) from None
+        self._server = server
+        return f"{host}:{server.server_port}"
+
+    def close(self) -> None:
+        if self._server is not None:
+            self._server.shutdown()
+            self._server.server_close()
+            self._server = None
+
+
+def _circuit(link: Link) -> float:
+    return _CIRCUIT[link.circuit_state()]
+
+
+def _reachable(link: Link) -> float:
+    return float(link.connected)
+
+
+class _Jobs(Collector):
+    def __init__(self, count: Callable[[], dict[str, int]]) -> None:
+        self._count = count
+
+    def describe(self) -> Iterable[Metric]:
+        return []
+
+    def collect(self) -> Iterable[Metric]:
+        family = GaugeMetricFamily("keyquorum_coordinator_jobs", "Jobs, by state", labels=["state"])
+        try:
+            counts = self._count()
+        except KeyquorumError:
+            return []  # the database is away: other figures are still worth having
+        for state in JobState:
+            family.add_metric([state], counts.get(state, 0))
+        return [family]

@@ -1,0 +1,285 @@
+"""Releases of a job's key: to its owner, or to the worker that holds the job, by a quorum of custodians.
+
+The coordinator writes the leaf, asks everybody and passes answers on as they come. It keeps, of a release to a worker,
+what the owner needs to check it later (leaf, evidence, and the answers without their shares), and writes that after the
+answers have left, once a quorum is there and once more when late answers came.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import time
+from collections.abc import AsyncGenerator, Callable, Coroutine, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import structlog
+from sqlalchemy import delete, select
+from sqlalchemy.orm import Session
+
+from keyquorum_coordinator.admission import facts_of
+from keyquorum_coordinator.database import Database, JobRow, ReceiptRow, ReleaseRow
+from keyquorum_coordinator.fanout import Arrival, Fanout, Release
+from keyquorum_coordinator.job_states import JobState
+from keyquorum_coordinator.jobs import Job, JobStore
+from keyquorum_core.attestation.appraisal import claims_development
+from keyquorum_core.attestation.evidence import EvidenceDocument
+from keyquorum_core.errors import KeyquorumError
+from keyquorum_core.release import Leaf
+from keyquorum_protos.v1 import custodian_pb2 as pb
+
+__all__ = ["ReceiptRecord", "ReleaseRecord", "Releases"]
+
+_log = structlog.get_logger("releases")
+
+
+@dataclass(frozen=True, slots=True)
+class ReceiptRecord:
+    custodian: str
+    key_id: str
+    epoch: int
+    window: int
+    sealed_sha256: bytes
+    signature: bytes
+    window_statement: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class ReleaseRecord:
+    worker: str
+    leaf: bytes
+    evidence: bytes
+    receipts: tuple[ReceiptRecord, ...]
+
+
+class Releases:
+    """``on_release``: hears the seconds to a quorum, or None, and the recipient of each release."""
+
+    def __init__(
+        self,
+        fanout: Fanout,
+        jobs: JobStore,
+        database: Database,
+        *,
+        clock: Callable[[], float] = time.time,
+        on_release: Callable[[str, float | None], None] = lambda recipient, seconds: None,
+    ) -> None:
+        self._fanout = fanout
+        self._jobs = jobs
+        self._database = database
+        self._clock = clock
+        self._on_release = on_release
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._recording: dict[str, asyncio.Task[None]] = {}
+
+    async def to_owner(self, job: Job) -> AsyncGenerator[tuple[bytes, Arrival]]:
+        """(leaf, answer) from every custodian. Raises ``NO_QUORUM`` at the end when there was no quorum, ``QUOTA``."""
+        facts = facts_of(job)
+        leaf = self._leaf(job, facts.manifest_sha256, "owner", facts.owner_recipient_sha256, Leaf.NO_EVIDENCE)
+        request = pb.ReleaseRequest(manifest=job.manifest, leaf=leaf)
+        release = self._fanout.release(request)
+        opened: asyncio.Task[None] | None = None
+        try:
+            async with release:
+                async for arrival in release:
+                    yield leaf, arrival
+        finally:
+            self._on_release("owner", release.quorum_after)
+            if release.quorum_after is not None and job.state is JobState.SUBMITTED:
+                opened = self._spawn(self._opened(job.job_id))
+        if opened is not None:
+            await asyncio.wait([opened])
+        release.conclude()
+
+    async def to_worker(self, job: Job, evidence: bytes) -> AsyncGenerator[tuple[bytes, Arrival]]:
+        """As :meth:`to_owner`, for the worker that holds the job. Raises also for a malformed evidence document."""
+        facts = facts_of(job)
+        document = EvidenceDocument.parse(evidence)
+        leaf = self._leaf(
+            job,
+            facts.manifest_sha256,
+            "worker",
+            hashlib.sha256(document.hpke_key).hexdigest(),
+            hashlib.sha256(evidence).hexdigest(),
+            development=claims_development(document),
+        )
+        request = pb.ReleaseRequest(manifest=job.manifest, evidence=evidence, leaf=leaf)
+        release = self._fanout.release(request)
+        record = _Record(job, leaf, evidence)
+        try:
+            async for arrival in release:
+                # Begun before the answer that may complete the worker's quorum leaves, and not waited for.
+                if record.take(arrival) and self._qualified(record) and not record.begun:
+                    self._write_soon(record)
+                yield leaf, arrival
+        finally:
+            self._on_release("worker", release.quorum_after)
+            if self._qualified(record):
+                release.close()
+                self._write_soon(record)
+            else:
+                # A worker that asked before counts those answers too, and hangs up sooner than a quorum is here: the
+                # owner still has to see one.
+                self._write_soon(record, release)
+        pending = self._recording.get(job.job_id)
+        if pending is not None:  # who stays to the end may rely on the record
+            await asyncio.wait([pending])
+        release.conclude()
+
+    async def recorded(self, job_id: str) -> ReleaseRecord | None:
+        """The latest release to a worker, once its record is written."""
+        pending = self._recording.get(job_id)
+        if pending is not None:
+            await asyncio.wait([pending])
+        return await self._database.read(lambda session: _load(session, job_id))
+
+    async def settled(self) -> None:
+        """Wait for records being written."""
+        if self._tasks:
+            await asyncio.wait(self._tasks)
+
+    # -- inside -------------------------------------------------------------------------------------------------------
+
+    def _leaf(
+        self,
+        job: Job,
+        manifest_sha256: str,
+        recipient: str,
+        recipient_sha256: str,
+        evidence: str,
+        *,
+        development: bool = False,
+    ) -> bytes:
+        return Leaf(
+            job_id=job.job_id,
+            manifest_sha256=manifest_sha256,
+            recipient_sha256=recipient_sha256,
+            evidence_sha256=evidence,
+            key_id=job.key_id,
+            epoch=job.epoch,
+            time=int(self._clock()),
+            recipient=recipient,
+            development=development,
+        ).to_bytes()
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
+
+    async def _opened(self, job_id: str) -> None:
+        try:
+            await self._jobs.opened(job_id)
+        except KeyquorumError as error:  # committing the opening makes up for it
+            _log.warning("release.opened_not_recorded", job=job_id, reason=str(error.reason))
+
+    def _qualified(self, record: _Record) -> bool:
+        return self._fanout.quorum.is_qualified(record.receipts)
+
+    def _write_soon(self, record: _Record, rest: Release | None = None) -> None:
+        """Write what came, and what still comes from ``rest`` until it makes a quorum, after earlier writes."""
+        record.begun = True
+        job_id = record.job.job_id
+        task = self._spawn(self._write(record, rest, self._recording.get(job_id)))
+        self._recording[job_id] = task
+
+        def forget(done: asyncio.Task[None]) -> None:
+            if self._recording.get(job_id) is done:
+                del self._recording[job_id]
+
+        task.add_done_callback(forget)
+
+    async def _write(self, record: _Record, rest: Release | None, before: asyncio.Task[None] | None) -> None:
+        if rest is not None:
+            async with rest:
+                async for arrival in rest:
+                    if record.take(arrival) and self._qualified(record):
+                        break
+        if before is not None:
+            await asyncio.wait([before])
+        receipts = list(record.receipts.values())
+        if not self._qualified(record) or len(receipts) == record.written:
+            return  # nothing an owner could check (an earlier release, if there is one, still counts), or nothing new
+        now = int(self._clock())
+        try:
+            await self._database.write(
+                lambda session: _store(session, record.job, record.leaf, record.evidence, receipts, now)
+            )
+            record.written = len(receipts)
+        except KeyquorumError as error:
+            _log.error("release.not_recorded", job=record.job.job_id, reason=str(error.reason))
+
+
+class _Record:
+    """A release to a worker, as it comes to be known."""
+
+    def __init__(self, job: Job, leaf: bytes, evidence: bytes) -> None:
+        self.job = job
+        self.leaf = leaf
+        self.evidence = evidence
+        self.receipts: dict[str, ReceiptRecord] = {}
+        self.begun = False
+        self.written = 0
+
+    def take(self, arrival: Arrival) -> bool:
+        """Whether it was a share."""
+        if not arrival.answer.HasField("share"):
+            return False
+        self.receipts[arrival.custodian] = _receipt(arrival)
+        return True
+
+
+def _receipt(arrival: Arrival) -> ReceiptRecord:
+    share = arrival.answer.share
+    return ReceiptRecord(
+        custodian=arrival.custodian,
+        key_id=share.key_id[:64],
+        epoch=min(share.epoch, 2**53 - 1),
+        window=min(share.window, 2**53 - 1),
+        sealed_sha256=hashlib.sha256(share.sealed).digest(),
+        signature=share.signature[:64],
+        window_statement=arrival.window_statement,
+    )
+
+
+def _store(
+    session: Session, job: Job, leaf: bytes, evidence: bytes, receipts: Iterable[ReceiptRecord], now: int
+) -> None:
+    present = session.get(JobRow, job.job_id)
+    if present is None or present.worker != job.worker:
+        return  # taken away meanwhile: another worker's release will be the one that counts
+    session.execute(delete(ReceiptRow).where(ReceiptRow.job_id == job.job_id))
+    session.merge(ReleaseRow(job_id=job.job_id, worker=job.worker, leaf=leaf, evidence=evidence, recorded_at=now))
+    session.flush()
+    for receipt in receipts:
+        session.add(
+            ReceiptRow(
+                job_id=job.job_id,
+                custodian=receipt.custodian,
+                key_id=receipt.key_id,
+                epoch=receipt.epoch,
+                window=receipt.window,
+                sealed_sha256=receipt.sealed_sha256,
+                signature=receipt.signature,
+                window_statement=receipt.window_statement,
+            )
+        )
+
+
+def _load(session: Session, job_id: str) -> ReleaseRecord | None:
+    row = session.get(ReleaseRow, job_id)
+    if row is None:
+        return None
+    return ReleaseRecord(row.worker, row.leaf, row.evidence, tuple(_load_receipts(session, job_id)))
+
+
+def _load_receipts(session: Session, job_id: str) -> list[ReceiptRecord]:
+    query = select(ReceiptRow).where(ReceiptRow.job_id == job_id).order_by(ReceiptRow.custodian)
+    return [
+        ReceiptRecord(
+            row.custodian, row.key_id, row.epoch, row.window, row.sealed_sha256, row.signature, row.window_statement
+        )
+        for row in session.scalars(query)
+    ]

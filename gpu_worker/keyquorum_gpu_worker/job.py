@@ -1,0 +1,277 @@
+"""One job from claim to signed statement: verify, attest, combine, decrypt, run, encrypt, sign (DESIGN §6).
+
+The order is the security argument: nothing is asked for before the owner's documents verify and the machine has shown
+that it can confine a job; nothing runs before every file is the manifest's; nothing leaves but ciphertext and a
+statement signed with the key that the evidence binds. Whatever happens, leaving :func:`run_one` removes the plaintext
+and drops the keys.
+
+Until the worker holds the job's key it can only say why it gives up (``CompleteRequest.error``); from then on every
+end is a signed statement, with the log where there is one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import tempfile
+import threading
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO, cast
+
+from keyquorum_core.derivation import DerivedKey
+from keyquorum_core.errors import KeyquorumError, Reason, RefusedError, UnavailableError
+from keyquorum_core.manifest import (
+    MANIFEST_TYPE,
+    ArtifactDigest,
+    check_window,
+    job_id,
+    open_manifest,
+    open_opening,
+    parse,
+)
+from keyquorum_core.roster import Roster
+from keyquorum_core.sealing import suite_of
+from keyquorum_core.signing import peek_payload
+from keyquorum_gpu_worker.answers import JobDocuments
+from keyquorum_gpu_worker.ending import NOT_RUN, Ending, JobEnd
+from keyquorum_gpu_worker.evidence import EvidenceSource
+from keyquorum_gpu_worker.heartbeat import HEARTBEAT_SECONDS, Heartbeat
+from keyquorum_gpu_worker.keys import JobKeys, wipe
+from keyquorum_gpu_worker.link import Link
+from keyquorum_gpu_worker.plaintext import Sealed, collect_output, seal_log, seal_output, unpack
+from keyquorum_gpu_worker.release import obtain_key
+from keyquorum_gpu_worker.runner import LOG_BYTES, JobRun, run_job
+from keyquorum_gpu_worker.scratch import JobFolder
+from keyquorum_gpu_worker.specification import choose_user
+from keyquorum_gpu_worker.transfer import artifact_binding, download_through, upload
+from keyquorum_protos.v1 import coordinator_pb2 as pb
+from keyquorum_protos.wire.errors import to_status
+
+__all__ = ["JobLostError", "Surroundings", "open_documents", "run_one"]
+
+
+class JobLostError(UnavailableError):
+    """The job is no longer this worker's: cancelled, or given to another."""
+
+
+@dataclass(frozen=True, slots=True)
+class Surroundings:
+    """What a worker has for all its jobs. ``said(event, values)`` logs; it is never given a secret."""
+
+    link: Link
+    roster: Roster
+    source: EvidenceSource
+    scratch: Path
+    said: Callable[[str, dict[str, object]], None] = lambda event, values: None
+    clock: Callable[[], float] = time.time
+    heartbeat_seconds: float = HEARTBEAT_SECONDS
+    release_patience: float = 30.0
+    log_bytes: int = LOG_BYTES
+
+
+def open_documents(job: pb.Job, now: int) -> JobDocuments:
+    """Verify what the coordinator handed over about a job.
+
+    The manifest vouches for its own owner here: whether that owner may use the key is for the custodians, each of whom
+    knows its owners. What the worker makes sure of is that all it acts on was signed by that one owner. Raises
+    :class:`MalformedError`, and :class:`RefusedError`: ``SIGNATURE…``, ``WRONG_JOB``, ``NOT_YET_VALID``, ``EXPIRED``.
+    """
+    claimed = parse(peek_payload(job.manifest, MANIFEST_TYPE, "manifest"))
+    manifest, payload = open_manifest(job.manifest, claimed.owner_identity)
+    if job_id(payload) != job.job_id:
+        raise RefusedError(
+            Reason.WRONG_JOB,
+            "the coordinator gave another job's manifest",
+            expected=job.job_id[:32],
+            actual=job_id(payload),
+        )
+    opening = open_opening(job.opening, manifest.owner_identity, job.job_id)
+    check_window(manifest, now)
+    return JobDocuments(job.job_id, manifest, payload, opening)
+
+
+async def run_one(surroundings: Surroundings, job: pb.Job) -> JobEnd:
+    """Do one claimed job to its end and tell the coordinator. Cancelling this removes everything first.
+
+    Raises :class:`JobLostError` when the job is no longer this worker's, and :class:`KeyquorumError` when the
+    coordinator cannot be told. A job that fails is no error here: its end says so.
+    """
+    losing = asyncio.get_running_loop().create_future()
+    stop = threading.Event()
+
+    def lost(why: str) -> None:
+        stop.set()
+        if not losing.done():
+            losing.set_result(why)
+
+    work = asyncio.create_task(_Work(surroundings, job, stop, lost).run())
+    try:
+        await asyncio.wait([work, losing], return_when=asyncio.FIRST_COMPLETED)
+        if work.done():
+            return work.result()
+        raise JobLostError(Reason.STATE, losing.result(), details={"job": job.job_id})
+    finally:
+        stop.set()
+        work.cancel()
+        await asyncio.wait([work])
+        losing.cancel()
+
+
+class _Work:
+    def __init__(
+        self, surroundings: Surroundings, job: pb.Job, stop: threading.Event, lost: Callable[[str], None]
+    ) -> None:
+        self._with = surroundings
+        self._job = job
+        self._stop = stop
+        self._lost = lost
+        self._started = time.monotonic()
+
+    async def run(self) -> JobEnd:
+        """The whole job. Leaving it, in whatever way, removes the folder and ends the processes."""
+        around = self._with
+        beat = Heartbeat(around.link, self._job.job_id, self._lost, every=around.heartbeat_seconds)
+        async with beat:
+            try:
+                documents = await asyncio.to_thread(open_documents, self._job, int(around.clock()))
+                keys = JobKeys.generate(suite_of(documents.manifest.owner_hpke))
+                combination = await obtain_key(
+                    around.link,
+                    documents,
+                    around.roster,
+                    keys,
+                    around.source,
+                    clock=around.clock,
+                    patience=around.release_patience,
+                    said=around.said,
+                )
+            except KeyquorumError as error:
+                return await self._give_up(error)
+            end = Ending(self._job.job_id, keys, int(around.clock()))
+            try:
+                await self._do(documents, combination.key, end, beat)
+            finally:
+                end.forget()
+            await around.link.unary(
+                around.link.workers.Complete,
+                pb.CompleteRequest(job_id=self._job.job_id, statement=end.statement),
+            )
+            return JobEnd(
+                self._job.job_id,
+                end.outcome,
+                end.reason,
+                end.exit_code,
+                combination.used,
+                combination.blamed,
+                end.layers,
+                time.monotonic() - self._started,
+            )
+
+    async def _give_up(self, error: KeyquorumError) -> JobEnd:
+        """Before the key is held nothing can be signed."""
+        link = self._with.link
+        await link.unary(link.workers.Complete, pb.CompleteRequest(job_id=self._job.job_id, error=to_status(error)))
+        return JobEnd(self._job.job_id, "refused", str(error), NOT_RUN, seconds=time.monotonic() - self._started)
+
+    async def _do(self, documents: JobDocuments, key: DerivedKey, end: Ending, beat: Heartbeat) -> None:
+        around = self._with
+        user = await asyncio.to_thread(choose_user, around.scratch)
+        with ExitStack() as stack:
+            try:
+                folder = stack.enter_context(JobFolder(around.scratch, user))
+                if not folder.in_memory:
+                    around.said("the job's folder is on a disk, not in memory", {"folder": str(around.scratch)})
+                beat.enter("downloading")
+                await self._unpack(documents, key, folder, user)
+                beat.enter("running")
+                end.take(await self._run(documents, folder, user))
+                beat.enter("uploading")
+                await self._upload_output(documents, key, folder, end, stack)
+            except JobLostError:
+                raise
+            except KeyquorumError as error:
+                end.refuse(error)
+            try:
+                if end.log:
+                    await self._upload_log(documents, key, folder, end, stack)
+            except KeyquorumError as error:
+                end.refuse(error)
+            end.sign(int(around.clock()))
+
+    async def _unpack(self, documents: JobDocuments, key: DerivedKey, folder: JobFolder, user: int | None) -> None:
+        opening = documents.opening
+        binding = artifact_binding(documents.job_id, "bundle")
+        bundle_key = key.purpose_key("bundle")
+        await download_through(
+            self._with.link,
+            documents.job_id,
+            "bundle",
+            opening.bundle_size,
+            bytes.fromhex(opening.bundle_sha256),
+            lambda source: unpack(bundle_key, source, binding, folder, documents.manifest, user),
+        )
+
+    async def _run(self, documents: JobDocuments, folder: JobFolder, user: int | None) -> JobRun:
+        manifest = documents.manifest
+        # In a thread, which is told to stop and waited for: a job must not outlive its folder.
+        running = asyncio.get_running_loop().run_in_executor(
+            None,
+            lambda: run_job(
+                manifest.entrypoint,
+                folder,
+                manifest.resources,
+                user=user,
+                cancelled=self._stop,
+                # The store takes a log no larger than the output may be, and a little.
+                log_bytes=min(self._with.log_bytes, (manifest.resources.output_mib + 3) << 20),
+                confined=lambda layers: self._with.said("job confined", {"layers": layers}),
+            ),
+        )
+        try:
+            run = await asyncio.shield(running)
+        except asyncio.CancelledError:
+            self._stop.set()
+            await asyncio.wait([running])
+            if running.exception() is None:
+                wipe(running.result().log)
+            raise
+        self._with.said("job ended", {"outcome": run.outcome, "exit_code": run.exit_code, "seconds": run.seconds})
+        if run.outcome == "cancelled":
+            wipe(run.log)
+            raise JobLostError(Reason.STATE, run.reason)
+        return run
+
+    async def _upload_output(
+        self, documents: JobDocuments, key: DerivedKey, folder: JobFolder, end: Ending, stack: ExitStack
+    ) -> None:
+        """What the job left, of a failed one too: it may be what shows why."""
+
+        def seal(sink: BinaryIO) -> Sealed:
+            files = collect_output(folder.output, documents.manifest.resources.output_mib << 20)
+            binding = artifact_binding(documents.job_id, "result")
+            return seal_output(key.purpose_key("result"), files, binding, sink)[0]
+
+        await self._upload("result", seal, folder, end, stack)
+
+    async def _upload_log(
+        self, documents: JobDocuments, key: DerivedKey, folder: JobFolder, end: Ending, stack: ExitStack
+    ) -> None:
+        binding = artifact_binding(documents.job_id, "log")
+        await self._upload(
+            "log", lambda sink: seal_log(key.purpose_key("telemetry"), end.log, binding, sink), folder, end, stack
+        )
+
+    async def _upload(
+        self, kind: str, seal: Callable[[BinaryIO], Sealed], folder: JobFolder, end: Ending, stack: ExitStack
+    ) -> None:
+        try:
+            sink = cast(BinaryIO, tempfile.TemporaryFile(dir=folder.path))  # noqa: SIM115 - the stack closes it
+            stack.enter_context(sink)
+            sealed = await asyncio.to_thread(seal, sink)
+        except OSError as error:
+            raise UnavailableError(Reason.STORAGE, f"no room for the {kind}", actual=error.strerror) from None
+        await upload(self._with.link, self._job.job_id, kind, sealed.file, sealed.size, sealed.sha256)
+        end.artifacts[kind] = ArtifactDigest(sealed.sha256.hex(), sealed.size)

@@ -1,0 +1,151 @@
+"""From the custodians' challenge to the job's key: windows, evidence, answers, combination (DESIGN §6, §7).
+
+The coordinator carries everything and is believed in nothing: window statements and answers are verified under the
+pinned roster's identities, the leaf must name exactly this job, key and evidence.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import time
+from collections.abc import Callable, Iterable
+from contextlib import aclosing
+
+import grpc.aio
+
+from keyquorum_core.attestation.binding import report_data
+from keyquorum_core.attestation.evidence import EvidenceDocument, WindowNonce
+from keyquorum_core.derivation import Combination
+from keyquorum_core.errors import KeyquorumError, Reason, UnavailableError
+from keyquorum_core.release import Answer, Window, open_window
+from keyquorum_core.release import challenge as challenge_of
+from keyquorum_core.roster import Roster
+from keyquorum_gpu_worker.answers import Answers, Challenge, JobDocuments
+from keyquorum_gpu_worker.evidence import EvidenceSource
+from keyquorum_gpu_worker.keys import JobKeys
+from keyquorum_gpu_worker.link import Link
+from keyquorum_protos.v1 import coordinator_pb2 as pb
+from keyquorum_protos.wire.errors import from_status
+
+__all__ = ["make_evidence", "obtain_key", "read_windows"]
+
+_RELEASE_SECONDS = 60.0
+_MAX_STATEMENTS = 256
+_SIGNED_BUT_WRONG = frozenset({Reason.STALE, Reason.UNKNOWN_CUSTODIAN})
+
+
+def read_windows(statements: Iterable[bytes], roster: Roster, now: int) -> Challenge:
+    """Verify window statements. Whose a statement is follows from whose signature verifies, not from what it says.
+
+    Of a custodian's statements the latest current one counts.
+    """
+    windows: dict[str, Window] = {}
+    doubts: dict[str, KeyquorumError] = {}
+    for statement in list(statements)[:_MAX_STATEMENTS]:
+        for custodian in roster.custodians:
+            try:
+                window = open_window(
+                    statement, custodian.identity, custodian=custodian.id, cluster=roster.cluster, now=now
+                )
+            except KeyquorumError as error:
+                if error.reason in _SIGNED_BUT_WRONG:
+                    doubts[custodian.id] = error
+                continue
+            known = windows.get(custodian.id)
+            if known is None or window.window > known.window:
+                windows[custodian.id] = window
+            break
+    for name in windows:
+        doubts.pop(name, None)
+    return Challenge(windows, doubts)
+
+
+def make_evidence(challenge: Challenge, keys: JobKeys, source: EvidenceSource) -> bytes:
+    """The evidence document over every valid window's nonce. Blocking. Raises :class:`UnavailableError`.
+
+    A custodian whose window is missing will refuse; whether the others suffice is seen when they answer.
+    """
+    if not challenge.windows:
+        raise UnavailableError(
+            Reason.NO_QUORUM,
+            "no custodian's window is valid, so there is nothing to attest to",
+            expected="current window statements signed by the roster's custodians",
+            actual="; ".join(f"{name}: {error.message}" for name, error in sorted(challenge.doubts.items())) or "none",
+            next_step="See whether the coordinator reaches the custodians, and compare clocks.",
+        )
+    nonces = tuple(
+        WindowNonce(name, window.window, window.nonce_bytes) for name, window in sorted(challenge.windows.items())
+    )
+    signing = keys.identity.public.to_bytes()
+    bound = report_data(keys.recipient.public, signing, challenge_of({each.custodian: each.nonce for each in nonces}))
+    document = EvidenceDocument(
+        nonces,
+        keys.recipient.public,
+        signing,
+        (source.collect(bound),),
+    )
+    return document.to_bytes()
+
+
+async def obtain_key(
+    link: Link,
+    documents: JobDocuments,
+    roster: Roster,
+    keys: JobKeys,
+    source: EvidenceSource,
+    *,
+    clock: Callable[[], float] = time.time,
+    patience: float = 30.0,
+    said: Callable[[str, dict[str, object]], None] = lambda event, values: None,
+) -> Combination:
+    """Ask for the job's key until a quorum's answers give it, or ``patience`` seconds of asking again have passed.
+
+    ``said(event, values)`` is told what to log: counts and names, never a value. Raises what :meth:`Answers.failure`
+    gives, and what the evidence source or the coordinator raise.
+    """
+    answers = Answers(documents, roster, roster.quorum_of(), keys, clock)
+    deadline = time.monotonic() + patience
+    pause = 0.25
+    while True:
+        response = await link.unary(link.workers.GetChallenge, pb.GetChallengeRequest())
+        challenge = await asyncio.to_thread(read_windows, response.window_statements, roster, int(clock()))
+        evidence = await asyncio.to_thread(make_evidence, challenge, keys, source)
+        answers.ask(challenge, evidence)
+        said("asking for the key", {"windows": sorted(challenge.windows), "evidence": source.kind})
+        found = await _ask_once(link, documents, answers, evidence)
+        if found is not None:
+            if found.blamed:
+                said("custodians answered wrongly", {"blamed": list(found.blamed)})
+            said("key combined", {"custodians": list(found.used)})
+            return found
+        if not answers.worth_asking_again() or time.monotonic() + pause > deadline:
+            raise answers.failure()
+        said("no quorum yet", {"answered": answers.answered, "refused": sorted(answers.refused)})
+        await asyncio.sleep(pause)
+        pause = min(5.0, 2 * pause)
+
+
+async def _ask_once(link: Link, documents: JobDocuments, answers: Answers, evidence: bytes) -> Combination | None:
+    request = pb.WorkerReleaseRequest(job_id=documents.job_id, request_id=secrets.token_hex(16), evidence=evidence)
+    try:
+        async with aclosing(link.stream(link.workers.Release, request, timeout=_RELEASE_SECONDS)) as events:
+            async for event in events:
+                if event.leaf:
+                    answers.take_leaf(event.leaf)
+                which = event.answer.WhichOneof("outcome")
+                if which == "refusal":
+                    answers.take_refusal(event.answer.custodian, from_status(event.answer.refusal))
+                elif which == "share":
+                    share = event.answer.share
+                    answer = Answer(
+                        event.answer.custodian, share.key_id, share.epoch, share.window, share.sealed, share.signature
+                    )
+                    answers.take(answer, event.window_statement)
+                    found = answers.combination()
+                    if found is not None:
+                        return found
+    except grpc.aio.AioRpcError as error:
+        if not link.transient(error):
+            raise link.error(error) from None
+    return None

@@ -1,0 +1,126 @@
+"""The ``keyquorum-coordinator`` command: exit statuses, JSON, and what it says when it refuses."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import subprocess
+import sys
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from keyquorum_coordinator.cli import app
+from keyquorum_coordinator.config import CONFIG_NAME, load_config
+from keyquorum_core.errors import MalformedError
+from tests.support.coordinator import Process, make_folder
+from tests.support.fake_custodian import FakeCommittee
+
+INIT = ["init", "--cluster", "demo", "--listen", "127.0.0.1:0", "--json"]
+
+
+def run(*arguments: str) -> tuple[int, str, str]:
+    result = CliRunner().invoke(app, arguments)
+    return result.exit_code, result.stdout, result.stderr
+
+
+def make(folder: Path) -> dict[str, str]:
+    code, out, _ = run(*INIT, "--dir", str(folder))
+    assert code == 0
+    made: dict[str, str] = json.loads(out)
+    return made
+
+
+def test_init_chooses_a_port_that_stays_and_protects_keys(tmp_path: Path) -> None:
+    made = make(tmp_path / "c")
+    config = load_config(tmp_path / "c")
+    assert config.listen == made["address"]
+    assert not config.listen.endswith(":0")
+    assert (tmp_path / "c").stat().st_mode & 0o777 == 0o700
+    for name in (config.tls_key, config.clients_ca_key):
+        assert config.path(name).stat().st_mode & 0o777 == 0o600
+
+
+def test_init_again_is_refused_with_exit_status_1(tmp_path: Path) -> None:
+    make(tmp_path / "c")
+    before = (tmp_path / "c" / "tls-key.pem").read_bytes()
+    code, out, _ = run(*INIT, "--dir", str(tmp_path / "c"))
+    assert (code, json.loads(out)["error"]["reason"]) == (1, "EXISTS")
+    assert (tmp_path / "c" / "tls-key.pem").read_bytes() == before
+    code, _, err = run(*INIT[:-1], "--dir", str(tmp_path / "c"))
+    assert code == 1
+    assert err.startswith("refused: EXISTS: ")
+
+
+def test_names_that_cannot_stand_in_certificates_are_refused(tmp_path: Path) -> None:
+    code, out, _ = run("init", "--dir", str(tmp_path / "c"), "--cluster", "De mo", "--listen", "127.0.0.1:0", "--json")
+    assert (code, json.loads(out)["error"]["reason"]) == (1, "MALFORMED")
+    assert not (tmp_path / "c").exists()
+
+
+def test_issue_cert_issues_once_and_only_for_callers_roles(tmp_path: Path) -> None:
+    make(tmp_path / "c")
+    base = ["issue-cert", "--dir", str(tmp_path / "c"), "--out", str(tmp_path / "out"), "--json"]
+    code, out, _ = run(*base, "--role", "owner", "--name", "alice")
+    assert (code, json.loads(out)["uri"]) == (0, "spiffe://demo/owner/alice")
+    code, out, _ = run(*base, "--role", "owner", "--name", "alice")
+    assert (code, json.loads(out)["error"]["reason"]) == (1, "EXISTS")
+    code, out, _ = run(*base, "--role", "custodian", "--name", "ch-1")
+    assert (code, json.loads(out)["error"]["reason"]) == (1, "ROLE")
+    code, out, _ = run(*base, "--role", "owner", "--name", "../alice")
+    assert code == 1
+
+
+def test_usage_errors_are_exit_status_2() -> None:
+    assert run("init")[0] == 2
+    assert run("serve", "--dir", "x", "--log-level", "loud")[0] == 2
+
+
+@pytest.mark.parametrize(
+    "change", ["worker_timout = 3\n", "worker_timeout = 0\n", 'store = ""\n', "name = 3\n", "this is not TOML"]
+)
+def test_a_misspelt_or_senseless_configuration_is_refused(tmp_path: Path, change: str) -> None:
+    make(tmp_path / "c")
+    path = tmp_path / "c" / CONFIG_NAME
+    path.write_text(path.read_text().replace("worker_timeout = 30\n", "").replace('store = "artifacts"\n', "") + change)
+    with pytest.raises(MalformedError):
+        load_config(tmp_path / "c")
+
+
+def test_serving_without_a_roster_says_what_is_missing(tmp_path: Path) -> None:
+    make(tmp_path / "c")
+    done = subprocess.run(
+        [sys.executable, "-m", "keyquorum_coordinator", "serve", "--dir", str(tmp_path / "c")],
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
+    )
+    assert done.returncode == 1
+    assert done.stdout == ""
+    assert done.stderr.startswith("refused: NOT_FOUND: operators file is missing")
+    assert "Traceback" not in done.stderr
+
+
+@pytest.fixture
+async def committee() -> AsyncIterator[FakeCommittee]:
+    committee = await FakeCommittee.start()
+    yield committee
+    await committee.stop()
+
+
+async def test_serve_announces_itself_logs_json_and_status_reaches_it(tmp_path: Path, committee: FakeCommittee) -> None:
+    config = make_folder(tmp_path / "c", committee)
+    process = Process(config)
+    ready = await process.start()
+    assert (ready["ready"], ready["address"], ready["name"]) == (True, config.listen, "main")
+    code, out, _ = await asyncio.to_thread(run, "status", "--dir", str(config.directory), "--json")
+    assert code == 0
+    assert {each["custodian"] for each in json.loads(out)["custodians"]} == set(committee.custodians)
+    assert await process.terminate() == 0
+    log = [json.loads(line) for line in (config.directory / "stderr.log").read_text().splitlines()]
+    assert [line["event"] for line in log] == ["serving", "stopping", "stopped"]
+    code, out, _ = await asyncio.to_thread(run, "status", "--dir", str(config.directory), "--json")
+    assert (code, json.loads(out)["error"]["reason"]) == (1, "UNAVAILABLE")
