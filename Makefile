@@ -19,7 +19,8 @@ demo: $(STAMP)
 	$(BIN)/keyquorum demo
 
 test: $(STAMP)
-	$(BIN)/python -m pytest
+	scripts/system_packages.sh
+	$(BIN)/python -m pytest -n 2 --dist loadgroup
 
 bench: $(STAMP)
 	$(BIN)/python -m benchmarks

@@ -105,17 +105,17 @@ class Desk:
 
     async def watch(self, peer: Peer, job_id: str, after: int) -> AsyncGenerator[JobEvent]:
         """Events above ``after`` until the job has ended. Raises ``UNAVAILABLE`` when the coordinator stops."""
-        await self.owned(peer, job_id)
         while True:
             changed = self.jobs.changes(job_id)
+            # Before the events: a job that ended by now has its last event among them.
+            over = (await self.owned(peer, job_id)).state in FINAL
             events = await self.jobs.events(job_id, after)
             for event in events:
                 yield event
                 after = event.sequence
+            if over and not events:
+                return
             if not events:
-                job = await self.jobs.get(job_id)
-                if job.state in FINAL:
-                    return
                 await self._wait(changed, _POLL)
 
     async def outcome(self, peer: Peer, job_id: str) -> tuple[Job, ReleaseRecord | None]:

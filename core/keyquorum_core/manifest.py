@@ -216,7 +216,11 @@ def _check_entrypoint(arguments: tuple[str, ...]) -> None:
         except UnicodeEncodeError:
             size = 0
         if not 0 < size <= _MAX_ARGUMENT or any(ord(c) < 32 and c != "\n" for c in argument):
-            raise _bad("bad entrypoint argument", f"1…{_MAX_ARGUMENT} bytes of UTF-8 without control characters", f"{size} bytes")
+            raise _bad(
+                "bad entrypoint argument",
+                f"1…{_MAX_ARGUMENT} bytes of UTF-8 without control characters",
+                f"{size} bytes",
+            )
     if not 1 <= len(arguments) <= MAX_ARGUMENTS:
         raise _bad("bad entrypoint", f"1…{MAX_ARGUMENTS} arguments", len(arguments))
 

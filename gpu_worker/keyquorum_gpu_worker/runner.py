@@ -118,7 +118,7 @@ def run_job(
     """Run to the end, and leave no process behind. Blocking; one at a time in a process.
 
     ``confined`` is told the layers just before the job starts. Raises :class:`RefusedError`: ``SANDBOX`` when the job
-    could not be confined (it has not run then), ``JOB_FAILED`` when its entrypoint cannot be executed.
+    could not be confined (it has not run then) or not be ended, ``JOB_FAILED`` when its entrypoint cannot be executed.
     """
     spec = specify(entrypoint, folder, resources, user)
     spared = children_of(os.getpid())
@@ -236,7 +236,14 @@ def _conclude(output: _Output, events: _Events, watch: _Watch, seconds: float, s
             actual=events.refused or log[-300:].decode("utf-8", "replace") or "the launcher ended without a word",
         )
     if survivors:
-        return JobRun("failed", -9, "processes of the job could not be ended", log, events.layers, seconds)
+        # Nothing of its folder can be trusted to stay what it is while it is read.
+        raise RefusedError(
+            Reason.SANDBOX,
+            "processes of the job could not be ended, so its output is not taken",
+            expected="none alive",
+            actual=f"{len(survivors)} in the kernel's hands",
+            next_step="Restart the machine.",
+        )
     if watch.verdict is not None:
         outcome, reason = watch.verdict
         return JobRun(outcome, -9, reason, log, events.layers, seconds)

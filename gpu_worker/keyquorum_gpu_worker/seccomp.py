@@ -136,6 +136,7 @@ OWNERS: Table = {
     "removexattr": (197, 14),
     "lremovexattr": (198, 15),
     "fremovexattr": (199, 16),
+    "truncate": (76, 45),  # by path, which Landlock governs from ABI 3 on only
 }
 """Refused with EPERM in the same case."""
 

@@ -18,11 +18,11 @@ import grpc.aio
 import pytest
 
 from keyquorum_core.errors import UnavailableError
+from keyquorum_core.parts import SealedPart
 from keyquorum_core.signing import merge
 from keyquorum_custodian.config import CustodianConfig
 from keyquorum_custodian.init import initialise
 from keyquorum_custodian.keystore import Keystore
-from keyquorum_custodian.parts import SealedPart
 from keyquorum_protos.v1 import custodian_pb2 as pb
 from keyquorum_protos.v1 import custodian_pb2_grpc as rpc
 from keyquorum_protos.wire.errors import from_rpc_error

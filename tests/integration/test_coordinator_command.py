@@ -7,11 +7,13 @@ import json
 import subprocess
 import sys
 from collections.abc import AsyncIterator
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
 
+from keyquorum_coordinator import __version__
 from keyquorum_coordinator.cli import app
 from keyquorum_coordinator.config import CONFIG_NAME, load_config
 from keyquorum_core.errors import MalformedError
@@ -71,6 +73,10 @@ def test_issue_cert_issues_once_and_only_for_callers_roles(tmp_path: Path) -> No
     assert (code, json.loads(out)["error"]["reason"]) == (1, "ROLE")
     code, out, _ = run(*base, "--role", "owner", "--name", "../alice")
     assert code == 1
+
+
+def test_the_version_is_that_of_the_distribution() -> None:
+    assert __version__ == version("keyquorum-coordinator")
 
 
 def test_usage_errors_are_exit_status_2() -> None:

@@ -19,9 +19,9 @@ from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
 from keyquorum_core import manifest
 from keyquorum_core.errors import KeyquorumError, Reason, UnavailableError
+from keyquorum_core.parts import SealedPart
 from keyquorum_core.release import Answer, Leaf, open_share, open_window, verify_answer
 from keyquorum_core.signing import merge
-from keyquorum_custodian.parts import SealedPart
 from keyquorum_protos.v1 import custodian_pb2 as pb
 from keyquorum_protos.v1 import custodian_pb2_grpc as rpc
 from keyquorum_protos.wire import tls

@@ -22,7 +22,7 @@ from keyquorum_core.errors import KeyquorumError, Reason, RefusedError, Unavaila
 from keyquorum_core.manifest import Resources
 from keyquorum_gpu_worker.config import load_config
 from keyquorum_gpu_worker.ending import JobEnd
-from keyquorum_gpu_worker.job import JobLostError
+from keyquorum_gpu_worker.job import JobLostError, Surroundings
 from keyquorum_gpu_worker.worker import Worker
 from tests.support.fake_worker_service import FakeCluster, FakeJob
 
@@ -161,7 +161,12 @@ async def test_two_of_five_custodians_down_still_give_the_key(
     assert (end.outcome, end.custodians) == ("completed", ("ch-1", "de-1", "is-1"))
 
 
-async def test_cancelled_job_is_stopped_and_wiped(cluster: FakeCluster, tmp_path: Path, scratch: Path) -> None:
+async def test_cancelled_job_is_stopped_and_wiped(
+    cluster: FakeCluster, tmp_path: Path, scratch: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        "keyquorum_gpu_worker.worker.Surroundings", lambda **parts: Surroundings(**parts, heartbeat_seconds=0.5)
+    )
     job = cluster.submit({"main.py": b"import time; time.sleep(60)"})
     worker = Worker(load_config(cluster.worker_dir(tmp_path / "worker", scratch=scratch)))
     running = asyncio.create_task(worker.one(job.id))

@@ -7,14 +7,19 @@ from pathlib import Path
 
 import pytest
 
-__all__ = ["vector"]
+__all__ = ["vector", "vectors_folder"]
 
 _BESIDE = Path(__file__).resolve().parents[2].parent / "shared" / "vectors"
 
 
-def vector(name: str) -> bytes:
-    """The bytes of one vector; skips the test, saying why, where the folder is absent."""
+def vectors_folder() -> Path:
+    """Where the vectors are; skips the test, saying why, where the folder is absent."""
     folder = Path(os.environ.get("KEYQUORUM_VECTORS") or _BESIDE)
     if not folder.is_dir():
         pytest.skip(f"no evidence vectors: set KEYQUORUM_VECTORS (looked for {folder.name} in {folder.parent.name})")
-    return (folder / name).read_bytes()
+    return folder
+
+
+def vector(name: str) -> bytes:
+    """The bytes of one vector; skips as :func:`vectors_folder`."""
+    return (vectors_folder() / name).read_bytes()

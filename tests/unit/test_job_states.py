@@ -165,5 +165,5 @@ class JobStoreMachine(RuleBasedStateMachine):
 
 TestJobStore = JobStoreMachine.TestCase
 TestJobStore.settings = settings(
-    max_examples=25, stateful_step_count=25, deadline=None, suppress_health_check=[HealthCheck.too_slow]
+    max_examples=15, stateful_step_count=25, deadline=None, suppress_health_check=[HealthCheck.too_slow]
 )

@@ -115,7 +115,9 @@ def test_a_profile_that_does_not_hold_is_refused(
     assert caught.value.reason is reason
 
 
-@pytest.mark.parametrize(("at", "reason"), [(WORLD.roster.expires_at, Reason.EXPIRED), (0, Reason.NOT_YET_VALID)])
+@pytest.mark.parametrize(
+    ("at", "reason"), [(WORLD.roster.expires_at, Reason.EXPIRED), (0, Reason.NOT_YET_VALID)], ids=["past", "future"]
+)
 def test_an_expired_or_future_roster_is_refused(profile: Path, at: int, reason: Reason) -> None:
     with pytest.raises(RefusedError) as caught:
         load_profile(profile, now=at)
