@@ -133,10 +133,12 @@ class Answers:
             raise RefusedError(Reason.LEAF, "an answer came before the leaf it answers to")
         if answer.custodian in self.answered:
             return
+        if answer.custodian not in self._quorum.ids:
+            return  # nobody's: a name outside the roster says nothing of anybody in it
         try:
             self._verify(answer, window_statement, self._leaf[1])
         except KeyquorumError as error:
-            self.rejected[answer.custodian[:32]] = error
+            self.rejected[answer.custodian] = error
             return
         try:
             contributions = open_share(answer, self._recipient, self._leaf[1], self._quorum)
@@ -150,13 +152,6 @@ class Answers:
         self.refused.pop(answer.custodian, None)
 
     def _verify(self, answer: Answer, window_statement: bytes, leaf_hash: bytes) -> None:
-        if answer.custodian not in self._quorum.ids:
-            raise RefusedError(
-                Reason.UNKNOWN_CUSTODIAN,
-                "an answer from outside the roster",
-                expected=", ".join(self._quorum.ids),
-                actual=answer.custodian[:40],
-            )
         place = (answer.custodian, answer.window)
         if window_statement and place not in self._windows:
             window = open_window(

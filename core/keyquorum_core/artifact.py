@@ -28,6 +28,7 @@ from keyquorum_core.streams import Sink, Source, fill, write_all
 
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer, WriteableBuffer
+from keyquorum_core.transcript import transcript
 
 __all__ = [
     "HEADER_BYTES",
@@ -35,6 +36,7 @@ __all__ = [
     "SEGMENT_BYTES",
     "DecryptingReader",
     "EncryptingWriter",
+    "binding",
     "ciphertext_size",
     "decrypt_stream",
     "encrypt_stream",
@@ -54,6 +56,16 @@ _FULL = SEGMENT_BYTES - _TAG_BYTES  # and in every other full one
 
 Progress = Callable[[int], None]
 """Called after each segment with the plaintext bytes so far."""
+
+
+def binding(job_id: str, kind: str, maker: bytes = b"") -> bytes:
+    """The associated data of a job's artifact: transcript("keyquorum/v1/artifact", job id, kind, maker).
+
+    ``kind`` is ``bundle``, ``result`` or ``log``. ``maker`` is empty for the owner's bundle; for a worker's artifacts it
+    is the worker's encoded public identity, so that they decrypt only under a statement by the worker that held the
+    job's key, whatever becomes of the signatures that name it.
+    """
+    return transcript("keyquorum/v1/artifact", job_id.encode(), kind.encode(), maker)
 
 
 def ciphertext_size(plaintext_bytes: int) -> int:
