@@ -32,6 +32,7 @@ from keyquorum_core.transcript import H, u64be
 __all__ = [
     "CERTIFICATE_TYPE",
     "COMMITMENTS_TYPE",
+    "MAX_CERTIFICATE",
     "PARTS_TYPE",
     "PART_SIZE",
     "PLAN_TYPE",
@@ -60,6 +61,8 @@ PART_SIZE = 32
 SEED_SIZE = 32
 _DIGEST_SIZE = 32
 _ID_SIZE = 16
+MAX_CERTIFICATE = 32 << 20
+"""Bytes that an epoch certificate's envelope may have, for whoever opens or merges one."""
 _MAX_PLAN = 1 << 17
 _MAX_CERTIFICATE = 1 << 24  # 64 characters and a little for each seed: over 200 000
 _MAX_SEEDS = 1 << 18

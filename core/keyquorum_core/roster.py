@@ -44,6 +44,7 @@ __all__ = [
     "make_card",
     "open_card",
     "open_roster",
+    "parse_operators",
     "sign_roster",
 ]
 
@@ -279,6 +280,27 @@ def _check_keys(identities: Iterable[PublicIdentity]) -> None:
 def sign_roster(roster: Roster, operators: Iterable[Identity]) -> bytes:
     """DSSE envelope signed by each of ``operators``; more are added with :func:`keyquorum_core.signing.merge`."""
     return sign_many(operators, ROSTER_TYPE, roster.payload())
+
+
+def parse_operators(data: bytes) -> tuple[dict[str, PublicIdentity], int]:
+    """``(operators by name, threshold)`` from an ``operators.json``, which everyone pins for itself:
+    ``{"threshold": n, "operators": {name: base64 of a public identity}}``. Raises :class:`MalformedError`."""
+    what = "operators file"
+    fields = Fields(loads(data, what, max_depth=3), what)
+    members = fields.object("operators")
+    for name in members.names():
+        check(PRINCIPAL, name, "operator name")
+    operators = {
+        name: PublicIdentity.from_bytes(
+            members.base64(name, min_bytes=PUBLIC_IDENTITY_SIZE, max_bytes=PUBLIC_IDENTITY_SIZE)
+        )
+        for name in members.names()
+    }
+    if not 1 <= len(operators) <= MAX_OPERATORS:
+        raise _bad("bad number of pinned operators", f"1…{MAX_OPERATORS}", len(operators))
+    threshold = fields.integer("threshold", 1, len(operators))
+    fields.done()
+    return operators, threshold
 
 
 def open_roster(

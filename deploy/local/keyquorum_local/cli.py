@@ -12,8 +12,10 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
+from keyquorum.cli.output import plain
 from keyquorum_core.errors import Reason, UnavailableError
 
 __all__ = ["register"]
@@ -40,7 +42,7 @@ def demo(
 
     def step(text: str) -> None:
         if not as_json:
-            console.print(f"[dim]{time.monotonic() - began:5.1f} s[/]  {text}")
+            console.print(f"[dim]{time.monotonic() - began:5.1f} s[/]  {_plain(text)}")
 
     if not as_json:
         console.print(
@@ -57,11 +59,17 @@ def demo(
     table.add_row("worker's evidence", ", ".join(found.worker_evidence) + " (development)")
     for name, value in found.result.items():
         if isinstance(value, int | float | str | bool):
-            table.add_row(name.replace("_", " "), f"{value:.9f}" if isinstance(value, float) else str(value))
+            shown = f"{value:.9f}" if isinstance(value, float) else str(value)
+            table.add_row(_plain(name.replace("_", " ")), _plain(shown))
     table.add_row("took", f"{found.timings_ms['total'] / 1000:.1f} s")
     out = Console(highlight=False)
     out.print()
     out.print(table)
+
+
+def _plain(text: str) -> str:
+    """Text from elsewhere, without terminal escapes and without what rich would read as markup."""
+    return escape(plain(text))
 
 
 def up(
@@ -78,7 +86,7 @@ def up(
 
     def step(text: str) -> None:
         if not as_json:
-            console.print(text)
+            console.print(_plain(text))
 
     known = (directory / "cluster.json").is_file()
     layout = open_layout(directory) if known else create(directory, step=step)

@@ -101,7 +101,20 @@ def _run(folder: Path, root: Path, step: Callable[[str], None]) -> Demonstration
             out.custodians_answered = list(result.custodians)
             out.worker_evidence = list(result.evidence)
             out.confirmed = result.confirmed
-            out.result = json.loads(result.files["result.json"])
+            out.result = _facts(result)
             out.log = result.log.decode("utf-8", "replace")
     lap("total", started)
     return out
+
+
+def _facts(result: keyquorum.Result) -> dict[str, Any]:
+    """The job's ``result.json``. Raises :class:`StateError` (``NOT_FOUND``) for a job that wrote none."""
+    if "result.json" not in result.files:
+        raise StateError(
+            Reason.NOT_FOUND,
+            "the job wrote no result.json",
+            expected="a JSON object in $KEYQUORUM_OUTPUT/result.json",
+            actual=", ".join(sorted(result.files)) or "no files",
+        )
+    facts = json.loads(result.files["result.json"])
+    return facts if isinstance(facts, dict) else {"result": facts}
