@@ -31,6 +31,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from keyquorum.profile import read_file
+from keyquorum_core.bundle import BundleLimits
+from keyquorum_core.bundle_names import NameSet, split_name
 from keyquorum_core.errors import MalformedError, Reason, RefusedError, UnavailableError
 from keyquorum_core.manifest import Resources, Subject
 from keyquorum_core.strictjson import Fields
@@ -127,8 +129,31 @@ def read_folder(path: Path) -> JobFolder:
     files = tuple(sorted(_walk(path, path), key=lambda file: file.name.encode("utf-8", "surrogateescape")))
     if not files:
         raise RefusedError(Reason.BUNDLE, f"{path} holds no files to run")
+    _check_bundle(files)
     settings = path / SETTINGS_FILE
     return JobFolder(path, files, _read_settings(settings) if settings.exists() else JobSettings())
+
+
+def _check_bundle(files: Sequence[FolderFile]) -> None:
+    """What :func:`keyquorum_core.bundle.write_bundle` will refuse, refused before a manifest is signed or a custodian
+    asked."""
+    limits = BundleLimits()
+    for what, most, actual in (
+        ("files", limits.max_files, len(files)),
+        ("bytes in one file", limits.max_file_bytes, max(file.size for file in files)),
+        ("bytes in all", limits.max_total_bytes, sum(file.size for file in files)),
+    ):
+        if actual > most:
+            raise RefusedError(
+                Reason.BUNDLE,
+                "the folder is over the limits of a bundle",
+                expected=f"at most {most} {what}",
+                actual=f"{actual} {what}",
+            )
+    names = NameSet()
+    for file in files:
+        names.add(file.name)
+        split_name(file.name)
 
 
 def _walk(root: Path, folder: Path) -> Iterator[FolderFile]:

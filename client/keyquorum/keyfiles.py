@@ -111,7 +111,10 @@ def create_keys(
     check(PRINCIPAL, name, "name")
     if not passphrase:
         raise RefusedError(Reason.PASSPHRASE, "an empty passphrase protects nothing")
-    directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+    try:
+        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as error:
+        raise UnavailableError(Reason.STORAGE, f"{directory} can't be made", actual=error.strerror) from None
     private, public = directory / f"{name}.key.json", directory / f"{name}.pub.json"
     for path in (private, public):
         if path.exists():

@@ -10,7 +10,14 @@ import grpc.aio
 from keyquorum.profile import Profile
 from keyquorum.progress import Progress, ProgressCallback, Stage
 from keyquorum.session import Connection
-from keyquorum_core.ceremony import CERTIFICATE_TYPE, PLAN_TYPE, CeremonyPlan, EpochCertificate, new_ceremony_id
+from keyquorum_core.ceremony import (
+    CERTIFICATE_TYPE,
+    MAX_CERTIFICATE,
+    PLAN_TYPE,
+    CeremonyPlan,
+    EpochCertificate,
+    new_ceremony_id,
+)
 from keyquorum_core.errors import Reason, RefusedError
 from keyquorum_core.keywrap import LoadedKeys
 from keyquorum_core.sealing import suite_available
@@ -19,7 +26,6 @@ from keyquorum_protos.v1 import coordinator_pb2 as pb
 
 __all__ = ["KeyRecord", "create_key", "get_key", "list_keys"]
 
-_MAX_CERTIFICATE = 32 << 20  # of the envelope; a rule may have hundreds of thousands of seeds
 _CEREMONY_SECONDS = 600.0
 
 
@@ -96,7 +102,7 @@ def _open_certificate(envelope: bytes, profile: Profile) -> EpochCertificate:
     """
     signers = {each.id: each.identity for each in profile.roster.custodians}
     payload, _ = open_multi(
-        envelope, CERTIFICATE_TYPE, signers, len(signers), "epoch certificate", max_bytes=_MAX_CERTIFICATE
+        envelope, CERTIFICATE_TYPE, signers, len(signers), "epoch certificate", max_bytes=MAX_CERTIFICATE
     )
     certificate = EpochCertificate.parse(payload)
     plan = certificate.plan

@@ -8,6 +8,7 @@ which a broken upload goes on.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import hmac
 import os
@@ -24,7 +25,7 @@ from keyquorum.folder import JobFolder, JobSettings
 from keyquorum.progress import Progress, ProgressCallback, Stage
 from keyquorum.session import Connection
 from keyquorum_core.answers import Answers, JobBinding
-from keyquorum_core.artifact import EncryptingWriter
+from keyquorum_core.artifact import EncryptingWriter, binding
 from keyquorum_core.bundle import write_bundle
 from keyquorum_core.derivation import Combination
 from keyquorum_core.errors import Reason, RefusedError, UnavailableError
@@ -39,19 +40,13 @@ from keyquorum_core.manifest import (
     subject,
 )
 from keyquorum_core.release import Answer
-from keyquorum_core.transcript import transcript
 from keyquorum_protos.v1 import coordinator_pb2 as pb
 from keyquorum_protos.wire.errors import from_status
 
-__all__ = ["CLOCK_SKEW", "PreparedJob", "SealedBundle", "artifact_binding", "encrypt_folder", "gather", "prepare"]
+__all__ = ["CLOCK_SKEW", "PreparedJob", "SealedBundle", "encrypt_folder", "gather", "prepare"]
 
 CLOCK_SKEW = 120  # seconds that a custodian's clock may be behind the owner's
 OPEN_SECONDS = 60.0
-
-
-def artifact_binding(job: str, kind: str) -> bytes:
-    """Associated data of a job's artifact of this kind (``bundle``, ``result``, ``log``)."""
-    return transcript("keyquorum/v1/artifact", job.encode(), kind.encode())
 
 
 @dataclass(frozen=True, slots=True)
@@ -213,13 +208,14 @@ def encrypt_folder(
     Raises :class:`RefusedError` (``BUNDLE``) where a file changed meanwhile, :class:`UnavailableError` (``STORAGE``).
     """
     total = sum(file.size for file in folder.files)
-    spool = tempfile.TemporaryFile()  # noqa: SIM115 - handed on, or closed below
+    spool: BinaryIO | None = None
     try:
+        spool = tempfile.TemporaryFile()  # noqa: SIM115 - handed on, or closed below
         sink = _HashingSink(spool)
         with EncryptingWriter(
             key,
             sink,
-            artifact_binding(job, "bundle"),
+            binding(job, "bundle"),
             progress=lambda done: progress(Progress(Stage.ENCRYPT, min(done, total), total)),
         ) as writer:
             written = write_bundle(
@@ -241,7 +237,7 @@ def encrypt_folder(
         spool.seek(0)
         return SealedBundle(spool, sink.size, sink.digest.digest())
     except OSError as error:
-        spool.close()
+        _drop(spool)
         raise UnavailableError(
             Reason.STORAGE,
             "the bundle can't be read or written",
@@ -249,5 +245,11 @@ def encrypt_folder(
             next_step=f"Check the folder, and the free space in {tempfile.gettempdir()}",
         ) from None
     except BaseException:
-        spool.close()
+        _drop(spool)
         raise
+
+
+def _drop(spool: BinaryIO | None) -> None:
+    if spool is not None:
+        with contextlib.suppress(OSError):  # closing writes what is buffered, and the disk may be full
+            spool.close()

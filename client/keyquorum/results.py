@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import errno
 import io
 import os
+import secrets
 import shutil
 import tempfile
 import weakref
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import BinaryIO, Self
 
-from keyquorum.opening import artifact_binding
 from keyquorum.progress import Progress, ProgressCallback, Stage
 from keyquorum.session import Connection
 from keyquorum.transfer import download
 from keyquorum.verify import VerifiedOutcome
-from keyquorum_core.artifact import DecryptingReader, plaintext_size
+from keyquorum_core.artifact import DecryptingReader, binding, plaintext_size
 from keyquorum_core.bundle import BundleLimits, read_bundle
 from keyquorum_core.derivation import DerivedKey
 from keyquorum_core.errors import MalformedError, Reason, StateError, UnavailableError
@@ -41,6 +44,7 @@ class ResultFiles(Mapping[str, bytes]):
     def _add(self, name: str, size: int, executable: bool, reader: io.RawIOBase) -> None:
         start = self._file.seek(0, os.SEEK_END)
         shutil.copyfileobj(reader, self._file, _COPY_BYTES)
+        self._file.flush()  # that it is all kept must be known now
         self._places[name] = (start, size, executable)
 
     def __getitem__(self, name: str) -> bytes:
@@ -73,7 +77,8 @@ class ResultFiles(Mapping[str, bytes]):
             size -= len(piece)
 
     def close(self) -> None:
-        self._finalizer()
+        with contextlib.suppress(OSError):  # what a full disk did not take
+            self._finalizer()
 
 
 class Result:
@@ -119,6 +124,11 @@ class Result:
         return tuple(sorted(item.type for item in self._outcome.evidence.items))
 
     @property
+    def development(self) -> bool:
+        """Whether the worker ran on development hardware, which proves nothing about who could see the data."""
+        return self._outcome.leaf.development
+
+    @property
     def doubts(self) -> dict[str, str]:
         """Custodians whose receipt doesn't verify, with why. The result doesn't rest on them."""
         return {name: str(error) for name, error in self._outcome.doubts.items()}
@@ -135,24 +145,21 @@ class Result:
     def save(self, directory: str | os.PathLike[str]) -> tuple[Path, ...]:
         """Write the files, and the log as ``job.log`` unless a file has that name, into ``directory`` (made, 0700).
 
-        Files that are there already are replaced; links in the way are not followed. Returns the paths written.
-        Raises :class:`UnavailableError` (``STORAGE``).
+        Files that are there already are replaced, each whole or not at all; links below ``directory`` are never
+        followed, not even to make a folder. Returns the paths written. Raises :class:`UnavailableError` (``STORAGE``).
         """
         root = Path(directory)
         written = []
         try:
             root.mkdir(mode=0o700, parents=True, exist_ok=True)
             for name in self.files:
-                written.append(path := root / name)
-                path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-                if not path.parent.resolve().is_relative_to(root.resolve()):
-                    raise UnavailableError(Reason.STORAGE, f"{path.parent} is a link that leads out of {root}")
-                with _replace(path, executable=self.files.executable(name)) as file:
+                with _place(root, name, executable=self.files.executable(name)) as file:
                     self.files.copy(name, file)
+                written.append(root / name)
             if self.log and "job.log" not in self.files:
-                written.append(root / "job.log")
-                with _replace(root / "job.log", executable=False) as file:
+                with _place(root, "job.log", executable=False) as file:
                     file.write(self.log)
+                written.append(root / "job.log")
         except OSError as error:
             raise UnavailableError(
                 Reason.STORAGE, f"the result can't be written to {root}", actual=error.strerror
@@ -174,10 +181,51 @@ class Result:
         return f"Result({self.job_id}, {self.statement.outcome}, {len(self.files)} files)"
 
 
-def _replace(path: Path, *, executable: bool) -> BinaryIO:
-    path.unlink(missing_ok=True)
-    mode = 0o700 if executable else 0o600
-    return os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, mode), "wb")
+@contextmanager
+def _place(root: Path, name: str, *, executable: bool) -> Iterator[BinaryIO]:
+    """A file to write what is to be ``root/name``, which it becomes at the end of the block; after an error it is gone.
+
+    ``name`` is a bundle's, so it has no ``..``. Its folders are opened one from the other, so that no link that is, or
+    comes, in the way leads anywhere else.
+    """
+    folders = name.split("/")
+    last = folders.pop()
+    folder = os.open(root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        for each in folders:
+            inner = _open_folder(root, name, each, folder)
+            os.close(folder)
+            folder = inner
+        temporary = f".{secrets.token_hex(8)}.part"
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+        handle = os.open(temporary, flags, 0o700 if executable else 0o600, dir_fd=folder)
+        try:
+            with os.fdopen(handle, "wb") as file:
+                yield file
+            os.replace(temporary, last, src_dir_fd=folder, dst_dir_fd=folder)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                os.unlink(temporary, dir_fd=folder)
+            raise
+    finally:
+        os.close(folder)
+
+
+def _open_folder(root: Path, name: str, component: str, within: int) -> int:
+    with contextlib.suppress(FileExistsError):
+        os.mkdir(component, 0o700, dir_fd=within)
+    try:
+        return os.open(component, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=within)
+    except OSError as error:
+        if error.errno not in (errno.ELOOP, errno.ENOTDIR):
+            raise
+        raise UnavailableError(
+            Reason.STORAGE,
+            f"{component} is in the way of {name} in {root}",
+            expected="a folder",
+            actual="a link or a file",
+            next_step="Take it away, or write the result to another folder",
+        ) from None
 
 
 class JobFailedError(StateError):
@@ -213,9 +261,10 @@ async def fetch_result(
     :class:`UnavailableError`.
     """
     job = outcome.binding.job_id
-    files = ResultFiles()
+    files: ResultFiles | None = None
     log = bytearray()
     try:
+        files = ResultFiles()
         for kind, purpose in (("log", "telemetry"), ("result", "result")):
             digest = outcome.statement.artifacts.get(kind)
             if digest is None:
@@ -230,15 +279,15 @@ async def fetch_result(
                 def report(done: int, total: int = total) -> None:
                     progress(Progress(Stage.DECRYPT, done, total))
 
-                with DecryptingReader(
-                    key.purpose_key(purpose), spool, artifact_binding(job, kind), progress=report
-                ) as reader:
+                bound = binding(job, kind, outcome.evidence.signing_key)
+                with DecryptingReader(key.purpose_key(purpose), spool, bound, progress=report) as reader:
                     if kind == "log":
                         log += await asyncio.to_thread(reader.readall)
                     else:
                         await asyncio.to_thread(_unpack, reader, files, limit)
     except OSError as error:
-        files.close()
+        if files is not None:
+            files.close()
         raise UnavailableError(
             Reason.STORAGE,
             "the result can't be kept on this machine",
@@ -246,7 +295,8 @@ async def fetch_result(
             next_step=f"Check the free space in {tempfile.gettempdir()}",
         ) from None
     except BaseException:
-        files.close()
+        if files is not None:
+            files.close()
         raise
     return Result(outcome, files, bytes(log), from_cache=from_cache)
 

@@ -1,5 +1,5 @@
-"""What an owner keeps of its jobs in ``<state_dir>/jobs``: each one's signed manifest (``<job id>.manifest``) and key
-(``<job id>.sealed``, sealed to the owner's own HPKE key).
+"""What an owner keeps of its jobs in ``<state_dir>/jobs``: each one's key, ``<job id>.sealed``, sealed to the owner's
+own HPKE key. Nothing else is written there: the signed manifest comes back from the coordinator, checked by its id.
 
 The key is kept so that a result can be opened when the manifest's window is over or custodians are gone. What is read
 back is believed only if it meets the key check of the opening that the owner signed: sealing proves nothing about who

@@ -100,12 +100,17 @@ class Connection:
     def error(self, error: grpc.aio.AioRpcError) -> KeyquorumError:
         return from_rpc_error(error, self._peer)
 
-    def transient(self, error: grpc.aio.AioRpcError) -> bool:
-        """Whether the call failed on the way, rather than by the coordinator's decision."""
+    def decided(self, error: grpc.aio.AioRpcError) -> bool:
+        """Whether the error is the coordinator's own answer."""
         trailing = error.trailing_metadata() or ()
         decided = any(name == "grpc-status-details-bin" for name, _ in trailing)
         if decided:
             self.reached()
+        return decided
+
+    def transient(self, error: grpc.aio.AioRpcError) -> bool:
+        """Whether the call failed on the way, rather than by the coordinator's decision."""
+        decided = self.decided(error)
         return error.code() in _TRANSIENT and not decided
 
     async def unary(

@@ -3,7 +3,9 @@
 The chain, each link signed: the owner's manifest names the job → custodians of the roster, enough for its quorum,
 signed that they released the job's key for one leaf → the leaf names the digests of one worker's evidence and HPKE
 key → the evidence holds the worker's signing key → that key signed the result statement → the statement names the
-artifacts. The coordinator carried all of it and appears nowhere.
+artifacts, always a log and, where the job completed, a result. Those decrypt only under the job's key and bound to that
+signing key, so that no statement holds that was made without the job's key. The coordinator carried all of it and
+appears nowhere.
 """
 
 from __future__ import annotations
@@ -12,9 +14,18 @@ from dataclasses import dataclass
 
 from keyquorum.jobs import own_manifest
 from keyquorum_core.answers import JobBinding, check_leaf
+from keyquorum_core.attestation.appraisal import claims_development
 from keyquorum_core.attestation.evidence import EvidenceDocument
 from keyquorum_core.errors import KeyquorumError, Reason, RefusedError
-from keyquorum_core.manifest import Manifest, Opening, ResultStatement, open_opening, open_result, subject
+from keyquorum_core.manifest import (
+    Manifest,
+    Opening,
+    ResultStatement,
+    check_window,
+    open_opening,
+    open_result,
+    subject,
+)
 from keyquorum_core.quorum import Quorum
 from keyquorum_core.release import Leaf, Receipt, open_window, verify_receipt
 from keyquorum_core.roster import Roster
@@ -66,12 +77,13 @@ def verify_outcome(
 
     A receipt that doesn't verify is a doubt and no more, as long as the others qualify: else one lying custodian could
     take everybody's results away. Reasons: ``SIGNATURE…``, ``WRONG_JOB``, ``LEAF``, ``RECIPIENT``, ``EPOCH``,
-    ``NO_QUORUM``, or that of the first receipt at fault.
+    ``NOT_YET_VALID``, ``EXPIRED``, ``ARTIFACT``, ``NO_QUORUM``, or that of the first receipt at fault.
     """
     manifest, binding, opening = open_job(outcome.manifest, outcome.opening, owner, job)
     leaf = Leaf.parse(outcome.leaf)
     evidence = EvidenceDocument.parse(outcome.evidence)
     check_leaf(leaf, binding, recipient="worker", recipient_public=evidence.hpke_key, evidence=outcome.evidence)
+    check_window(manifest, leaf.time)
     custodians, doubts = _check_receipts(outcome, binding, leaf, roster, quorum)
     if not quorum.is_qualified(custodians):
         first = next(iter(doubts.values()), None)
@@ -82,8 +94,35 @@ def verify_outcome(
             actual=f"receipts of {', '.join(custodians) or 'nobody'}",
             details={name: str(error) for name, error in doubts.items()},
         )
+    _check_development(leaf, evidence)
     statement = open_result(outcome.statement, PublicIdentity.from_bytes(evidence.signing_key), job)
+    _check_artifacts(statement)
     return VerifiedOutcome(manifest, binding, opening, leaf, evidence, statement, custodians, doubts)
+
+
+def _check_development(leaf: Leaf, evidence: EvidenceDocument) -> None:
+    """Custodians compare the leaf with their appraisal; that it fits the evidence the owner sees for itself."""
+    if leaf.development != claims_development(evidence):
+        raise RefusedError(
+            Reason.LEAF,
+            "the release says something else about development hardware than the worker's evidence",
+            expected=f"development {not leaf.development}",
+            actual=f"development {leaf.development}",
+            details={"job": leaf.job_id},
+        )
+
+
+def _check_artifacts(statement: ResultStatement) -> None:
+    required = {"log", "result"} if statement.outcome == "completed" else {"log"}
+    missing = required - set(statement.artifacts)
+    if missing:
+        raise RefusedError(
+            Reason.ARTIFACT,
+            "the worker's statement names no " + " and no ".join(sorted(missing)),
+            expected=f"{' and '.join(sorted(required))}, encrypted under the job's key",
+            actual=", ".join(sorted(statement.artifacts)) or "nothing",
+            details={"job": statement.job_id},
+        )
 
 
 def _check_receipts(

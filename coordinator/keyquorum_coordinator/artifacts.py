@@ -22,7 +22,7 @@ from keyquorum_coordinator.database import ArtifactPartRow, ArtifactRow, Databas
 from keyquorum_coordinator.objects import ObjectStorage, stored
 from keyquorum_core.errors import MalformedError, Reason, RefusedError, StateError, UnavailableError
 
-__all__ = ["CHUNK", "KINDS", "PART", "ArtifactState", "ArtifactStore", "Upload"]
+__all__ = ["CHUNK", "KINDS", "PART", "ArtifactState", "ArtifactStore", "Upload", "WriteRight"]
 
 PART = 8 << 20
 CHUNK = 1 << 20
@@ -40,6 +40,17 @@ class ArtifactState:
     committed: int
     complete: bool
     sha256: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class WriteRight:
+    """What an upload may do: ``max_bytes`` of the whole artifact, and only while ``check`` raises nothing.
+
+    ``check`` is asked in every transaction that changes what is recorded of the artifact.
+    """
+
+    max_bytes: int
+    check: Callable[[Session], None]
 
 
 class ArtifactStore:
@@ -66,18 +77,19 @@ class ArtifactStore:
         _check_kind(kind)
         return await self._database.read(lambda session: _state(session, job_id, kind))
 
-    async def upload(self, job_id: str, kind: str, offset: int, max_bytes: int) -> Upload:
+    async def upload(self, job_id: str, kind: str, offset: int, right: WriteRight) -> Upload:
         """Begin at 0, or go on at what is committed. A newer upload of the same artifact ends an older one, whose
         connection may be long dead.
 
-        Raises :class:`StateError` (``STATE``) naming the offset to go on from, :class:`RefusedError` (``QUOTA``).
+        Raises :class:`StateError` (``STATE``) naming the offset to go on from, :class:`RefusedError` (``QUOTA``), and
+        what ``right.check`` raises.
         """
         _check_kind(kind)
         if len(self._uploads) >= _MAX_UPLOADS and (job_id, kind) not in self._uploads:
             raise RefusedError(
                 Reason.QUOTA, "too many uploads at once", expected=f"at most {_MAX_UPLOADS}", next_step="Try again"
             )
-        upload = Upload(self, job_id, kind, max_bytes)
+        upload = Upload(self, job_id, kind, right)
         older = self._uploads.get((job_id, kind))
         self._uploads[job_id, kind] = upload
         try:
@@ -124,6 +136,9 @@ class ArtifactStore:
         await stored(self._objects.put, path, data)
         self._on_bytes("upload", len(data))
 
+    async def delete(self, path: str) -> None:
+        await stored(self._objects.delete, [path])
+
     async def sweep(self, job_id: str, kind: str, keep: frozenset[str]) -> None:
         """Delete objects that no record names: left by a generation given up, or by a kill before the record."""
         prefix = f"jobs/{job_id}/{kind}"
@@ -153,12 +168,12 @@ class ArtifactStore:
 class Upload:
     """One upload in progress; from :meth:`ArtifactStore.upload`. Call :meth:`close` when done, in any way."""
 
-    def __init__(self, store: ArtifactStore, job_id: str, kind: str, max_bytes: int) -> None:
+    def __init__(self, store: ArtifactStore, job_id: str, kind: str, right: WriteRight) -> None:
         self.job_id = job_id
         self.kind = kind
         self.lock = asyncio.Lock()
         self._store = store
-        self._max_bytes = max_bytes
+        self._right = right
         self._generation = ""
         self._number = 0
         self._committed = 0
@@ -198,11 +213,11 @@ class Upload:
                 actual=len(data),
             )
         total = self._committed + self._buffered + len(data)
-        if total > self._max_bytes:
+        if total > self._right.max_bytes:
             raise RefusedError(
                 Reason.TOO_LARGE,
                 f"the {self.kind} of job {self.job_id} is too large",
-                expected=f"at most {self._max_bytes} bytes",
+                expected=f"at most {self._right.max_bytes} bytes",
                 actual=f"at least {total} bytes",
             )
         self._buffer.append(data)
@@ -227,9 +242,7 @@ class Upload:
                 next_step="Go on from the committed offset, or upload it again from the start",
             )
         if not hmac.compare_digest(self._hash.digest(), sha256):
-            self._generation = secrets.token_hex(16)
-            await self._store.database.write(self._start)
-            await self._store.sweep(self.job_id, self.kind, frozenset())
+            await self._drop()
             raise RefusedError(
                 Reason.DIGEST,
                 f"the {self.kind} of job {self.job_id} has another digest than its sender says",
@@ -239,6 +252,7 @@ class Upload:
             )
 
         def work(session: Session) -> ArtifactState:
+            self._right.check(session)
             row = self._own(session)
             row.complete = True
             row.sha256 = sha256
@@ -254,6 +268,21 @@ class Upload:
         self._store.forget(self)
 
     # -- inside -------------------------------------------------------------------------------------------------------
+
+    async def _drop(self) -> None:
+        """Forget what this upload stored, unless the artifact is complete: then it is what its sender said once, and
+        only an upload from the start replaces it."""
+        own, self._generation = self._generation, secrets.token_hex(16)
+
+        def work(session: Session) -> bool:
+            row = session.get(ArtifactRow, (self.job_id, self.kind))
+            if row is None or row.generation != own or row.complete:
+                return False
+            self._start(session)
+            return True
+
+        if await self._store.database.write(work):
+            await self._store.sweep(self.job_id, self.kind, frozenset())
 
     async def _flush(self, size: int) -> None:
         data, self._buffer = b"".join(self._buffer), []
@@ -275,7 +304,11 @@ class Upload:
             following = self._hash.copy()
             path = _path(self.job_id, self.kind, self._generation, self._number)
             await asyncio.gather(asyncio.to_thread(following.update, data), self._store.put(path, data))
-            await self._store.database.write(lambda session: self._commit(session, len(data), following.digest()))
+            try:
+                await self._store.database.write(lambda session: self._commit(session, len(data), following.digest()))
+            except (RefusedError, StateError):
+                await self._store.delete(path)
+                raise
             self._hash = following
             self._number += 1
             self._committed += len(data)
@@ -297,6 +330,7 @@ class Upload:
         return row
 
     def _start(self, session: Session) -> None:
+        self._right.check(session)
         session.execute(delete(ArtifactPartRow).where(_parts_of(self.job_id, self.kind)))
         row = session.get(ArtifactRow, (self.job_id, self.kind))
         if row is None:
@@ -309,6 +343,7 @@ class Upload:
         row.updated_at = self._store.now()
 
     def _cut(self, session: Session, first_lost: _Part) -> None:
+        self._right.check(session)
         row = self._own(session)
         session.execute(
             delete(ArtifactPartRow).where(
@@ -320,7 +355,16 @@ class Upload:
         row.sha256 = None
 
     def _commit(self, session: Session, size: int, prefix_sha256: bytes) -> None:
+        self._right.check(session)
         row = self._own(session)
+        if row.complete:
+            raise StateError(
+                Reason.EXISTS,
+                f"the {self.kind} of job {self.job_id} is complete",
+                expected="nothing more",
+                actual=f"{size} bytes more",
+                next_step="Upload another one from the start",
+            )
         session.add(
             ArtifactPartRow(
                 job_id=self.job_id,

@@ -44,11 +44,16 @@ def _refuse(error: KeyquorumError, as_json: bool) -> NoReturn:
     if as_json:
         typer.echo(json.dumps({"error": error.as_dict()}))
     else:
-        typer.echo(f"refused: {error.reason}: {error.message}", err=True)
+        typer.echo(_plain(f"refused: {error.reason}: {error.message}"), err=True)
         for label, text in (("expected", error.expected), ("got", error.actual), ("next step", error.next_step)):
             if text:
-                typer.echo(f"  {label}: {text}", err=True)
+                typer.echo(_plain(f"  {label}: {text}"), err=True)
     raise typer.Exit(1)
+
+
+def _plain(text: str) -> str:
+    """Text that others may have written, safe for a terminal: control characters become U+FFFD."""
+    return "".join(c if c.isprintable() or c == "\n" else "\N{REPLACEMENT CHARACTER}" for c in text)
 
 
 @app.command()
@@ -143,11 +148,12 @@ def _show(found: dict[str, Any]) -> None:
     typer.echo(f"coordinator {found['name']} of {found['cluster']} at {found['address']}, version {found['version']}")
     for each in found["custodians"]:
         state = "reachable" if each["reachable"] else "NOT reachable"
-        typer.echo(
+        line = (
             f"  {each['custodian']:<16} {each['jurisdiction']}  {state}, circuit {each['circuit']}, "
             f"{each['latency_ms']:.1f} ms (p95 {each['latency_p95_ms']:.1f}), skew {each['clock_skew_ms']} ms"
             + (f"; {each['last_error']}" if each["last_error"] else "")
         )
+        typer.echo(_plain(line).replace("\n", " "))
 
 
 def main() -> None:

@@ -11,10 +11,10 @@ import time
 from collections.abc import AsyncGenerator, Callable
 
 from keyquorum_coordinator.admission import admit, check_opening, check_statement, facts_of
-from keyquorum_coordinator.artifacts import ArtifactStore
+from keyquorum_coordinator.artifacts import ArtifactStore, WriteRight
 from keyquorum_coordinator.ceremonies import Ceremonies
 from keyquorum_coordinator.fanout import Fanout
-from keyquorum_coordinator.job_states import FINAL, JobState, illegal
+from keyquorum_coordinator.job_states import FINAL, JobState
 from keyquorum_coordinator.jobs import Job, JobEvent, JobStore
 from keyquorum_coordinator.releases import ReleaseRecord, Releases
 from keyquorum_core.errors import KeyquorumError, MalformedError, Reason, RefusedError, StateError, UnavailableError
@@ -135,17 +135,17 @@ class Desk:
     async def may_stat(self, peer: Peer, job_id: str) -> Job:
         return await (self.jobs.held(job_id, peer.name) if peer.role == "worker" else self.owned(peer, job_id))
 
-    async def may_upload(self, peer: Peer, job_id: str, kind: str) -> int:
-        """Bytes the artifact may have at most. Owners write the bundle until the job is committed, workers the rest."""
+    async def may_upload(self, peer: Peer, job_id: str, kind: str) -> WriteRight:
+        """Owners write the bundle until the job is committed, the worker that holds the job the rest. The right is
+        asked for again in every transaction that changes the artifact: an upload outlives many a claim."""
         job = await self.may_stat(peer, job_id)
         self._check_kind(kind, ("result", "log") if peer.role == "worker" else ("bundle",), peer, "write")
         if peer.role == "worker":
             # The job's own bound on its output, and a little for the envelope and the packaging.
             output = facts_of(job).manifest.resources.output_mib * _MIB
-            return min(self._max_artifact, output + output // 64 + 4 * _MIB)
-        if job.state not in (JobState.SUBMITTED, JobState.OPENED):
-            raise illegal(job_id, job.state, (JobState.SUBMITTED, JobState.OPENED), "take another bundle")
-        return self._max_artifact
+            limit = min(self._max_artifact, output + output // 64 + 4 * _MIB)
+            return WriteRight(limit, lambda session: self.jobs.check_output_write(session, job_id, peer.name))
+        return WriteRight(self._max_artifact, lambda session: self.jobs.check_bundle_write(session, job_id))
 
     async def may_download(self, peer: Peer, job_id: str, kind: str) -> None:
         await self.may_stat(peer, job_id)

@@ -26,6 +26,7 @@ from keyquorum_coordinator.stored_errors import dump_error
 from keyquorum_core.ceremony import (
     CERTIFICATE_TYPE,
     COMMITMENTS_TYPE,
+    MAX_CERTIFICATE,
     PARTS_TYPE,
     CeremonyPlan,
     Commitments,
@@ -55,7 +56,6 @@ ENDED = (Step.DONE, Step.CANCELLED)
 _STEP_TIMEOUT = 60.0
 _CANCEL_TIMEOUT = 5.0
 _RETRIES = (0.5, 1.0, 2.0)  # seconds between attempts on a custodian that cannot be reached
-_MAX_STATEMENT = 32 << 20
 
 M = TypeVar("M", bound=Message)
 
@@ -188,20 +188,21 @@ class Generate:
                 payload = self._signed(response.certificate, CERTIFICATE_TYPE, name, "epoch certificate")
                 if payload != expected:
                     raise RefusedError(Reason.CEREMONY, "the certificate it signed is not the one all commitments give")
-        whole = merge([confirmed[name].certificate for name in sorted(confirmed)], "epoch certificate")
+        certificates = [confirmed[name].certificate for name in sorted(confirmed)]
+        whole = merge(certificates, "epoch certificate", max_bytes=MAX_CERTIFICATE)
         payload, signers = open_multi(
             whole,
             CERTIFICATE_TYPE,
             self._identities,
             len(self._identities),
             "epoch certificate",
-            max_bytes=_MAX_STATEMENT,
+            max_bytes=MAX_CERTIFICATE,
         )
         check_certificate(payload, self._plan, self._plan.quorum, signers)
         return whole
 
     def _signed(self, envelope: bytes, payload_type: str, custodian: str, what: str) -> bytes:
-        return open_envelope(envelope, payload_type, self._identities[custodian], what, max_bytes=_MAX_STATEMENT)
+        return open_envelope(envelope, payload_type, self._identities[custodian], what, max_bytes=MAX_CERTIFICATE)
 
     # -- asking -------------------------------------------------------------------------------------------------------
 

@@ -10,6 +10,7 @@ import asyncio
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from weakref import WeakValueDictionary
 
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
@@ -33,6 +34,8 @@ __all__ = ["Job", "JobEvent", "JobStore", "NewJob"]
 
 MAX_EVENTS_PER_READ = 200
 MAX_DETAIL = 1024
+MAX_EVENTS_PER_ATTEMPT = 1000
+"""Above this many events for each attempt so far, reports are signs of life only; moves are always written down."""
 # A worker's reports go through these; "downloading" is part of attesting's end, and shown as its detail.
 _REPORTED = {
     "attesting": JobState.ATTESTING,
@@ -101,8 +104,9 @@ class JobStore:
         self._max_open = max_open_jobs_per_owner
         # While this process was down no worker could be heard, so silence counts from here at the earliest.
         self._started = clock()
-        self._seen: dict[str, float] = {}
-        self._changes: dict[str, asyncio.Event] = {}
+        self._seen: dict[tuple[str, str], float] = {}  # by job and worker: only its holder's signs of life count
+        # Weak: an event is gone with the last one who waits for it, also of a job that never changes again.
+        self._changes: WeakValueDictionary[str, asyncio.Event] = WeakValueDictionary()
 
     # -- reading ------------------------------------------------------------------------------------------------------
 
@@ -260,7 +264,7 @@ class JobStore:
 
         job = await self._database.write(work)
         if job is not None:
-            self.touch(job.job_id)
+            self.touch(job.job_id, worker)
             self._notify(job.job_id)
         return job
 
@@ -281,12 +285,29 @@ class JobStore:
         job = await self.get(job_id)
         if job.worker != worker or job.state not in HELD:
             raise _not_held(job_id, job.state, job.worker, worker)
-        self.touch(job_id)
+        self.touch(job_id, worker)
         return job
 
-    def touch(self, job_id: str) -> None:
-        """The job's worker gave a sign of life."""
-        self._seen[job_id] = self._clock()
+    def touch(self, job_id: str, worker: str) -> None:
+        """This worker gave a sign of life about the job; it counts if the worker holds the job."""
+        self._seen[job_id, worker] = self._clock()
+
+    # -- artifacts ----------------------------------------------------------------------------------------------------
+
+    def check_bundle_write(self, session: Session, job_id: str) -> None:
+        """Inside a transaction: the bundle may still change. Raises :class:`StateError` (``STATE``)."""
+        state = JobState(_row(session, job_id).state)
+        if state not in (JobState.SUBMITTED, JobState.OPENED):
+            raise illegal(job_id, state, (JobState.SUBMITTED, JobState.OPENED), "take another bundle")
+
+    def check_output_write(self, session: Session, job_id: str, worker: str) -> None:
+        """Inside a transaction: this worker holds the job, so that its output may change. Raises
+        :class:`RefusedError` (``ROLE``)."""
+        row = _row(session, job_id)
+        if row.worker != worker or row.state not in HELD:
+            raise _not_held(job_id, JobState(row.state), row.worker or "", worker)
+
+    # -- reports ------------------------------------------------------------------------------------------------------
 
     async def report(self, job_id: str, worker: str, state: str, detail: str) -> bool:
         """Whether the worker is to go on. News of a step behind the job's is a sign of life and nothing more."""
@@ -307,14 +328,14 @@ class JobStore:
             if is_legal(current, reported):
                 _move(session, row, reported, now, text)
                 return True, True
-            if current == reported and text:
+            if current == reported and text and _is_news(session, row, text):
                 _append(session, row, now, text, None)
                 return True, True
             return True, False
 
         proceed, changed = await self._database.write(work)
         if proceed:
-            self.touch(job_id)
+            self.touch(job_id, worker)
         if changed:
             self._notify(job_id)
         return proceed
@@ -343,9 +364,11 @@ class JobStore:
         """Take jobs from silent workers and expire those whose time is over; returns the jobs that changed."""
         now = self._now()
         silent_since = now - self._timeout
-        seen = {job_id: at for job_id, at in self._seen.items() if at > silent_since}
+        self._seen = {each: at for each, at in self._seen.items() if at > silent_since}
         if self._started > silent_since:
             silent_since = -1
+
+        seen = frozenset(self._seen)
 
         def work(session: Session) -> list[Job]:
             out = []
@@ -354,7 +377,7 @@ class JobStore:
                 out.append(_job(row))
             query = select(JobRow).where(JobRow.state.in_(HELD), JobRow.heartbeat_at < silent_since)
             for row in session.scalars(query):
-                if row.job_id in seen:
+                if (row.job_id, row.worker) in seen:
                     continue
                 self._take_away(session, row, now)
                 out.append(_job(row))
@@ -363,7 +386,6 @@ class JobStore:
         if not await self._database.read(lambda session: self._anything_due(session, now, silent_since)):
             return []
         changed = await self._database.write(work)
-        self._seen = seen
         for job in changed:
             self._notify(job.job_id)
             if job.state is JobState.READY:
@@ -398,7 +420,7 @@ class JobStore:
         if job.state is JobState.READY:
             self._notify("")
         if job.state in FINAL:
-            self._seen.pop(job_id, None)
+            self._seen.pop((job_id, job.worker), None)
         return job
 
     def _notify(self, job_id: str) -> None:
@@ -423,6 +445,14 @@ def _move(
     if error is not None:
         row.error = dump_error(error)
     _append(session, row, now, detail, error)
+
+
+def _is_news(session: Session, row: JobRow, detail: str) -> bool:
+    """A report is written down when it says something new, and while its attempts have not said too much."""
+    if row.last_event >= MAX_EVENTS_PER_ATTEMPT * row.attempts:
+        return False
+    last = session.get(EventRow, (row.job_id, row.last_event))
+    return last is None or (last.state, last.detail) != (row.state, detail[:MAX_DETAIL])
 
 
 def _append(session: Session, row: JobRow, now: int, detail: str, error: KeyquorumError | None) -> None:

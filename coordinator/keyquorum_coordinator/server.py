@@ -50,7 +50,7 @@ __all__ = ["CoordinatorServer", "lock_folder", "serve"]
 
 _SERVICES = tuple(f"keyquorum.v1.{name}" for name in ("Cluster", "Keys", "Jobs", "Artifacts", "Workers"))
 _MAX_RECEIVE = 4 << 20  # a manifest, an evidence document or a piece of an artifact, each at most 1 MiB, and its frame
-_MAX_CALLS = 4096
+_MAX_CALLS = 1024
 _SWEEP_SECONDS = 1.0
 _STOP_LOCK = "serve.lock"
 
@@ -207,8 +207,6 @@ def _server_options() -> list[tuple[str, int]]:
     options = dict(tls.server_options())
     options |= {
         "grpc.max_receive_message_length": _MAX_RECEIVE,
-        # Callers ping idle streams (watches, waiting claims) every 20 s; the default would take that for abuse.
-        "grpc.http2.min_ping_interval_without_data_ms": 10_000,
         "grpc.keepalive_time_ms": 30_000,
         "grpc.keepalive_timeout_ms": 10_000,
         "grpc.keepalive_permit_without_calls": 1,

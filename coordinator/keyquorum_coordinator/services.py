@@ -129,12 +129,12 @@ class ArtifactsService(rpc.ArtifactsServicer):
                     if part != "start":
                         raise MalformedError(Reason.MALFORMED, "an upload must begin with a start", actual=part)
                     start = chunk.start
-                    limit = await self._desk.may_upload(peer, start.job_id, start.kind)
-                    upload = await self._desk.artifacts.upload(start.job_id, start.kind, start.offset, limit)
+                    right = await self._desk.may_upload(peer, start.job_id, start.kind)
+                    upload = await self._desk.artifacts.upload(start.job_id, start.kind, start.offset, right)
                 elif part == "data":
                     await upload.write(chunk.data)
                     if peer.role == "worker":
-                        self._desk.jobs.touch(upload.job_id)
+                        self._desk.jobs.touch(upload.job_id, peer.name)
                 elif part == "finish":
                     return artifact_message(await upload.finish(chunk.finish.size, chunk.finish.sha256))
                 else:
@@ -153,7 +153,7 @@ class ArtifactsService(rpc.ArtifactsServicer):
                 assert len(data) <= CHUNK  # noqa: S101 - the promise of artifacts.download
                 yield pb.DownloadChunk(data=data)
                 if peer.role == "worker":
-                    self._desk.jobs.touch(request.job_id)
+                    self._desk.jobs.touch(request.job_id, peer.name)
 
 
 class WorkersService(rpc.WorkersServicer):

@@ -57,6 +57,8 @@ class Appraisals:
             )
             self._unsaved[digest] = kept
             self._kept[digest] = kept
+            if len(self._unsaved) > _CAPACITY:  # the disk is full: what is not kept is appraised again, or is stale
+                del self._unsaved[next(iter(self._unsaved))]
         else:
             self._kept[digest] = kept
             kept.require_types(required_types)

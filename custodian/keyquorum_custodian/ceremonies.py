@@ -189,7 +189,9 @@ class Ceremonies:
         if row.confirmation is None or (row.state == CANCELLED and row.cancelled_from != CONFIRMED):
             raise _wrong_state(row, ACTIVE)
         found, payload = open_certificate(certificate, self._keystore)
-        signed = peek_payload(row.confirmation, ceremony.CERTIFICATE_TYPE, "my epoch certificate")
+        signed = peek_payload(
+            row.confirmation, ceremony.CERTIFICATE_TYPE, "my epoch certificate", ceremony.MAX_CERTIFICATE
+        )
         if payload != signed:
             raise RefusedError(
                 Reason.CEREMONY,

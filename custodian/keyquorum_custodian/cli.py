@@ -50,11 +50,16 @@ def _refuse(error: KeyquorumError, as_json: bool) -> NoReturn:
     if as_json:
         typer.echo(json.dumps({"error": error.as_dict()}))
     else:
-        typer.echo(f"refused: {error.reason}: {error.message}", err=True)
+        typer.echo(_plain(f"refused: {error.reason}: {error.message}"), err=True)
         for label, text in (("expected", error.expected), ("got", error.actual), ("next step", error.next_step)):
             if text:
-                typer.echo(f"  {label}: {text}", err=True)
+                typer.echo(_plain(f"  {label}: {text}"), err=True)
     raise typer.Exit(1)
+
+
+def _plain(text: str) -> str:
+    """Text that others may have written, safe for a terminal: control characters become U+FFFD."""
+    return "".join(c if c.isprintable() or c == "\n" else "\N{REPLACEMENT CHARACTER}" for c in text)
 
 
 def _passphrase(path: Path | None, *, confirm: bool = False) -> str:
@@ -93,8 +98,10 @@ def init(
     """Make a new custodian: identity, keystore, TLS certificates, enrolment card. Never overwrites."""
     from keyquorum_custodian.config import CustodianConfig
     from keyquorum_custodian.init import CARD, initialise
+    from keyquorum_protos.wire.process import harden
 
     with _refusals(as_json):
+        harden()
         config = CustodianConfig(
             directory.absolute(), custodian_id, jurisdiction, cluster, listen, admin_listen, metrics_listen
         )
@@ -142,8 +149,10 @@ def serve(
     from keyquorum_custodian import logs
     from keyquorum_custodian.node import open_node
     from keyquorum_custodian.server import serve as run
+    from keyquorum_protos.wire.process import harden
 
     with _refusals():
+        harden()
         logs.configure(log_level)
         node = open_node(directory, _passphrase(passphrase_file))
         asyncio.run(run(node, lambda line: print(line, flush=True)))
@@ -158,7 +167,7 @@ def status(directory: _Directory, as_json: _Json = False) -> None:
 
     with _refusals(as_json):
         found = asyncio.run(fetch_status(directory))
-        typer.echo(json.dumps(found) if as_json else show_status(found))
+        typer.echo(json.dumps(found) if as_json else _plain(show_status(found)))
 
 
 @owner_app.command("add")

@@ -107,7 +107,8 @@ def open_certificate(envelope: bytes, keystore: Keystore) -> tuple[EpochCertific
     ``ROSTER`` for a roster never seen here.
     """
     what = "epoch certificate"
-    claimed = EpochCertificate.parse(peek_payload(envelope, ceremony.CERTIFICATE_TYPE, what))
+    limit = ceremony.MAX_CERTIFICATE
+    claimed = EpochCertificate.parse(peek_payload(envelope, ceremony.CERTIFICATE_TYPE, what, limit))
     digest = claimed.plan.roster_digest
     stored = keystore.roster_payload(digest)
     if stored is None or hashlib.sha256(stored).hexdigest() != digest:
@@ -118,7 +119,7 @@ def open_certificate(envelope: bytes, keystore: Keystore) -> tuple[EpochCertific
             actual=digest,
         )
     signers = {custodian.id: custodian.identity for custodian in Roster.parse(stored).custodians}
-    payload, signed = open_multi(envelope, ceremony.CERTIFICATE_TYPE, signers, len(signers), what)
+    payload, signed = open_multi(envelope, ceremony.CERTIFICATE_TYPE, signers, len(signers), what, limit)
     return ceremony.check_certificate(payload, claimed.plan, claimed.plan.quorum, signed), payload
 
 

@@ -17,11 +17,12 @@ from dataclasses import dataclass
 from typing import Final
 
 from keyquorum_core import derivation, manifest
-from keyquorum_core.errors import KeyquorumError, Reason, RefusedError
+from keyquorum_core.attestation.evidence import MAX_DOCUMENT_BYTES
+from keyquorum_core.errors import KeyquorumError, MalformedError, Reason, RefusedError
 from keyquorum_core.manifest import Manifest
 from keyquorum_core.release import Answer, Leaf, share_info, sign_answer
 from keyquorum_core.sealing import seal, suite_of
-from keyquorum_core.signing import PublicIdentity
+from keyquorum_core.signing import MAX_ENVELOPE, PublicIdentity
 from keyquorum_custodian.appraisals import Appraisals
 from keyquorum_custodian.epochs import Epochs, HeldEpoch
 from keyquorum_custodian.keystore import Keystore, ReleaseRecord
@@ -136,6 +137,7 @@ class Gate:
 
     def _check_manifest(self, case: _Case) -> None:
         """Signed, both ways and by nobody else, by an owner this custodian knows; canonical, all its members sound."""
+        _check_size("manifest", case.request.manifest, MAX_ENVELOPE)
         digest = hashlib.sha256(case.request.manifest).digest()
         verified = self._manifests.get(digest)
         if verified is None or self._owners.identity(verified.manifest.owner) != verified.owner:
@@ -175,6 +177,7 @@ class Gate:
                     actual=actual,
                 )
         evidence = case.request.evidence
+        _check_size("evidence", evidence, MAX_DOCUMENT_BYTES)
         for what, wanted, found in (
             ("evidence", hashlib.sha256(evidence).hexdigest() if evidence else Leaf.NO_EVIDENCE, leaf.evidence_sha256),
             ("key", verified.manifest.key_id, leaf.key_id),
@@ -280,6 +283,14 @@ class Gate:
         if self._keystore.record_release(record):
             self._quota.count(record.owner, case.now)
         return answer
+
+
+def _check_size(what: str, data: bytes, limit: int) -> None:
+    """Before anything is computed over it: the listener lets far larger messages in, for ceremonies."""
+    if len(data) > limit:
+        raise MalformedError(
+            Reason.TOO_LARGE, f"the {what} is too large", expected=f"at most {limit} bytes", actual=len(data)
+        )
 
 
 CHECKS: Final[tuple[tuple[str, Callable[[Gate, _Case], None]], ...]] = (

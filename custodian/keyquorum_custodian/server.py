@@ -11,8 +11,9 @@ import asyncio
 import contextlib
 import json
 import os
+import secrets
 import signal
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 import grpc
 import grpc.aio
@@ -38,6 +39,8 @@ _CEREMONIES = "keyquorum.v1.Ceremonies"
 _ADMIN = "keyquorum.v1.CustodianAdmin"
 _OPEN_ROLES = {"/grpc.health.v1.Health/": ANY_ROLE, "/grpc.reflection.v1alpha.ServerReflection/": ANY_ROLE}
 _FLUSH_SECONDS = 1.0
+_PREPARE_SECONDS = 10.0
+_MAX_CALLS = 64  # at once, on each listener: a coordinator has two streams and a few single calls
 
 
 class CustodianServer:
@@ -94,7 +97,7 @@ class CustodianServer:
     ) -> str:
         node = self._node
         guard = Guard(node.config.cluster, {**roles, **_OPEN_ROLES}, observe=self._observe, report=report)
-        server = grpc.aio.server(interceptors=[guard], options=tls.server_options())
+        server = grpc.aio.server(interceptors=[guard], options=tls.server_options(), maximum_concurrent_rpcs=_MAX_CALLS)
         add(server)
         state = health.aio.HealthServicer()
         for name in services:
@@ -132,13 +135,23 @@ class CustodianServer:
     async def _prepare_windows(self) -> None:
         """Sign each window's statement before it begins, in a thread: no release waits for that millisecond."""
         while True:
-            await asyncio.to_thread(self._node.windows.prepare_next)
-            await asyncio.sleep(10)
+            with self._reported("preparing windows"):
+                await asyncio.to_thread(self._node.windows.prepare_next)
+            await asyncio.sleep(_PREPARE_SECONDS)
 
     async def _flush(self) -> None:
         while True:
             await asyncio.sleep(_FLUSH_SECONDS)
-            self._flush_now()
+            with self._reported("saving appraisals"):
+                self._flush_now()
+
+    @contextlib.contextmanager
+    def _reported(self, what: str) -> Iterator[None]:
+        """Work that goes on for as long as the custodian does: a failure is logged, and it is tried again."""
+        try:
+            yield
+        except Exception as error:
+            report(what, secrets.token_hex(8), error)
 
     def _flush_now(self) -> None:
         try:

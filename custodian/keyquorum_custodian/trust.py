@@ -8,6 +8,7 @@ identity is base64 of 1984 bytes. Nothing here comes from the network.
 from __future__ import annotations
 
 import base64
+import contextlib
 import json
 import os
 import time
@@ -25,6 +26,9 @@ __all__ = ["Operators", "Owners", "add_owner", "load_operators"]
 
 _MAX_OWNERS = 100_000
 _SETTLED_NS = 1_000_000_000
+
+_Stamp = tuple[int, int, int, int]
+"""Modification time and change time (nanoseconds), inode and size: what tells one version of a file from another."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,48 +62,69 @@ def _identity(fields: Fields, name: str) -> PublicIdentity:
 
 
 class Owners:
-    """The owners in a folder, read anew whenever a file there is added, replaced or removed.
+    """The owners in a folder, read anew whenever a file there is added, replaced, rewritten or removed.
 
-    Files are written by rename (:func:`add_owner`), which changes the folder's modification time: one ``stat`` for each
-    look tells whether anything changed.
+    A file added, removed or renamed changes the folder's stamp, a file rewritten in place only its own. A look at one
+    owner therefore takes two ``stat`` calls, of the folder and of that owner's file, however many owners there are.
     """
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        self._seen = -1
+        self._folder_stamp: _Stamp | None = None
         self._identities: dict[str, PublicIdentity] = {}
+        self._stamps: dict[str, tuple[str, _Stamp | None]] = {}
 
     def all(self) -> Mapping[str, PublicIdentity]:
         """Identities by name. Raises :class:`MalformedError` or ``STORAGE`` when the folder cannot be read whole."""
+        self._refresh(tuple(self._stamps))
+        return self._identities
+
+    def _refresh(self, looked_at: tuple[str, ...]) -> None:
+        """Read the folder again unless it, and the files of the owners ``looked_at``, are as they were."""
         try:
-            changed = os.stat(self._folder).st_mtime_ns
+            stamp = _stamp(self._folder)
         except OSError as error:
             raise UnavailableError(
                 Reason.STORAGE, "the owners' folder cannot be read", expected=self._folder, actual=error.strerror
             ) from None
-        if changed != self._seen:
-            self._identities = self._read()
-            # File times are coarse: a folder changed a moment ago may change again without looking newer.
-            self._seen = changed if time.time_ns() - changed > _SETTLED_NS else -1
-        return self._identities
+        if stamp == self._folder_stamp and all(self._unchanged(name) for name in looked_at):
+            return
+        self._folder_stamp = None
+        self._identities = self._read()
+        self._folder_stamp = _settled(stamp)
+
+    def _unchanged(self, name: str) -> bool:
+        known = self._stamps.get(name)
+        if known is None:  # an unknown owner: its file would have changed the folder
+            return True
+        path, stamp = known
+        try:
+            return stamp == _stamp(path)
+        except OSError:
+            return False
 
     def _read(self) -> dict[str, PublicIdentity]:
         paths = sorted(self._folder.glob("*.json"))
         if len(paths) > _MAX_OWNERS:
             raise MalformedError(Reason.TOO_LARGE, "too many owners", expected=f"at most {_MAX_OWNERS}")
         out: dict[str, PublicIdentity] = {}
+        stamps: dict[str, tuple[str, _Stamp | None]] = {}
         for path in paths:
             what = f"owner file {path.name}"
+            with contextlib.suppress(OSError):  # reading it says what is wrong
+                stamps[path.stem] = (str(path), _settled(_stamp(path)))
             fields = Fields(loads(read_bytes(path, what, 64 << 10), what, max_depth=1), what)
             fields.literal("name", path.stem)
             names.check(names.PRINCIPAL, path.stem, "owner name")
             out[path.stem] = _identity(fields, "identity")
             fields.done()
+        self._stamps = stamps
         return out
 
     def identity(self, name: str) -> PublicIdentity:
         """Raises :class:`RefusedError` (``UNKNOWN_OWNER``)."""
-        found = self.all().get(name)
+        self._refresh((name,))
+        found = self._identities.get(name)
         if found is None:
             raise RefusedError(
                 Reason.UNKNOWN_OWNER,
@@ -109,6 +134,17 @@ class Owners:
                 next_step="Have the custodian's operator run `keyquorum-custodian owner add`.",
             )
         return found
+
+
+def _stamp(path: str | Path) -> _Stamp:
+    found = os.stat(path)
+    return found.st_mtime_ns, found.st_ctime_ns, found.st_ino, found.st_size
+
+
+def _settled(stamp: _Stamp) -> _Stamp | None:
+    """The stamp, or None, which equals no stamp: file times are coarse, and what changed a moment ago may change again
+    without looking newer."""
+    return stamp if time.time_ns() - max(stamp[0], stamp[1]) > _SETTLED_NS else None
 
 
 def add_owner(folder: Path, public_file: bytes) -> tuple[str, PublicIdentity]:

@@ -59,7 +59,8 @@ class Windows:
             made = OpenWindow(number, key, sign_window(statement, self._identity))
             # Whoever comes first wins, so that a window never has two answer keys.
             window = self._open.setdefault(number, made)
-            for old in [each for each in self._open if each < number - 2]:
+            # A copy: another thread may be preparing a window too.
+            for old in [each for each in list(self._open) if each < number - 2]:
                 self._open.pop(old, None)
         return window
 

@@ -35,10 +35,12 @@ def _refuse(error: KeyquorumError, as_json: bool) -> int:
     if as_json:
         _print_json({"error": error.as_dict()})
     else:
-        print(f"refused: {error.reason}: {error.message}", file=sys.stderr)
+        from keyquorum_gpu_worker.logs import printable
+
+        print(printable(f"refused: {error.reason}: {error.message}"), file=sys.stderr)
         for label, text in (("expected", error.expected), ("actual", error.actual), ("next step", error.next_step)):
             if text:
-                print(f"  {label}: {text}", file=sys.stderr)
+                print(printable(f"  {label}: {text}"), file=sys.stderr)
     return 1
 
 
@@ -58,11 +60,12 @@ def run(
     from keyquorum_core.errors import KeyquorumError
     from keyquorum_gpu_worker import logs
     from keyquorum_gpu_worker.config import load_config
-    from keyquorum_gpu_worker.worker import Worker, harden
+    from keyquorum_gpu_worker.worker import Worker
+    from keyquorum_protos.wire.process import harden
 
-    harden()
     logs.configure()
     try:
+        harden()
         worker = Worker(load_config(directory))
         _print_json(worker.prepare())
         code = asyncio.run(_run(worker, job_id, once or bool(job_id), as_json))

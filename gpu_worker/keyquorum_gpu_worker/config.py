@@ -29,9 +29,8 @@ from pathlib import Path
 
 from keyquorum_core import names
 from keyquorum_core.errors import MalformedError, Reason, UnavailableError
-from keyquorum_core.roster import MAX_ROSTER, Roster, open_roster
-from keyquorum_core.signing import PUBLIC_IDENTITY_SIZE, PublicIdentity
-from keyquorum_core.strictjson import Fields, loads
+from keyquorum_core.roster import MAX_ROSTER, Roster, open_roster, parse_operators
+from keyquorum_core.strictjson import Fields
 from keyquorum_gpu_worker.evidence import DevelopmentPlatform, EvidenceSource, TsmReports
 from keyquorum_protos.wire.tls import TlsIdentity
 
@@ -128,17 +127,7 @@ def load_tls(config: WorkerConfig) -> TlsIdentity:
 
 def load_roster(config: WorkerConfig, clock: Callable[[], float] = time.time) -> Roster:
     """The roster, signed by the operators that this worker pins, current. Raises as :func:`open_roster`."""
-    what = "operators file"
-    fields = Fields(loads(_read(config.operators, what), what), what)
-    threshold = fields.integer("threshold", 1, 64)
-    members = fields.object("operators")
-    operators = {
-        name: PublicIdentity.from_bytes(
-            members.base64(name, min_bytes=PUBLIC_IDENTITY_SIZE, max_bytes=PUBLIC_IDENTITY_SIZE)
-        )
-        for name in members.names()
-    }
-    fields.done()
+    operators, threshold = parse_operators(_read(config.operators, "operators file"))
     envelope = _read(config.roster, "the roster", 2 * MAX_ROSTER)
     return open_roster(envelope, operators, threshold, int(clock()), cluster=config.cluster)
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from keyquorum_core.errors import KeyquorumError, Reason
 from keyquorum_core.manifest import ArtifactDigest, ResultStatement, sign_result
 from keyquorum_gpu_worker.keys import JobKeys, wipe
+from keyquorum_gpu_worker.logs import printable
 from keyquorum_gpu_worker.runner import JobRun
 
 __all__ = ["NOT_RUN", "Ending", "JobEnd"]
@@ -57,6 +58,11 @@ class Ending:
         self.artifacts: dict[str, ArtifactDigest] = {}
         self.statement = b""
 
+    @property
+    def maker(self) -> bytes:
+        """The worker's encoded public identity, which its artifacts are bound to."""
+        return self._keys.identity.public.to_bytes()
+
     def take(self, run: JobRun) -> None:
         self.outcome, self.exit_code, self.reason = run.outcome, run.exit_code, run.reason
         self.layers, self.log = run.layers, run.log
@@ -71,7 +77,7 @@ class Ending:
             self.reason = str(error)
 
     def sign(self, finished_at: int) -> None:
-        text = "".join(c if c.isprintable() else "?" for c in self.reason)[:1024]
+        text = printable(self.reason)[:1024]
         statement = ResultStatement(
             job_id=self._job,
             worker=self._keys.identity.public.fingerprint,

@@ -108,7 +108,7 @@ class _Launcher:
 
     def _enter_namespaces(self) -> None:
         spec = self._spec
-        made = namespaces.enter(spec.readable, spec.writable, private_bytes=spec.memory_bytes)
+        made = namespaces.enter(spec.readable, spec.writable, private_bytes=spec.memory_bytes // 4)
         self._layers["namespaces"] = made.entered
         self._layers["user_namespace"] = made.within_user_namespace
 

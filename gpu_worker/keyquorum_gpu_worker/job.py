@@ -6,12 +6,13 @@ statement signed with the key that the evidence binds. Whatever happens, leaving
 and drops the keys.
 
 Until the worker holds the job's key it can only say why it gives up (``CompleteRequest.error``); from then on every
-end is a signed statement, with the log where there is one.
+end is a signed statement that names a log, be it an empty one.
 """
 
 from __future__ import annotations
 
 import asyncio
+import io
 import tempfile
 import threading
 import time
@@ -21,21 +22,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, cast
 
-from keyquorum_core.derivation import DerivedKey
-from keyquorum_core.errors import KeyquorumError, Reason, RefusedError, UnavailableError
-from keyquorum_core.manifest import (
-    MANIFEST_TYPE,
-    ArtifactDigest,
-    check_window,
-    job_id,
-    open_manifest,
-    open_opening,
-    parse,
-)
+from keyquorum_core.artifact import binding
+from keyquorum_core.derivation import Combination, DerivedKey
+from keyquorum_core.errors import KeyquorumError, Reason, UnavailableError
+from keyquorum_core.manifest import ArtifactDigest
 from keyquorum_core.roster import Roster
 from keyquorum_core.sealing import suite_of
-from keyquorum_core.signing import peek_payload
-from keyquorum_gpu_worker.answers import JobDocuments
+from keyquorum_gpu_worker.documents import JobDocuments, open_documents
 from keyquorum_gpu_worker.ending import NOT_RUN, Ending, JobEnd
 from keyquorum_gpu_worker.evidence import EvidenceSource
 from keyquorum_gpu_worker.heartbeat import HEARTBEAT_SECONDS, Heartbeat
@@ -45,12 +38,16 @@ from keyquorum_gpu_worker.plaintext import Sealed, collect_output, seal_log, sea
 from keyquorum_gpu_worker.release import obtain_key
 from keyquorum_gpu_worker.runner import LOG_BYTES, JobRun, run_job
 from keyquorum_gpu_worker.scratch import JobFolder
-from keyquorum_gpu_worker.specification import choose_user
-from keyquorum_gpu_worker.transfer import artifact_binding, download_through, upload
+from keyquorum_gpu_worker.specification import check_gpus, choose_user
+from keyquorum_gpu_worker.transfer import download_through, upload
 from keyquorum_protos.v1 import coordinator_pb2 as pb
 from keyquorum_protos.wire.errors import to_status
 
-__all__ = ["JobLostError", "Surroundings", "open_documents", "run_one"]
+__all__ = ["JobLostError", "Surroundings", "run_one"]
+
+_RELEASE_REPEATS = 2
+_NOT_ON_RECORD = frozenset({Reason.STATE, Reason.SIGNATURE, Reason.SIGNATURE_MISSING, Reason.SIGNATURE_EXTRA})
+"""Why a statement is refused whose release the coordinator does not know of, or only an earlier one's."""
 
 
 class JobLostError(UnavailableError):
@@ -70,27 +67,7 @@ class Surroundings:
     heartbeat_seconds: float = HEARTBEAT_SECONDS
     release_patience: float = 30.0
     log_bytes: int = LOG_BYTES
-
-
-def open_documents(job: pb.Job, now: int) -> JobDocuments:
-    """Verify what the coordinator handed over about a job.
-
-    The manifest vouches for its own owner here: whether that owner may use the key is for the custodians, each of whom
-    knows its owners. What the worker makes sure of is that all it acts on was signed by that one owner. Raises
-    :class:`MalformedError`, and :class:`RefusedError`: ``SIGNATURE…``, ``WRONG_JOB``, ``NOT_YET_VALID``, ``EXPIRED``.
-    """
-    claimed = parse(peek_payload(job.manifest, MANIFEST_TYPE, "manifest"))
-    manifest, payload = open_manifest(job.manifest, claimed.owner_identity)
-    if job_id(payload) != job.job_id:
-        raise RefusedError(
-            Reason.WRONG_JOB,
-            "the coordinator gave another job's manifest",
-            expected=job.job_id[:32],
-            actual=job_id(payload),
-        )
-    opening = open_opening(job.opening, manifest.owner_identity, job.job_id)
-    check_window(manifest, now)
-    return JobDocuments(job.job_id, manifest, payload, opening)
+    devices: Path = Path("/dev")
 
 
 async def run_one(surroundings: Surroundings, job: pb.Job) -> JobEnd:
@@ -137,28 +114,22 @@ class _Work:
         async with beat:
             try:
                 documents = await asyncio.to_thread(open_documents, self._job, int(around.clock()))
+                check_gpus(documents.manifest.resources, around.devices)
                 keys = JobKeys.generate(suite_of(documents.manifest.owner_hpke))
-                combination = await obtain_key(
-                    around.link,
-                    documents,
-                    around.roster,
-                    keys,
-                    around.source,
-                    clock=around.clock,
-                    patience=around.release_patience,
-                    said=around.said,
-                )
+                combination = await self._obtain_key(documents, keys)
             except KeyquorumError as error:
                 return await self._give_up(error)
             end = Ending(self._job.job_id, keys, int(around.clock()))
             try:
                 await self._do(documents, combination.key, end, beat)
+            except JobLostError:
+                raise
+            except KeyquorumError as error:
+                # A statement without a log is none: what remains is to say why.
+                return await self._give_up(error)
             finally:
                 end.forget()
-            await around.link.unary(
-                around.link.workers.Complete,
-                pb.CompleteRequest(job_id=self._job.job_id, statement=end.statement),
-            )
+            await self._complete(documents, keys, end)
             return JobEnd(
                 self._job.job_id,
                 end.outcome,
@@ -170,8 +141,42 @@ class _Work:
                 time.monotonic() - self._started,
             )
 
+    async def _obtain_key(self, documents: JobDocuments, keys: JobKeys) -> Combination:
+        around = self._with
+        return await obtain_key(
+            around.link,
+            documents,
+            around.roster,
+            keys,
+            around.source,
+            clock=around.clock,
+            patience=around.release_patience,
+            said=around.said,
+        )
+
+    async def _complete(self, documents: JobDocuments, keys: JobKeys, end: Ending) -> None:
+        """Hand in the statement.
+
+        A coordinator that was killed between passing the shares on and writing the release down has no release on
+        record, or only an earlier worker's, and refuses a statement that no owner could verify. The release is then
+        repeated for the same keys, over a new challenge since the old one has passed by now.
+        """
+        link = self._with.link
+        request = pb.CompleteRequest(job_id=self._job.job_id, statement=end.statement)
+        for _ in range(_RELEASE_REPEATS):
+            try:
+                await link.unary(link.workers.Complete, request)
+            except KeyquorumError as error:
+                if error.reason not in _NOT_ON_RECORD:
+                    raise
+                self._with.said("the release is not on record, asking again", error.as_dict())
+                await self._obtain_key(documents, keys)
+            else:
+                return
+        await link.unary(link.workers.Complete, request)
+
     async def _give_up(self, error: KeyquorumError) -> JobEnd:
-        """Before the key is held nothing can be signed."""
+        """Without a key, or without a log stored, there is no statement that an owner would take."""
         link = self._with.link
         await link.unary(link.workers.Complete, pb.CompleteRequest(job_id=self._job.job_id, error=to_status(error)))
         return JobEnd(self._job.job_id, "refused", str(error), NOT_RUN, seconds=time.monotonic() - self._started)
@@ -194,16 +199,13 @@ class _Work:
                 raise
             except KeyquorumError as error:
                 end.refuse(error)
-            try:
-                if end.log:
-                    await self._upload_log(documents, key, folder, end, stack)
-            except KeyquorumError as error:
-                end.refuse(error)
+            # Also an empty one: owners refuse a statement without a log, so that nobody can keep one from them.
+            await self._upload_log(documents, key, end)
             end.sign(int(around.clock()))
 
     async def _unpack(self, documents: JobDocuments, key: DerivedKey, folder: JobFolder, user: int | None) -> None:
         opening = documents.opening
-        binding = artifact_binding(documents.job_id, "bundle")
+        bound = binding(documents.job_id, "bundle")
         bundle_key = key.purpose_key("bundle")
         await download_through(
             self._with.link,
@@ -211,7 +213,7 @@ class _Work:
             "bundle",
             opening.bundle_size,
             bytes.fromhex(opening.bundle_sha256),
-            lambda source: unpack(bundle_key, source, binding, folder, documents.manifest, user),
+            lambda source: unpack(bundle_key, source, bound, folder, documents.manifest, user),
         )
 
     async def _run(self, documents: JobDocuments, folder: JobFolder, user: int | None) -> JobRun:
@@ -251,27 +253,23 @@ class _Work:
 
         def seal(sink: BinaryIO) -> Sealed:
             files = collect_output(folder.output, documents.manifest.resources.output_mib << 20)
-            binding = artifact_binding(documents.job_id, "result")
-            return seal_output(key.purpose_key("result"), files, binding, sink)[0]
+            bound = binding(documents.job_id, "result", end.maker)
+            return seal_output(key.purpose_key("result"), files, bound, sink)[0]
 
-        await self._upload("result", seal, folder, end, stack)
-
-    async def _upload_log(
-        self, documents: JobDocuments, key: DerivedKey, folder: JobFolder, end: Ending, stack: ExitStack
-    ) -> None:
-        binding = artifact_binding(documents.job_id, "log")
-        await self._upload(
-            "log", lambda sink: seal_log(key.purpose_key("telemetry"), end.log, binding, sink), folder, end, stack
-        )
-
-    async def _upload(
-        self, kind: str, seal: Callable[[BinaryIO], Sealed], folder: JobFolder, end: Ending, stack: ExitStack
-    ) -> None:
         try:
             sink = cast(BinaryIO, tempfile.TemporaryFile(dir=folder.path))  # noqa: SIM115 - the stack closes it
             stack.enter_context(sink)
             sealed = await asyncio.to_thread(seal, sink)
         except OSError as error:
-            raise UnavailableError(Reason.STORAGE, f"no room for the {kind}", actual=error.strerror) from None
+            raise UnavailableError(Reason.STORAGE, "no room for the result", actual=error.strerror) from None
+        await self._upload("result", sealed, end)
+
+    async def _upload_log(self, documents: JobDocuments, key: DerivedKey, end: Ending) -> None:
+        """Its ciphertext stays in memory, where the log is: where the folder is full or cannot be made there is one."""
+        bound = binding(documents.job_id, "log", end.maker)
+        sealed = await asyncio.to_thread(seal_log, key.purpose_key("telemetry"), end.log, bound, io.BytesIO())
+        await self._upload("log", sealed, end)
+
+    async def _upload(self, kind: str, sealed: Sealed, end: Ending) -> None:
         await upload(self._with.link, self._job.job_id, kind, sealed.file, sealed.size, sealed.sha256)
         end.artifacts[kind] = ArtifactDigest(sealed.sha256.hex(), sealed.size)

@@ -137,7 +137,9 @@ def make_mounts_private() -> None:
 
 
 def mount_tmpfs(target: str, *, mode: int, size: int) -> None:
-    _mount("tmpfs", target, "tmpfs", _MS_NOSUID | _MS_NODEV, f"mode={mode:o},size={size}")
+    """``size`` bytes of pages at most, and an inode for each of them: inodes are memory too."""
+    options = f"mode={mode:o},size={size},nr_inodes={max(64, size >> 12)}"
+    _mount("tmpfs", target, "tmpfs", _MS_NOSUID | _MS_NODEV, options)
 
 
 def mount_proc() -> None:

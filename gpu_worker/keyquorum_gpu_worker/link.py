@@ -16,7 +16,7 @@ from typing import TypeVar
 import grpc
 import grpc.aio
 
-from keyquorum_core.errors import KeyquorumError
+from keyquorum_core.errors import KeyquorumError, Reason, UnavailableError
 from keyquorum_core.roster import Roster
 from keyquorum_gpu_worker.config import WorkerConfig
 from keyquorum_protos.v1 import coordinator_pb2_grpc as rpc
@@ -30,7 +30,16 @@ Response = TypeVar("Response")
 
 PATIENCE_SECONDS = 120.0
 """How long a coordinator may be away, in the middle of a job, before the worker gives the job up."""
-_TRANSIENT = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.ABORTED, grpc.StatusCode.DEADLINE_EXCEEDED)
+# Without our ErrorInfo these come from the transport: gRPC reports a stream that broke while it wrote as INTERNAL, and
+# one whose server shut down as CANCELLED or UNKNOWN.
+_TRANSIENT = (
+    grpc.StatusCode.UNAVAILABLE,
+    grpc.StatusCode.ABORTED,
+    grpc.StatusCode.DEADLINE_EXCEEDED,
+    grpc.StatusCode.CANCELLED,
+    grpc.StatusCode.INTERNAL,
+    grpc.StatusCode.UNKNOWN,
+)
 
 
 class Backoff:
@@ -81,7 +90,11 @@ class Link:
         return Backoff(self._patience)
 
     def error(self, error: grpc.aio.AioRpcError) -> KeyquorumError:
-        return from_rpc_error(error, self._peer)
+        """What a failed call means; one that failed on the way is always an :class:`UnavailableError`."""
+        meant = from_rpc_error(error, self._peer)
+        if self.transient(error) and not isinstance(meant, UnavailableError):
+            return UnavailableError(Reason.UNAVAILABLE, f"the call to {self._peer} broke", actual=meant.actual)
+        return meant
 
     def transient(self, error: grpc.aio.AioRpcError) -> bool:
         """Whether the call failed on the way, rather than by the coordinator's decision."""

@@ -14,17 +14,18 @@ import os
 import stat
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from keyquorum_gpu_worker import kernel
 
-__all__ = ["PRIVATE", "Namespaces", "allowed", "closed_ancestors", "enter"]
+__all__ = ["PRIVATE", "Namespaces", "allowed", "closed_ancestors", "enter", "private_bytes_used"]
 
 PRIVATE = ("/tmp", "/dev/shm")  # noqa: S108 - covered by empty, size-limited file systems of the job's own
 _COVERED = ("/root", "/home", "/run", "/var/tmp", "/mnt", "/media", "/srv")  # noqa: S108
 
+_INODE_BYTES = 1024
 FLAGS = kernel.CLONE_NEWNS | kernel.CLONE_NEWNET | kernel.CLONE_NEWPID | kernel.CLONE_NEWIPC | kernel.CLONE_NEWUTS
 
 
@@ -59,6 +60,36 @@ def enter(readable: Sequence[str], writable: Sequence[str], *, private_bytes: in
         Path("/proc/self/gid_map").write_text(f"{gid} {gid} 1")
     _arrange_mounts(readable, writable, private_bytes)
     return Namespaces(True, within_user_namespace)
+
+
+def private_bytes_used(pids: Iterable[int]) -> int:
+    """Memory that the private file systems hold now, as seen from any of the job's processes; 0 without namespaces.
+
+    A file there is memory of no process. Its inode, which the kernel keeps beside the pages, counts as 1 KiB.
+    """
+    for pid in pids:
+        try:
+            found = {path: os.stat(f"/proc/{pid}/root{path}").st_dev for path in PRIVATE}
+            return sum(
+                _held_by(os.statvfs(f"/proc/{pid}/root{path}"))
+                for path, device in found.items()
+                if device != _device_of(path)
+            )
+        except OSError:
+            continue  # it ended, or has not got so far yet
+    return 0
+
+
+def _held_by(found: os.statvfs_result) -> int:
+    return (found.f_blocks - found.f_bfree) * found.f_frsize + (found.f_files - found.f_ffree) * _INODE_BYTES
+
+
+def _device_of(path: str) -> int:
+    """Of the worker's own file system there; -1 where it has none."""
+    try:
+        return os.stat(path).st_dev
+    except OSError:
+        return -1
 
 
 def allowed() -> bool:

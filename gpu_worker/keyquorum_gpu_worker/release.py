@@ -11,9 +11,11 @@ import secrets
 import time
 from collections.abc import Callable, Iterable
 from contextlib import aclosing
+from dataclasses import dataclass
 
 import grpc.aio
 
+from keyquorum_core.answers import Answers
 from keyquorum_core.attestation.binding import report_data
 from keyquorum_core.attestation.evidence import EvidenceDocument, WindowNonce
 from keyquorum_core.derivation import Combination
@@ -21,18 +23,26 @@ from keyquorum_core.errors import KeyquorumError, Reason, UnavailableError
 from keyquorum_core.release import Answer, Window, open_window
 from keyquorum_core.release import challenge as challenge_of
 from keyquorum_core.roster import Roster
-from keyquorum_gpu_worker.answers import Answers, Challenge, JobDocuments
+from keyquorum_gpu_worker.documents import JobDocuments
 from keyquorum_gpu_worker.evidence import EvidenceSource
 from keyquorum_gpu_worker.keys import JobKeys
 from keyquorum_gpu_worker.link import Link
 from keyquorum_protos.v1 import coordinator_pb2 as pb
 from keyquorum_protos.wire.errors import from_status
 
-__all__ = ["make_evidence", "obtain_key", "read_windows"]
+__all__ = ["Challenge", "make_evidence", "obtain_key", "read_windows"]
 
 _RELEASE_SECONDS = 60.0
 _MAX_STATEMENTS = 256
 _SIGNED_BUT_WRONG = frozenset({Reason.STALE, Reason.UNKNOWN_CUSTODIAN})
+
+
+@dataclass(frozen=True, slots=True)
+class Challenge:
+    """Current, verified windows by custodian, and why others' statements do not count."""
+
+    windows: dict[str, Window]
+    doubts: dict[str, KeyquorumError]
 
 
 def read_windows(statements: Iterable[bytes], roster: Roster, now: int) -> Challenge:
@@ -104,14 +114,23 @@ async def obtain_key(
     ``said(event, values)`` is told what to log: counts and names, never a value. Raises what :meth:`Answers.failure`
     gives, and what the evidence source or the coordinator raise.
     """
-    answers = Answers(documents, roster, roster.quorum_of(), keys, clock)
+    answers = Answers(
+        documents.binding,
+        roster,
+        roster.quorum_of(),
+        keys.recipient,
+        "worker",
+        clock=clock,
+        key_check=documents.opening.key_check_bytes,
+    )
     deadline = time.monotonic() + patience
     pause = 0.25
     while True:
         response = await link.unary(link.workers.GetChallenge, pb.GetChallengeRequest())
         challenge = await asyncio.to_thread(read_windows, response.window_statements, roster, int(clock()))
         evidence = await asyncio.to_thread(make_evidence, challenge, keys, source)
-        answers.ask(challenge, evidence)
+        answers.ask(evidence=evidence, windows=challenge.windows.values())
+        answers.rejected |= challenge.doubts
         said("asking for the key", {"windows": sorted(challenge.windows), "evidence": source.kind})
         found = await _ask_once(link, documents, answers, evidence)
         if found is not None:
@@ -142,7 +161,7 @@ async def _ask_once(link: Link, documents: JobDocuments, answers: Answers, evide
                         event.answer.custodian, share.key_id, share.epoch, share.window, share.sealed, share.signature
                     )
                     answers.take(answer, event.window_statement)
-                    found = answers.combination()
+                    found = answers.combination(confirmed=False)
                     if found is not None:
                         return found
     except grpc.aio.AioRpcError as error:

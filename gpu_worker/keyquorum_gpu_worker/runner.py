@@ -2,8 +2,8 @@
 
 Limits that the kernel keeps by itself (``jail.py``) hold per process; what the job uses as a whole is looked at every
 :data:`LOOK_SECONDS`, so a job can be over a limit for that long before it is ended. Time is the monotonic clock's.
-RLIMIT_AS is not used: CUDA reserves address space by the terabyte. RLIMIT_DATA and the sum of resident memory say what
-a job really takes.
+RLIMIT_AS is not used: CUDA reserves address space by the terabyte. RLIMIT_DATA and the sum of resident memory and of
+what the job's private /tmp and /dev/shm hold say what a job really takes.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from typing import IO, cast
 from keyquorum_core.errors import Reason, RefusedError
 from keyquorum_core.manifest import Resources
 from keyquorum_gpu_worker import kernel
+from keyquorum_gpu_worker.namespaces import private_bytes_used
 from keyquorum_gpu_worker.processes import children_of, descendants, end_all, usage_of
 from keyquorum_gpu_worker.scratch import MAX_DEPTH, MAX_ENTRIES, JobFolder, measure
 from keyquorum_gpu_worker.specification import PATH, choose_user, most_processes, specify
@@ -70,10 +71,12 @@ class _Watch:
             self.verdict = ("timeout", f"the job ran longer than its {limits.wall_seconds} s")
         else:
             used = usage_of(pids)
+            # A file that a process maps counts twice: rather that than not at all.
+            memory = used.memory_bytes + private_bytes_used(pids)
             held = measure(self._folder.work, self._folder.output, self._folder.tmp)
             written = max(0, held.size - self._before) + used.unlinked_bytes
             most = most_processes(limits)
-            if used.memory_bytes > limits.memory_mib << 20:
+            if memory > limits.memory_mib << 20:
                 self.verdict = ("out-of-memory", f"the job took more memory than its {limits.memory_mib} MiB")
             elif used.processes > most:
                 self.verdict = ("failed", f"the job started more than {most} processes")

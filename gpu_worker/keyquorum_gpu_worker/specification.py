@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import stat
 import sys
 import sysconfig
@@ -14,10 +15,11 @@ from keyquorum_gpu_worker import namespaces
 from keyquorum_gpu_worker.jail import JailSpec
 from keyquorum_gpu_worker.scratch import JobFolder
 
-__all__ = ["PATH", "choose_user", "most_processes", "specify"]
+__all__ = ["PATH", "check_gpus", "choose_user", "most_processes", "specify"]
 
 PATH = "/usr/local/bin:/usr/bin:/bin"
 _OPEN_FILES = 1024
+_GPU = re.compile(r"nvidia[0-9]+")
 _JOB_USERS = (61184, 65519)  # the range that systemd gives to users that exist only while they run
 
 
@@ -108,6 +110,19 @@ def _device_groups() -> tuple[int, ...]:
             if stat.S_ISCHR(found.st_mode) and not found.st_mode & stat.S_IWOTH:
                 groups.add(found.st_gid)
     return tuple(sorted(groups - {0}))
+
+
+def check_gpus(resources: Resources, devices: Path = Path("/dev")) -> None:
+    """Raise :class:`RefusedError` (``UNSUPPORTED``) where this machine has fewer GPUs than the manifest asks for."""
+    found = sum(1 for name in os.listdir(devices) if _GPU.fullmatch(name))
+    if resources.gpus > found:
+        raise RefusedError(
+            Reason.UNSUPPORTED,
+            "this machine has too few GPUs for the job",
+            expected=f"{resources.gpus} GPUs",
+            actual=f"{found} GPUs",
+            next_step="Run the job on a worker with as many GPUs, or submit it with fewer.",
+        )
 
 
 def specify(entrypoint: tuple[str, ...], folder: JobFolder, resources: Resources, user: int | None) -> JailSpec:

@@ -17,22 +17,16 @@ from typing import BinaryIO, TypeVar
 import grpc.aio
 
 from keyquorum_core.errors import KeyquorumError, Reason, RefusedError, UnavailableError
-from keyquorum_core.transcript import transcript
 from keyquorum_gpu_worker.link import Link
 from keyquorum_protos.v1 import coordinator_pb2 as pb
 
-__all__ = ["CHUNK_BYTES", "ChunkSource", "artifact_binding", "download_through", "upload"]
+__all__ = ["CHUNK_BYTES", "ChunkSource", "download_through", "upload"]
 
 CHUNK_BYTES = 1 << 20
 _STALL_SECONDS = 600.0
 _QUEUED_CHUNKS = 4
 
 Read = TypeVar("Read")
-
-
-def artifact_binding(job_id: str, kind: str) -> bytes:
-    """Associated data of a job's artifact of this kind (``bundle``, ``result``, ``log``)."""
-    return transcript("keyquorum/v1/artifact", job_id.encode(), kind.encode())
 
 
 class ChunkSource:

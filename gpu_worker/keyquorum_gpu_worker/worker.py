@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import random
-import resource
 from collections.abc import Callable
 from pathlib import Path
 
 from keyquorum_core.errors import KeyquorumError, Reason, RefusedError, StateError, UnavailableError
-from keyquorum_gpu_worker import kernel
 from keyquorum_gpu_worker.config import WorkerConfig, load_roster, load_source, load_tls
 from keyquorum_gpu_worker.ending import JobEnd
 from keyquorum_gpu_worker.job import JobLostError, Surroundings, run_one
@@ -19,16 +17,10 @@ from keyquorum_gpu_worker.runner import probe
 from keyquorum_gpu_worker.scratch import choose_base, file_system_of, sweep
 from keyquorum_protos.v1 import coordinator_pb2 as pb
 
-__all__ = ["Worker", "harden"]
+__all__ = ["Worker"]
 
 _CLAIM_SECONDS = 20
 _LONGEST_PAUSE = 10.0
-
-
-def harden() -> None:
-    """No core dump of this process, and nobody without CAP_SYS_PTRACE reads its memory."""
-    kernel.clear_dumpable()
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
 
 
 class Worker:

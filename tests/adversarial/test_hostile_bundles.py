@@ -131,7 +131,8 @@ async def test_hostile_bundles_are_refused_and_nothing_of_them_runs(machine: Mac
         end = await machine.do(job)
         assert end.outcome == "refused", what
         statement = job.result()
-        assert (statement.outcome, statement.exit_code, dict(statement.artifacts)) == ("refused", 126, {}), what
+        assert (statement.outcome, statement.exit_code, set(statement.artifacts)) == ("refused", 126, {"log"}), what
+        assert job.log() == ""
         assert statement.reason.startswith(("BUNDLE", "DIGEST")), (what, statement.reason)
     machine.check_nothing_outside()
 
@@ -151,7 +152,7 @@ async def test_bundle_must_hold_exactly_the_manifests_files(
     end = await machine.do(job)
     assert end.outcome == "refused"
     assert job.result().reason.startswith(("DIGEST", "BUNDLE"))
-    assert "log" not in job.result().artifacts
+    assert job.log() == ""
 
 
 # -- jobs -------------------------------------------------------------------------------------------------------------
@@ -282,6 +283,34 @@ async def test_memory_hogs_are_ended(machine: Machine) -> None:
     end = await machine.do(together)
     assert end.outcome == "out-of-memory"
     assert "128 MiB" in together.result().reason
+
+
+async def test_memory_filled_as_files_counts_too(machine: Machine) -> None:
+    """The job's own /tmp and /dev/shm are memory: what both and its processes hold is within one limit."""
+    job = machine.job(
+        """
+        import os, time
+        private = [path for path in ("/tmp", "/dev/shm") if os.access(path, os.W_OK)]
+        print(len(private))
+        for path in private:
+            written = 0
+            try:
+                with open(path + "/fill", "wb") as file:
+                    while written < 256: written += file.write(bytes(1 << 20)) >> 20
+            except OSError:
+                pass
+            print(written <= 16)
+        held = bytearray(os.urandom(1 << 20)) * 40
+        time.sleep(10)
+        """,
+        memory_mib=64,
+        output_mib=300,
+    )
+    end = await machine.do(job)
+    if not end.layers["namespaces"]:
+        pytest.skip("no namespaces here, so the job has no private file systems")
+    assert (end.outcome, job.log()) == ("out-of-memory", "2\nTrue\nTrue\n")
+    assert end.seconds < 10
 
 
 async def test_fork_bomb_is_contained(machine: Machine) -> None:

@@ -166,7 +166,7 @@ async def test_any_other_bundle_is_refused_in_a_signed_statement(tmp_path: Path,
     _, job, end = await attack(twin, tmp_path, others=1)
     assert end.outcome == "refused"
     statement = job.result()
-    assert (statement.outcome, dict(statement.artifacts)) == ("refused", {})
+    assert (statement.outcome, set(statement.artifacts), job.log()) == ("refused", {"log"}, "")
     assert statement.reason.startswith(("ARTIFACT", "DIGEST"))
 
 
@@ -362,7 +362,7 @@ class AllRefuse(FakeCluster):
 
 async def test_one_reason_of_all_custodians_is_the_jobs(tmp_path: Path) -> None:
     _, job, _ = await attack(AllRefuse, tmp_path)
-    assert "every custodian refused this worker" in refusal(job, Reason.MEASUREMENT)
+    assert "every custodian's answer was no" in refusal(job, Reason.MEASUREMENT)
 
 
 # -- a key that is another --------------------------------------------------------------------------------------------

@@ -4,6 +4,7 @@ short with nothing left behind."""
 from __future__ import annotations
 
 import asyncio
+import base64
 import io
 import json
 import os
@@ -16,9 +17,10 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import grpc
 import pytest
 
-from keyquorum_core.errors import KeyquorumError, Reason, RefusedError, UnavailableError
+from keyquorum_core.errors import KeyquorumError, Reason, RefusedError, StateError, UnavailableError
 from keyquorum_core.manifest import Resources
 from keyquorum_gpu_worker.config import load_config
 from keyquorum_gpu_worker.ending import JobEnd
@@ -128,9 +130,15 @@ async def test_failing_job_uploads_its_log_and_a_signed_statement(
     assert job.log() == "so far\n"
 
 
-async def test_broken_transfers_go_on_where_they_stopped(cluster: FakeCluster, tmp_path: Path, scratch: Path) -> None:
+@pytest.mark.parametrize("code", ["UNAVAILABLE", "CANCELLED", "INTERNAL", "UNKNOWN"])
+async def test_broken_transfers_go_on_where_they_stopped(
+    cluster: FakeCluster, tmp_path: Path, scratch: Path, code: str
+) -> None:
+    """Whatever gRPC calls it: without the coordinator's own word, the call broke on the way."""
     job = cluster.submit(FILES)
+    cluster.break_with = grpc.StatusCode[code]
     cluster.break_downloads = cluster.break_uploads = 2
+    cluster.break_calls = 1
     end = await do(cluster, tmp_path, scratch, job)
     assert end.outcome == "completed"
     assert job.output()["deep/big"] == FILES["data/input.bin"] * 2
@@ -150,6 +158,53 @@ async def test_coordinator_restarted_in_the_middle_is_waited_for(
     await cluster.start()
     assert (await running).outcome == "completed"
     assert job.log() == "done\n"
+
+
+async def test_release_that_the_coordinator_lost_is_repeated_for_the_same_keys(
+    cluster: FakeCluster, tmp_path: Path, scratch: Path
+) -> None:
+    """It was killed after the shares left and before it wrote the release down: no owner could verify the statement."""
+    job = cluster.submit({"main.py": b"print('once')"})
+    cluster.lose_records = 1
+    end = await do(cluster, tmp_path, scratch, job)
+    assert (end.outcome, job.result().outcome, job.log()) == ("completed", "completed", "once\n")
+    assert (cluster.calls.count("Release"), cluster.calls.count("Complete")) == (2, 2)
+
+
+async def test_coordinator_that_never_records_a_release_is_given_up(
+    cluster: FakeCluster, tmp_path: Path, scratch: Path
+) -> None:
+    job = cluster.submit({"main.py": b""})
+    cluster.lose_records = 99
+    with pytest.raises(StateError, match="on record"):
+        await do(cluster, tmp_path, scratch, job)
+    assert cluster.calls.count("Complete") == 3
+
+
+async def test_machine_with_too_few_gpus_never_asks_for_the_key(
+    cluster: FakeCluster, tmp_path: Path, scratch: Path
+) -> None:
+    job = cluster.submit({"main.py": b""}, resources=Resources(1, 256, 64, 20, 1))
+    assert (await do(cluster, tmp_path, scratch, job)).outcome == "refused"
+    assert job.error is not None
+    assert (job.error.reason, job.error.expected) == (Reason.UNSUPPORTED, "64 GPUs")
+    assert "GetChallenge" not in cluster.calls
+
+
+async def test_log_that_is_not_stored_leaves_no_statement(
+    cluster: FakeCluster, tmp_path: Path, scratch: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Owners refuse a statement without a log, so none is made."""
+
+    def refused(*arguments: object) -> None:
+        raise RefusedError(Reason.STORAGE, "the log cannot be stored")
+
+    monkeypatch.setattr("keyquorum_gpu_worker.job.seal_log", refused)
+    job = cluster.submit({"main.py": b"print('x')"})
+    assert (await do(cluster, tmp_path, scratch, job)).outcome == "refused"
+    assert job.statement == b""
+    assert job.error is not None
+    assert job.error.reason is Reason.STORAGE
 
 
 async def test_two_of_five_custodians_down_still_give_the_key(
@@ -284,24 +339,66 @@ async def test_worker_asked_to_end_wipes_first(
     assert job.statement == b""
 
 
-async def test_killed_worker_is_restarted_and_does_the_job(
-    cluster: FakeCluster, start: Start, tmp_path: Path, scratch: Path
+STEPS = ["claimed", "attesting", "downloading", "running", "uploading", "completing"]
+
+
+@pytest.mark.parametrize("step", STEPS)
+async def test_worker_killed_at_any_step_is_restarted_and_does_the_job(
+    cluster: FakeCluster, start: Start, tmp_path: Path, scratch: Path, step: str
 ) -> None:
-    """kill -9 while the job runs; the next start sweeps the plaintext, claims the job again and ends it."""
-    job = cluster.submit({"main.py": b"import time; time.sleep(60)"}, resources=Resources(1, 256, 0, 2, 1))
+    """kill -9; the next start sweeps the plaintext, claims the job again and ends it."""
+    marker = b"plaintext-that-must-not-stay"
+    code = b"import os, time; time.sleep(0.5); open(os.environ['KEYQUORUM_OUTPUT'] + '/r', 'wb').write(%a)" % marker
+    job = cluster.submit({"main.py": code, "data": marker * 100_000})
     directory = cluster.worker_dir(tmp_path / "worker", scratch=scratch)
+    cluster.hold_at = step
     first = start(directory, "--once")
-    await job.reaches("running")
+    async with asyncio.timeout(30):
+        await cluster.held.wait()
+    if step == "running":
+        await asyncio.sleep(0.3)
     first.kill()
-    await communicate(first)
-    assert len(left_in(scratch)) == 1
+    _, err = await communicate(first)
+    assert marker.decode() not in err
+    left = left_in(scratch)
+    assert len(left) == (0 if step in ("claimed", "attesting", "completing") else 1)
+    assert job.statement == b""
     second = start(directory, "--once", "--json")
     lines, err = await communicate(second)
-    assert "removed what a killed worker left" in err
-    assert lines[-1]["outcome"] == "timeout"
-    assert second.returncode == 1
+    assert second.returncode == 0, err
+    assert ("removed what a killed worker left" in err) == bool(left)
+    assert lines[-1]["outcome"] == "completed"
+    assert job.output() == {"r": marker}
     assert left_in(scratch) == []
-    assert job.result().outcome == "timeout"
+    assert [path for path in tmp_path.rglob("*") if path.is_file() and marker in path.read_bytes()] == []
+
+
+async def test_worker_writes_no_plaintext_and_no_key_to_its_log(
+    cluster: FakeCluster, start: Start, tmp_path: Path, scratch: Path
+) -> None:
+    """Of a job that completes, one that fails with a traceback, and one whose bundle is refused."""
+    secret = os.urandom(32)
+    show = f"secret = bytes.fromhex('{secret.hex()}')\nprint(secret.hex(), secret)\n".encode()
+    jobs = [
+        cluster.submit({"main.py": show + b"open('../output/' + secret.hex(), 'wb').write(secret)", "data": secret}),
+        cluster.submit({"main.py": show + b"raise ValueError(secret.hex())"}),
+        cluster.submit({"main.py": show}, bundle=secret * 64),
+    ]
+    directory = cluster.worker_dir(tmp_path / "worker", scratch=scratch)
+    written = b""
+    for job in jobs:
+        process = start(directory, job.id, "--json")
+        out, err = await asyncio.to_thread(process.communicate, None, 60)
+        written += out.encode() + err.encode()
+        assert job.id in out
+    assert [job.result().outcome for job in jobs] == ["completed", "failed", "refused"]
+    pem = (directory / "gpu-1-key.pem").read_bytes().splitlines()[1]
+    forbidden = [secret, pem, *(seed for seed in cluster.seeds.values())]
+    for job in jobs:
+        forbidden += [job.key.root, *(job.key.purpose_key(name) for name in ("bundle", "result", "telemetry"))]
+    for value in forbidden:
+        for form in (value, value.hex().encode(), repr(value)[2:-1].encode(), base64.b64encode(value)[:40]):
+            assert form not in written
 
 
 def check_closed(pid: int) -> None:

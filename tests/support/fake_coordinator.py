@@ -18,7 +18,7 @@ from typing import Any
 import grpc
 import grpc.aio
 
-from keyquorum_core.artifact import decrypt_stream, encrypt_stream
+from keyquorum_core.artifact import binding, decrypt_stream, encrypt_stream
 from keyquorum_core.attestation.evidence import EvidenceDocument, EvidenceItem, WindowNonce
 from keyquorum_core.bundle import read_bundle, write_bundle
 from keyquorum_core.ceremony import PLAN_TYPE, CeremonyPlan
@@ -36,7 +36,6 @@ from keyquorum_core.manifest import (
 from keyquorum_core.release import Answer, Leaf, open_share
 from keyquorum_core.sealing import RecipientKey
 from keyquorum_core.signing import Identity, open_envelope
-from keyquorum_core.transcript import transcript
 from keyquorum_protos.v1 import coordinator_pb2 as pb
 from keyquorum_protos.v1 import coordinator_pb2_grpc as rpc
 from keyquorum_protos.v1 import custodian_pb2 as custodian_pb
@@ -44,6 +43,7 @@ from keyquorum_protos.wire.errors import to_status
 from keyquorum_protos.wire.guard import ANY_ROLE, Guard
 from keyquorum_protos.wire.tls import server_credentials, server_options
 from tests.support.client_world import CLUSTER, World, id_of
+from tests.support.vendor import development_chip
 
 Files = dict[str, bytes]
 Runner = Callable[[Files], tuple[int, Files, bytes]]
@@ -404,12 +404,12 @@ class Worker:
             WindowNonce(name, each.window(0).window, each.window(0).nonce_bytes)
             for name, each in sorted(self.coordinator.world.custodians.items())
         )
-        items = (EvidenceItem("sev-snp", b"a report", (b"a certificate",)),)
+        items = (EvidenceItem("sev-snp", b"a report", tuple(development_chip().endorsements)),)
         return EvidenceDocument(nonces, self.recipient.public, self.identity.public.to_bytes(), items).to_bytes()
 
     def _store(self, job_id: str, kind: str, key: bytes, data: bytes) -> None:
         out = io.BytesIO()
-        encrypt_stream(key, io.BytesIO(data), out, binding(job_id, kind))
+        encrypt_stream(key, io.BytesIO(data), out, binding(job_id, kind, self.identity.public.to_bytes()))
         self.job.artifacts[kind] = bytearray(out.getvalue())
 
     def statement(self, job_id: str, code: int) -> bytes:
@@ -431,10 +431,6 @@ class Worker:
             ),
             self.identity,
         )
-
-
-def binding(job_id: str, kind: str) -> bytes:
-    return transcript("keyquorum/v1/artifact", job_id.encode(), kind.encode())
 
 
 @asynccontextmanager

@@ -23,7 +23,7 @@ import grpc
 import grpc.aio
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from keyquorum_core.artifact import decrypt_stream, encrypt_stream
+from keyquorum_core.artifact import binding, decrypt_stream, encrypt_stream
 from keyquorum_core.attestation.appraisal import Appraisal, appraise
 from keyquorum_core.attestation.evidence import EvidenceDocument
 from keyquorum_core.bundle import read_bundle, write_bundle
@@ -55,7 +55,6 @@ from keyquorum_core.release import (
 from keyquorum_core.roster import Operator, Roster, RosterCustodian, sign_roster
 from keyquorum_core.sealing import RecipientKey, seal
 from keyquorum_core.signing import Identity, PublicIdentity
-from keyquorum_core.transcript import transcript
 from keyquorum_protos.v1 import coordinator_pb2 as pb
 from keyquorum_protos.v1 import coordinator_pb2_grpc as rpc
 from keyquorum_protos.v1 import custodian_pb2
@@ -135,10 +134,15 @@ class FakeJob:
                 self.reported.clear()
                 await self.reported.wait()
 
+    def worker(self) -> PublicIdentity:
+        """The signing key that the evidence of the last release binds."""
+        return PublicIdentity.from_bytes(EvidenceDocument.parse(self.evidence[-1]).signing_key)
+
     def result(self) -> ResultStatement:
-        """The statement, under the signing key that the evidence of the last release binds."""
-        signing = EvidenceDocument.parse(self.evidence[-1]).signing_key
-        return open_result(self.statement, PublicIdentity.from_bytes(signing), self.id)
+        """The statement, if it names what every owner asks for."""
+        statement = open_result(self.statement, self.worker(), self.id)
+        assert set(statement.artifacts) >= ({"result", "log"} if statement.outcome == "completed" else {"log"})
+        return statement
 
     def open_artifact(self, kind: str) -> bytes:
         """Plaintext of an artifact that the statement names."""
@@ -147,7 +151,8 @@ class FakeJob:
         assert (named.sha256, named.size) == (hashlib.sha256(data).hexdigest(), len(data))
         out = io.BytesIO()
         purpose = {"result": "result", "log": "telemetry"}[kind]
-        decrypt_stream(self.key.purpose_key(purpose), io.BytesIO(data), out, binding(self.id, kind))
+        bound = binding(self.id, kind, self.worker().to_bytes())
+        decrypt_stream(self.key.purpose_key(purpose), io.BytesIO(data), out, bound)
         return out.getvalue()
 
     def log(self) -> str:
@@ -157,10 +162,6 @@ class FakeJob:
         return {
             file.name: file.reader.readall() or b"" for file in read_bundle(io.BytesIO(self.open_artifact("result")))
         }
-
-
-def binding(job: str, kind: str) -> bytes:
-    return transcript("keyquorum/v1/artifact", job.encode(), kind.encode())
 
 
 class FakeCluster(rpc.WorkersServicer, rpc.ArtifactsServicer):
@@ -195,6 +196,15 @@ class FakeCluster(rpc.WorkersServicer, rpc.ArtifactsServicer):
         self.proceed = True
         self.break_downloads = 0
         self.break_uploads = 0
+        self.break_with = grpc.StatusCode.UNAVAILABLE
+        self.break_calls = 0
+        """Reports and Completes that end with ``break_with``."""
+        self.lose_records = 0
+        """How often the coordinator is killed before it wrote a release down."""
+        self.hold_at = ""
+        """The first call that gets there is never answered: claimed, attesting, downloading, running, uploading,
+        completing."""
+        self.held = asyncio.Event()
         self.calls: list[str] = []
         self.port = 0
         self._server: grpc.aio.Server | None = None
@@ -351,6 +361,17 @@ class FakeCluster(rpc.WorkersServicer, rpc.ArtifactsServicer):
     def bundle_of(self, job: FakeJob) -> bytes:
         return job.bundle
 
+    async def holding(self, step: str) -> None:
+        if self.hold_at == step:
+            self.hold_at = ""
+            self.held.set()
+            await asyncio.sleep(120)  # until the caller hangs up
+
+    async def breaking(self, context: Any) -> None:
+        if self.break_calls:
+            self.break_calls -= 1
+            await context.abort(self.break_with, "gone")
+
     # -- the services -------------------------------------------------------------------------------------------------
 
     async def Claim(self, request: pb.ClaimRequest, context: Any) -> pb.ClaimResponse:
@@ -358,11 +379,13 @@ class FakeCluster(rpc.WorkersServicer, rpc.ArtifactsServicer):
         for job in self.jobs.values():
             if job.state in ("ready", "claimed") and request.job_id in ("", job.id):
                 job.state = "claimed"
+                await self.holding("claimed")
                 return pb.ClaimResponse(job=self.claimed(job))
         raise StateError(Reason.NOT_FOUND, "no job to run")
 
     async def GetChallenge(self, request: pb.GetChallengeRequest, context: Any) -> pb.GetChallengeResponse:
         self.calls.append("GetChallenge")
+        await self.holding("attesting")
         return pb.GetChallengeResponse(window_statements=self.windows())
 
     async def Release(self, request: pb.WorkerReleaseRequest, context: Any) -> AsyncIterator[pb.AnswerEvent]:
@@ -389,13 +412,24 @@ class FakeCluster(rpc.WorkersServicer, rpc.ArtifactsServicer):
             first = False
 
     async def Report(self, request: pb.ReportRequest, context: Any) -> pb.ReportResponse:
+        await self.breaking(context)
         job = self.jobs[request.job_id]
         job.reports.append(request.state)
         job.reported.set()
+        if request.state == "running":
+            await self.holding("running")
         return pb.ReportResponse(proceed=self.proceed)
 
     async def Complete(self, request: pb.CompleteRequest, context: Any) -> pb.Job:
+        self.calls.append("Complete")
+        await self.breaking(context)
+        await self.holding("completing")
         job = self.jobs[request.job_id]
+        if request.statement and self.lose_records:
+            self.lose_records -= 1
+            job.evidence.clear()
+        if request.statement and not job.evidence:
+            raise StateError(Reason.STATE, "no release of this job to this worker is on record")
         job.statement = request.statement
         job.error = from_status(request.error) if request.HasField("error") else None
         job.state = "failed" if job.error else "completed"
@@ -426,9 +460,10 @@ class FakeCluster(rpc.WorkersServicer, rpc.ArtifactsServicer):
             elif which == "data":
                 assert job is not None
                 job.artifacts[kind] += chunk.data
+                await self.holding("uploading")
                 if self.break_uploads:
                     self.break_uploads -= 1
-                    await context.abort(grpc.StatusCode.UNAVAILABLE, "gone")
+                    await context.abort(self.break_with, "gone")
             else:
                 assert job is not None
                 digest = hashlib.sha256(job.artifacts[kind]).digest()
@@ -444,6 +479,7 @@ class FakeCluster(rpc.WorkersServicer, rpc.ArtifactsServicer):
         step = max(1, min(1 << 20, len(data) // 3))
         for at in range(request.offset, len(data), step):
             yield pb.DownloadChunk(data=data[at : at + step])
+            await self.holding("downloading")
             if self.break_downloads:
                 self.break_downloads -= 1
-                await context.abort(grpc.StatusCode.UNAVAILABLE, "gone")
+                await context.abort(self.break_with, "gone")

@@ -19,12 +19,12 @@ import pytest
 import keyquorum
 from keyquorum.aio import AsyncClient
 from keyquorum.folder import read_folder
-from keyquorum.opening import artifact_binding, encrypt_folder
+from keyquorum.opening import encrypt_folder
 from keyquorum.profile import load_profile
 from keyquorum.progress import Progress, Stage, silent
 from keyquorum.session import Connection
 from keyquorum.transfer import download, upload
-from keyquorum_core.artifact import DecryptingReader
+from keyquorum_core.artifact import DecryptingReader, binding
 from keyquorum_core.bundle import digests
 from keyquorum_core.errors import MalformedError, Reason, RefusedError, StateError, UnavailableError
 from keyquorum_core.keywrap import save_keys
@@ -392,5 +392,5 @@ def test_the_bundle_holds_exactly_the_files(tmp_path: Path) -> None:
     subjects = found.subjects()
     sealed = encrypt_folder(found, subjects, "a" * 26, bytes(32), silent)
     with sealed.file:
-        reader = DecryptingReader(bytes(32), sealed.file, artifact_binding("a" * 26, "bundle"))
+        reader = DecryptingReader(bytes(32), sealed.file, binding("a" * 26, "bundle"))
         assert {(each.name, each.sha256) for each in digests(reader)} == {(s.name, s.sha256) for s in subjects}

@@ -19,7 +19,7 @@ from keyquorum_gpu_worker import scratch
 from keyquorum_gpu_worker.processes import children_of
 from keyquorum_gpu_worker.runner import JobRun, probe, run_job
 from keyquorum_gpu_worker.scratch import JobFolder, choose_base, measure, remove_tree, sweep
-from keyquorum_gpu_worker.specification import choose_user
+from keyquorum_gpu_worker.specification import check_gpus, choose_user
 
 BASE = choose_base(None)
 
@@ -206,7 +206,7 @@ def test_killed_workers_job_dies_and_its_folder_is_swept(tmp_path: Path) -> None
         from pathlib import Path
         from keyquorum_core.manifest import Resources
         from keyquorum_gpu_worker.runner import run_job
-        from keyquorum_gpu_worker.specification import choose_user
+        from keyquorum_gpu_worker.specification import check_gpus, choose_user
         from keyquorum_gpu_worker.scratch import JobFolder
         base = Path({str(tmp_path)!r})
         with JobFolder(base, choose_user(base)) as folder:
@@ -262,3 +262,17 @@ def test_nothing_is_left_running(folder: JobFolder) -> None:
     )
     assert ended.outcome == "completed"
     assert children_of(os.getpid()) == before
+
+
+def test_gpus_are_counted_before_they_are_promised(tmp_path: Path) -> None:
+    for name in ("nvidia0", "nvidia11", "nvidiactl", "nvidia-uvm", "nvidia-caps", "null"):
+        (tmp_path / name).touch()
+    for wanted in (0, 2):
+        check_gpus(Resources(1, 64, wanted, 5, 1), tmp_path)
+    with pytest.raises(RefusedError) as caught:
+        check_gpus(Resources(1, 64, 3, 5, 1), tmp_path)
+    assert (caught.value.reason, caught.value.expected, caught.value.actual) == (
+        Reason.UNSUPPORTED,
+        "3 GPUs",
+        "2 GPUs",
+    )

@@ -10,19 +10,20 @@ from pathlib import Path
 
 import pytest
 
-from keyquorum_core.artifact import encrypt_stream
+from keyquorum_core.answers import Answers
+from keyquorum_core.artifact import binding, encrypt_stream
 from keyquorum_core.attestation.evidence import EvidenceDocument
 from keyquorum_core.errors import KeyquorumError, Reason, RefusedError, UnavailableError
 from keyquorum_core.manifest import open_opening, payload
 from keyquorum_core.release import WINDOW_SECONDS, Leaf
-from keyquorum_gpu_worker.answers import Answers, JobDocuments
+from keyquorum_gpu_worker.documents import JobDocuments
 from keyquorum_gpu_worker.evidence import DevelopmentPlatform
 from keyquorum_gpu_worker.keys import JobKeys, wipe
 from keyquorum_gpu_worker.plaintext import unpack
 from keyquorum_gpu_worker.release import make_evidence, read_windows
 from keyquorum_gpu_worker.scratch import JobFolder
 from keyquorum_gpu_worker.transfer import ChunkSource
-from tests.support.fake_worker_service import FakeCluster, FakeJob, binding
+from tests.support.fake_worker_service import FakeCluster, FakeJob
 from tests.support.vendor import MEASUREMENT, development_chip
 
 
@@ -39,9 +40,20 @@ class Release:
         self.document = EvidenceDocument.parse(self.evidence)
         opening = open_opening(self.job.opening, self.cluster.owner.public, self.job.id)
         self.documents = JobDocuments(self.job.id, self.job.manifest, payload(self.job.manifest), opening)
-        self.answers = Answers(self.documents, self.cluster.roster, self.cluster.quorum, self.keys, time.time)
-        self.answers.ask(self.challenge, self.evidence)
+        self.answers = Answers(
+            self.documents.binding,
+            self.cluster.roster,
+            self.cluster.quorum,
+            self.keys.recipient,
+            "worker",
+            clock=time.time,
+            key_check=opening.key_check_bytes,
+        )
+        self.ask()
         self.leaf = Leaf.parse(self.cluster.leaf(self.job, self.document, self.evidence))
+
+    def ask(self) -> None:
+        self.answers.ask(evidence=self.evidence, windows=self.challenge.windows.values())
 
     def give(self, *names: str) -> None:
         for name in names:
@@ -85,9 +97,9 @@ def test_latest_window_of_a_custodian_counts(release: Release) -> None:
 def test_quorum_gives_the_key_of_the_opening(release: Release) -> None:
     release.answers.take_leaf(release.leaf.to_bytes())
     release.give("ch-1", "ch-2")
-    assert release.answers.combination() is None
+    assert release.answers.combination(confirmed=False) is None
     release.give("is-1")
-    found = release.answers.combination()
+    found = release.answers.combination(confirmed=False)
     assert found is not None
     assert found.key.root == release.job.key.root
     assert (found.used, found.confirmed) == (("ch-1", "ch-2", "is-1"), True)
@@ -97,7 +109,7 @@ def test_same_answer_twice_counts_once(release: Release) -> None:
     release.answers.take_leaf(release.leaf.to_bytes())
     release.give("ch-1", "ch-1", "ch-1", "de-1", "de-1")
     assert release.answers.answered == ["ch-1", "de-1"]
-    assert release.answers.combination() is None
+    assert release.answers.combination(confirmed=False) is None
 
 
 def test_answer_before_its_leaf_is_refused_and_the_leaf_may_not_change(release: Release) -> None:
@@ -130,12 +142,12 @@ def test_leaf_of_anything_else_is_refused(release: Release, change: dict[str, ob
 def test_contributions_go_on_counting_over_several_requests(release: Release) -> None:
     release.answers.take_leaf(release.leaf.to_bytes())
     release.give("ch-1", "de-1")
-    release.answers.ask(release.challenge, release.evidence)
+    release.ask()
     later = replace(release.leaf, time=release.leaf.time + 3)
     release.answers.take_leaf(later.to_bytes())
     release.leaf = later
     release.give("jp-1")
-    assert release.answers.combination() is not None
+    assert release.answers.combination(confirmed=False) is not None
 
 
 def test_failure_names_everyone_and_says_whether_asking_again_helps(release: Release) -> None:

@@ -87,4 +87,5 @@ def run(arguments: Sequence[str] | None = None) -> int:
 
 def main() -> None:
     """The console script."""
+    output.take_process()
     sys.exit(run())

@@ -59,7 +59,7 @@ def bars() -> Iterator[ProgressCallback]:
                 tasks[stage],
                 completed=progress.done,
                 total=progress.total or None,
-                amount=output.plain(progress.detail) or amount,
+                amount=output.plain(progress.detail).replace("\n", " ") or amount,
             )
 
         yield report

@@ -203,12 +203,14 @@ def _finish(client: Client, job: str, out: Path | None, timeout: float | None, a
             found = client.result(job, timeout=timeout, progress=report)
     except JobFailedError as error:
         with error.result as failed:
+            _warn_of_development(failed)
             if out is not None:
                 failed.save(out)
             elif not as_json:
                 output.note(failed.log[-4096:].decode("utf-8", "replace").rstrip())
         raise
     with found:
+        _warn_of_development(found)
         saved = [str(path) for path in found.save(out)] if out is not None else []
         if not as_json:
             _show_result(found, saved)
@@ -218,6 +220,7 @@ def _finish(client: Client, job: str, out: Path | None, timeout: float | None, a
             "exit_code": found.exit_code,
             "custodians": list(found.custodians),
             "evidence": list(found.evidence),
+            "development": found.development,
             "confirmed": found.confirmed,
             "doubts": found.doubts,
             "started_at": found.statement.started_at,
@@ -225,6 +228,14 @@ def _finish(client: Client, job: str, out: Path | None, timeout: float | None, a
             "files": {name: found.files.size(name) for name in found.files},
             "saved": saved,
         }
+
+
+def _warn_of_development(found: Result) -> None:
+    if found.development:
+        output.note(
+            "WARNING: this job ran on DEVELOPMENT HARDWARE. Its evidence proves nothing: whoever runs the worker can "
+            "have read the data and the result, and can have changed the result."
+        )
 
 
 def _show_result(found: Result, saved: list[str]) -> None:
@@ -252,7 +263,10 @@ def logs(
     passphrase_file: output.PassphraseFileOption = None,
     as_json: output.JsonOption = False,
 ) -> None:
-    """Print the decrypted log of a job that is over, whether it succeeded or failed."""
+    """Print the decrypted log of a job that is over, whether it succeeded or failed.
+
+    Byte for byte to a file or pipe; on a terminal, control characters are shown as U+FFFD.
+    """
     from keyquorum.results import JobFailedError
 
     with output.client_of(profile, passphrase_file) as client, bars() as report:
@@ -264,5 +278,14 @@ def logs(
         if as_json:
             output.emit({"job_id": found.job_id, "log": found.log.decode("utf-8", "replace")})
         else:
-            sys.stdout.buffer.write(found.log)
-            sys.stdout.buffer.flush()
+            _print_log(found.log)
+
+
+def _print_log(log: bytes) -> None:
+    """As it is to a file or pipe; to a terminal without what would drive it: the job's programs wrote it, not we."""
+    if not sys.stdout.isatty():
+        sys.stdout.buffer.write(log)
+        sys.stdout.buffer.flush()
+        return
+    text = log.decode("utf-8", "replace").replace("\r\n", "\n")
+    typer.echo(output.plain(text), nl=not text.endswith("\n"))

@@ -34,6 +34,7 @@ __all__ = [
     "plain",
     "show_error",
     "table",
+    "take_process",
     "when",
 ]
 
@@ -47,7 +48,9 @@ ProfileOption = Annotated[
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object, for scripts.")]
 PassphraseFileOption = Annotated[
     Path | None,
-    typer.Option("--passphrase-file", help=f"Read the passphrase from this file instead of {PASSPHRASE} or a prompt."),
+    typer.Option(
+        "--passphrase-file", help=f"A file whose first line is the passphrase, instead of {PASSPHRASE} or a prompt."
+    ),
 ]
 
 
@@ -58,7 +61,7 @@ def emit(value: object) -> None:
 
 def plain(text: str) -> str:
     """What others wrote, safe for a terminal: control characters, which begin escape sequences, become U+FFFD."""
-    return "".join(c if c.isprintable() or c == "\n" else "\N{REPLACEMENT CHARACTER}" for c in text)
+    return "".join(c if c.isprintable() or c in "\n\t" else "\N{REPLACEMENT CHARACTER}" for c in text)
 
 
 def line(text: str) -> None:
@@ -104,8 +107,26 @@ def show_error(error: KeyquorumError, *, as_json: bool) -> None:
         note(f"  {name}: {text}")
 
 
+_own_process = False
+
+
+def take_process() -> None:
+    """This process is the command's own, not that of a program that runs command lines in itself."""
+    global _own_process
+    _own_process = True
+
+
+def _harden() -> None:
+    """Before a passphrase is read or a private key unlocked: no core dump, no reading of this process's memory."""
+    if _own_process:
+        from keyquorum_protos.wire.process import harden
+
+        harden()
+
+
 def passphrase_source(file: Path | None) -> PassphraseSource:
     """Where passphrases come from: the file if given, else the environment, else a prompt on a terminal."""
+    _harden()
 
     def ask(key_file: Path) -> str:
         return _given_passphrase(file) or _prompt(f"Passphrase for {key_file.name}: ")
@@ -115,6 +136,7 @@ def passphrase_source(file: Path | None) -> PassphraseSource:
 
 def new_passphrase(file: Path | None, what: str) -> str:
     """A passphrase to wrap new keys with; typed twice when it is typed."""
+    _harden()
     given = _given_passphrase(file)
     if given:
         return given
@@ -128,8 +150,8 @@ def _given_passphrase(file: Path | None) -> str:
     if file is not None:
         from keyquorum.profile import read_file
 
-        text = read_file(file, "passphrase file", max_bytes=4096).decode("utf-8", "replace")
-        return text.removesuffix("\n").removesuffix("\r")
+        lines = read_file(file, "passphrase file", max_bytes=4096).decode("utf-8", "replace").splitlines()
+        return lines[0] if lines else ""
     return os.environ.get(PASSPHRASE, "")
 
 

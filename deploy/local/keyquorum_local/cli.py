@@ -59,7 +59,7 @@ def demo(
     table.add_row("worker's evidence", ", ".join(found.worker_evidence) + " (development)")
     for name, value in found.result.items():
         if isinstance(value, int | float | str | bool):
-            shown = f"{value:.9f}" if isinstance(value, float) else str(value)
+            shown = f"{value:.10g}" if isinstance(value, float) else str(value)
             table.add_row(_plain(name.replace("_", " ")), _plain(shown))
     table.add_row("took", f"{found.timings_ms['total'] / 1000:.1f} s")
     out = Console(highlight=False)

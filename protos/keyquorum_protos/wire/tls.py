@@ -143,7 +143,12 @@ def server_credentials(identity: TlsIdentity, client_roots: Sequence[bytes]) -> 
 
 def server_options() -> list[tuple[str, int]]:
     """Channel options of every server."""
-    return [*_SERVER_OPTIONS, ("grpc.so_reuseport", 0)]
+    return [
+        *_SERVER_OPTIONS,
+        ("grpc.so_reuseport", 0),
+        # Callers ping idle streams every 20 s (open_channel); the default would take that for abuse.
+        ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
+    ]
 
 
 def open_channel(
