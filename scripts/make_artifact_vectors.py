@@ -17,7 +17,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 from keyquorum_core import artifact
-from keyquorum_core.transcript import transcript
 
 TARGET = Path(__file__).resolve().parent.parent / "docs" / "spec" / "vectors" / "artifact.json"
 FIRST = artifact.SEGMENT_BYTES - artifact.HEADER_BYTES - 16
@@ -78,7 +77,7 @@ def build() -> str:
         key = hashlib.sha256(f"key {number}".encode()).digest()
         salt = hashlib.sha256(f"salt {number}".encode()).digest()
         prefix = hashlib.sha256(f"prefix {number}".encode()).digest()[:7]
-        bound = transcript("keyquorum/v1/artifact", b"abcdefghijklmnopqrstuvwxyz", b"bundle")
+        bound = artifact.binding("abcdefghijklmnopqrstuvwxyz", "bundle")
         sink = io.BytesIO()
         data = plaintext(size)
         artifact.encrypt_stream(key, io.BytesIO(data), sink, bound, rng=fixed(salt, prefix))

@@ -339,6 +339,10 @@ async def test_worker_asked_to_end_wipes_first(
     assert job.statement == b""
 
 
+def files_with(marker: bytes, top: Path) -> list[Path]:
+    return [path for path in top.rglob("*") if path.is_file() and marker in path.read_bytes()]
+
+
 STEPS = ["claimed", "attesting", "downloading", "running", "uploading", "completing"]
 
 
@@ -370,7 +374,7 @@ async def test_worker_killed_at_any_step_is_restarted_and_does_the_job(
     assert lines[-1]["outcome"] == "completed"
     assert job.output() == {"r": marker}
     assert left_in(scratch) == []
-    assert [path for path in tmp_path.rglob("*") if path.is_file() and marker in path.read_bytes()] == []
+    assert files_with(marker, tmp_path) == []
 
 
 async def test_worker_writes_no_plaintext_and_no_key_to_its_log(
@@ -392,6 +396,8 @@ async def test_worker_writes_no_plaintext_and_no_key_to_its_log(
         written += out.encode() + err.encode()
         assert job.id in out
     assert [job.result().outcome for job in jobs] == ["completed", "failed", "refused"]
+    assert secret.hex() in jobs[0].log()
+    assert secret.hex() in jobs[1].log()
     pem = (directory / "gpu-1-key.pem").read_bytes().splitlines()[1]
     forbidden = [secret, pem, *(seed for seed in cluster.seeds.values())]
     for job in jobs:
@@ -450,6 +456,17 @@ def test_result_bundle_is_a_tar_that_tar_reads(tmp_path: Path) -> None:
     plain.seek(0)
     with tarfile.open(fileobj=plain) as tar:
         assert tar.getnames() == [each.name for each in digests] == ["a"]
+
+
+def test_refusal_is_shown_without_what_a_terminal_would_act_on(capsys: pytest.CaptureFixture[str]) -> None:
+    from keyquorum_gpu_worker.cli import _refuse
+
+    hostile = "gone\x1b[2J\x1b]0;owned\x07\rrefused: OK"
+    error = UnavailableError(Reason.UNAVAILABLE, hostile, expected=hostile, actual=hostile, next_step=hostile)
+    assert _refuse(error, as_json=False) == 1
+    shown = capsys.readouterr().err
+    assert len(shown.splitlines()) == 4
+    assert all(c.isprintable() for c in shown.replace("\n", ""))
 
 
 def test_malformed_configuration_is_refused(tmp_path: Path) -> None:
