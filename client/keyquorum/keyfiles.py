@@ -21,6 +21,7 @@ from keyquorum_core.keywrap import LoadedKeys, load_keys, save_keys
 from keyquorum_core.names import PRINCIPAL, check
 from keyquorum_core.sealing import RecipientKey, Suite, check_public
 from keyquorum_core.signing import PUBLIC_IDENTITY_SIZE, Identity, PublicIdentity
+from keyquorum_core.streams import write_all
 from keyquorum_core.strictjson import Fields, loads
 
 __all__ = [
@@ -84,9 +85,9 @@ def write_new(path: Path, data: bytes, *, private: bool) -> None:
     Raises :class:`StateError` (``EXISTS``), :class:`UnavailableError` (``STORAGE``).
     """
     try:
-        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.") as file:  # created 0600
-            file.write(data)
-            file.flush()
+        # Created 0600. Without a buffer, so that closing it writes nothing more to a full disk and the name goes away.
+        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", buffering=0) as file:
+            write_all(file, memoryview(data))
             os.fsync(file.fileno())
             if not private:
                 os.fchmod(file.fileno(), 0o644)

@@ -19,7 +19,7 @@ from keyquorum_core.errors import KeyquorumError, Reason
 from keyquorum_core.release import Leaf
 from keyquorum_core.signing import Identity, sign_many
 from keyquorum_protos.v1 import coordinator_pb2 as pb
-from tests.support.client_world import World, job_folder, the_world
+from tests.support.client_world import World, id_of, job_folder, the_world
 from tests.support.deceit import deceived, reason_of_believing, submit
 from tests.support.fake_coordinator import FakeCoordinator, JobRecord, Worker
 
@@ -132,6 +132,75 @@ class ShowsTheOwnersReleaseAsTheWorkers(ShowsReceiptsOfTheOwnersOpening):
         return out
 
 
+class NamesNoArtifacts(FakeCoordinator):
+    """With a worker's signing key, but not the job's key: a statement without ciphertext."""
+
+    kinds: tuple[str, ...] = ()
+    code = 0
+
+    def outcome(self, job: JobRecord) -> pb.Outcome:
+        out = super().outcome(job)
+        kept = {kind: job.artifacts[kind] for kind in self.kinds}
+        out.statement = self.workers[-1].statement(out.job.job_id, self.code, kept)
+        return out
+
+
+class NamesNoResult(NamesNoArtifacts):
+    kinds = ("log",)
+
+
+class NamesNoLog(NamesNoArtifacts):
+    kinds = ("result",)
+
+
+class FailsWithoutALog(NamesNoArtifacts):
+    code = 1
+
+    def __init__(self, world: World) -> None:
+        super().__init__(world, run=lambda files: (1, {}, b""))
+
+
+class CallsDevelopmentHardwareGenuine(FakeCoordinator):
+    """With custodians that sign for it."""
+
+    def leaf_for_worker(self, job: JobRecord, worker: Worker) -> Leaf:
+        return replace(super().leaf_for_worker(job, worker), development=False)
+
+
+class ReleasesBeforeTheManifest(FakeCoordinator):
+    """With custodians that sign for it."""
+
+    def leaf_for_worker(self, job: JobRecord, worker: Worker) -> Leaf:
+        return replace(super().leaf_for_worker(job, worker), time=job.manifest.not_before - 1)
+
+
+class ReleasesAfterTheManifest(FakeCoordinator):
+    def leaf_for_worker(self, job: JobRecord, worker: Worker) -> Leaf:
+        return replace(super().leaf_for_worker(job, worker), time=job.manifest.not_after)
+
+
+class PresentsAnothersArtifacts(FakeCoordinator):
+    """Has the job released to a second worker, which signs for the real ciphertext of the first as its own."""
+
+    theirs: tuple[str, ...] = ()
+
+    def work(self, job: JobRecord) -> None:
+        super().work(job)
+        real = dict(job.artifacts)
+        super().work(job)
+        for kind in self.theirs:
+            job.artifacts[kind] = real[kind]
+        job.statement = self.workers[-1].statement(id_of(job.manifest_envelope), 0)
+
+
+class PresentsAnothersLog(PresentsAnothersArtifacts):
+    theirs = ("log",)
+
+
+class PresentsAnothersResult(PresentsAnothersArtifacts):
+    theirs = ("result",)
+
+
 class ShowsNoStatement(FakeCoordinator):
     def outcome(self, job: JobRecord) -> pb.Outcome:
         out = super().outcome(job)
@@ -201,6 +270,15 @@ class RewritesHistory(FakeCoordinator):
         (ForgesReceipts, Reason.SIGNATURE),
         (ShowsReceiptsOfTheOwnersOpening, Reason.SIGNATURE),
         (ShowsTheOwnersReleaseAsTheWorkers, Reason.RECIPIENT),
+        (NamesNoArtifacts, Reason.ARTIFACT),
+        (NamesNoResult, Reason.ARTIFACT),
+        (NamesNoLog, Reason.ARTIFACT),
+        (FailsWithoutALog, Reason.ARTIFACT),
+        (CallsDevelopmentHardwareGenuine, Reason.LEAF),
+        (ReleasesBeforeTheManifest, Reason.NOT_YET_VALID),
+        (ReleasesAfterTheManifest, Reason.EXPIRED),
+        (PresentsAnothersLog, Reason.ARTIFACT),
+        (PresentsAnothersResult, Reason.ARTIFACT),
         (ShowsNoStatement, Reason.SIGNATURE_MISSING),
         (ShowsNoOpening, Reason.MALFORMED),
         (CallsItFailed, Reason.STATE),
@@ -282,6 +360,13 @@ async def test_an_artifact_that_the_worker_did_not_sign_is_refused(
     world: World, tmp_path: Path, liar: type[FakeCoordinator], reason: Reason
 ) -> None:
     assert await reason_of_believing(liar(world), tmp_path) is reason
+
+
+async def test_what_a_second_worker_made_itself_opens(world: World, tmp_path: Path) -> None:
+    """So that it is the ciphertext of the first that the tests above refuse."""
+    async with deceived(PresentsAnothersArtifacts(world), tmp_path) as client:
+        job = await submit(client, tmp_path)
+        assert (await client.result(job)).log == b"ran\n"
 
 
 async def test_the_result_of_another_job_is_refused(world: World, tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import asyncio
 import hashlib
 import io
 import time
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -97,6 +97,8 @@ class FakeCoordinator(rpc.ClusterServicer, rpc.KeysServicer, rpc.JobsServicer, r
         self.break_upload_at = -1
         self.break_download_at = -1
         self.break_watch = False
+        self.workers: list[Worker] = []
+        """Every worker that ran a job, in order."""
         self.seen: list[bytes] = []
         """Everything that passed through: what a coordinator could have kept."""
 
@@ -138,6 +140,25 @@ class FakeCoordinator(rpc.ClusterServicer, rpc.KeysServicer, rpc.JobsServicer, r
             time=int(self.clock()),
             recipient="owner",
         )
+
+    def leaf_for_worker(self, job: JobRecord, worker: Worker) -> Leaf:
+        return Leaf(
+            job_id=id_of(job.manifest_envelope),
+            manifest_sha256=subject(job.payload).hex(),
+            recipient_sha256=hashlib.sha256(worker.recipient.public).hexdigest(),
+            evidence_sha256=hashlib.sha256(job.evidence).hexdigest(),
+            key_id=job.manifest.key_id,
+            epoch=job.manifest.epoch,
+            time=int(self.clock()),
+            recipient="worker",
+            development=True,
+        )
+
+    def work(self, job: JobRecord) -> None:
+        """Have a worker run the job."""
+        self.workers.append(Worker(self, job))
+        job.receipts.clear()
+        self.workers[-1].work()
 
     async def open_events(self, job: JobRecord) -> AsyncIterator[pb.AnswerEvent]:
         """The answers to an owner's opening."""
@@ -250,7 +271,7 @@ class FakeCoordinator(rpc.ClusterServicer, rpc.KeysServicer, rpc.JobsServicer, r
         response = self.job_message(job)
         self._move(job, "claimed", "w-1")
         try:
-            Worker(self, job).work()
+            self.work(job)
         except KeyquorumError as error:
             job.error = error
             self._move(job, "failed", error.message)
@@ -344,17 +365,7 @@ class Worker:
         job, coordinator = self.job, self.coordinator
         job_id = id_of(job.manifest_envelope)
         job.evidence = self.evidence()
-        leaf = Leaf(
-            job_id=job_id,
-            manifest_sha256=subject(job.payload).hex(),
-            recipient_sha256=hashlib.sha256(self.recipient.public).hexdigest(),
-            evidence_sha256=hashlib.sha256(job.evidence).hexdigest(),
-            key_id=job.manifest.key_id,
-            epoch=job.manifest.epoch,
-            time=int(coordinator.clock()),
-            recipient="worker",
-            development=True,
-        )
+        leaf = coordinator.leaf_for_worker(job, self)
         job.leaf = leaf.to_bytes()
         opening = open_opening(job.opening, job.manifest.owner_identity, job_id)
         job_context = context(job.manifest.key_id, job.manifest.epoch, "job", subject(job.payload))
@@ -412,10 +423,10 @@ class Worker:
         encrypt_stream(key, io.BytesIO(data), out, binding(job_id, kind, self.identity.public.to_bytes()))
         self.job.artifacts[kind] = bytearray(out.getvalue())
 
-    def statement(self, job_id: str, code: int) -> bytes:
+    def statement(self, job_id: str, code: int, named: Mapping[str, bytes | bytearray] | None = None) -> bytes:
         artifacts = {
             kind: ArtifactDigest(hashlib.sha256(data).hexdigest(), len(data))
-            for kind, data in self.job.artifacts.items()
+            for kind, data in (self.job.artifacts if named is None else named).items()
             if kind != "bundle"
         }
         return sign_result(

@@ -136,3 +136,13 @@ def test_a_real_tpm_quote_needs_an_enrolled_key(tmp_path: Path, capsys: pytest.C
     key.write_text(raw["ak_public"] + "\n")
     status, verdict = judge(capsys, "tpm2", str(evidence), "--enrolled-ak", str(key))
     assert (status, verdict["ok"]) == (0, True)
+
+
+def test_the_options_documented_are_those_there_are() -> None:
+    from keyquorum.cli.attest import TYPES, verify
+
+    text = (Path(__file__).parents[2] / "docs" / "client.md").read_text(encoding="utf-8")
+    documented = text.split("### Judging evidence offline")[1].split("Exit status")[0]
+    names = set(verify.__annotations__) - {"kind", "evidence", "as_json", "return"}
+    for option in {f"--{name.replace('_', '-')}" for name in names} | {"--json"} | set(TYPES):
+        assert f"`{option}" in documented, option

@@ -394,3 +394,29 @@ def test_the_bundle_holds_exactly_the_files(tmp_path: Path) -> None:
     with sealed.file:
         reader = DecryptingReader(bytes(32), sealed.file, binding("a" * 26, "bundle"))
         assert {(each.name, each.sha256) for each in digests(reader)} == {(s.name, s.sha256) for s in subjects}
+
+
+@pytest.mark.parametrize(
+    "names",
+    [["x" * 101], ["/".join(["d" * 60] * 5)], ["a\\b"], ["Main.py", "main.py"], ["bi\u202edi"], ["line\nbreak"]],
+    ids=["long component", "long name", "backslash", "case", "direction", "control"],
+)
+async def test_names_that_no_bundle_holds_are_refused_before_anything_is_signed_or_asked(
+    coordinator: FakeCoordinator, tmp_path: Path, names: list[str]
+) -> None:
+    folder = job_folder(tmp_path / "job", dict.fromkeys(names, b"pass"))
+    async with connected(coordinator, tmp_path) as client:
+        with pytest.raises(RefusedError) as caught:
+            await client.submit(folder, key="demo")
+    assert caught.value.reason is Reason.BUNDLE
+    assert not coordinator.jobs
+    assert not coordinator.opens
+
+
+def test_a_folder_over_a_bundles_limits_is_refused_when_it_is_read(tmp_path: Path) -> None:
+    folder = job_folder(tmp_path / "job")
+    with (folder / "huge.bin").open("wb") as file:
+        file.truncate((4 << 30) + 1)  # holds nothing on the disk
+    with pytest.raises(RefusedError, match="limits of a bundle") as caught:
+        read_folder(folder)
+    assert caught.value.reason is Reason.BUNDLE

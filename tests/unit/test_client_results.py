@@ -48,6 +48,7 @@ async def test_a_result_is_verified_decrypted_and_saved(coordinator: FakeCoordin
             assert result.log == b"ran\n"
             assert result.custodians == coordinator.world.quorum.ids
             assert result.evidence == ("sev-snp",)
+            assert result.development
             assert (result.exit_code, result.statement.outcome, result.doubts) == (0, "completed", {})
             written = result.save(tmp_path / "out")
             again = result.save(tmp_path / "out")
@@ -69,14 +70,30 @@ async def test_a_result_is_not_written_through_a_link(coordinator: FakeCoordinat
     (tmp_path / "elsewhere").mkdir()
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "out").symlink_to(tmp_path / "elsewhere")
-    with pytest.raises(UnavailableError, match="leads out"):
+    with pytest.raises(UnavailableError, match="in the way"):
         result.save(tmp_path / "out")
-    assert not list((tmp_path / "elsewhere").iterdir())
+    assert not list((tmp_path / "elsewhere").iterdir()), "not even a folder"
     (tmp_path / "out" / "out").unlink()
     (tmp_path / "precious").write_text("mine")
     (tmp_path / "out" / "result.json").symlink_to(tmp_path / "precious")
     result.save(tmp_path / "out")
     assert (tmp_path / "precious").read_text() == "mine"
+
+
+async def test_no_folder_is_made_through_a_link(coordinator: FakeCoordinator, tmp_path: Path) -> None:
+    coordinator.run = lambda files: (0, {"a/b/c.txt": b"deep"}, b"")
+    async with connected(coordinator, tmp_path) as client:
+        job = await client.submit(job_folder(tmp_path / "job"), key="demo")
+        result = await client.result(job.id)
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "a").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(UnavailableError, match="in the way"):
+        result.save(tmp_path / "out")
+    assert not list((tmp_path / "elsewhere").iterdir())
+    (tmp_path / "out" / "a").unlink()
+    assert result.save(tmp_path / "out") == (tmp_path / "out" / "a" / "b" / "c.txt",)
+    assert (tmp_path / "out" / "a" / "b" / "c.txt").read_bytes() == b"deep"
 
 
 async def test_a_result_opens_without_custodians_from_the_owners_own_keeping(

@@ -117,8 +117,11 @@ def take_process() -> None:
 
 
 def _harden() -> None:
-    """Before a passphrase is read or a private key unlocked: no core dump, no reading of this process's memory."""
-    if _own_process:
+    """Before a passphrase is read or a private key unlocked: no core dump, no reading of this process's memory.
+
+    On Linux only: the owner's machine is the owner's own, and other systems close processes to each other themselves.
+    """
+    if _own_process and sys.platform == "linux":
         from keyquorum_protos.wire.process import harden
 
         harden()
