@@ -32,12 +32,11 @@ from pathlib import Path
 
 from keyquorum_core.errors import MalformedError, Reason, RefusedError, StateError, UnavailableError
 from keyquorum_core.quorum import Quorum
-from keyquorum_core.roster import Roster, open_roster
-from keyquorum_core.signing import PUBLIC_IDENTITY_SIZE, PublicIdentity
-from keyquorum_core.strictjson import Fields, loads
+from keyquorum_core.roster import Roster, open_roster, parse_operators
+from keyquorum_core.strictjson import Fields
 from keyquorum_protos.wire.tls import TlsIdentity
 
-__all__ = ["ENVIRONMENT", "Principal", "Profile", "load_operators", "load_profile", "read_file"]
+__all__ = ["ENVIRONMENT", "Principal", "Profile", "load_profile", "read_file"]
 
 ENVIRONMENT = "KEYQUORUM_PROFILE"
 MAX_FILE = 4 << 20
@@ -96,26 +95,6 @@ def read_file(path: Path, what: str, *, max_bytes: int = MAX_FILE) -> bytes:
     return data
 
 
-def load_operators(path: Path) -> tuple[dict[str, PublicIdentity], int]:
-    """``(operators by name, threshold)`` of an operators.json. Raises :class:`MalformedError`."""
-    what = "operators file"
-    fields = Fields(loads(read_file(path, what), what), what)
-    threshold = fields.integer("threshold", 1, 64)
-    members = fields.object("operators")
-    out = {
-        name: PublicIdentity.from_bytes(
-            members.base64(name, min_bytes=PUBLIC_IDENTITY_SIZE, max_bytes=PUBLIC_IDENTITY_SIZE)
-        )
-        for name in members.names()
-    }
-    fields.done()
-    if threshold > len(out):
-        raise MalformedError(
-            Reason.ROSTER, f"{what} asks for more operators than it names", expected=f"≤ {len(out)}", actual=threshold
-        )
-    return out, threshold
-
-
 def load_profile(path: str | os.PathLike[str], *, now: int | None = None) -> Profile:
     """Read and verify a profile.
 
@@ -134,7 +113,9 @@ def load_profile(path: str | os.PathLike[str], *, now: int | None = None) -> Pro
     coordinator_name = fields.text("coordinator_name", max_length=64)
     roster_path = base / fields.text("roster", max_length=4096)
     pin = fields.hex("roster_sha256", 32).hex()
-    operators, threshold = load_operators(base / fields.text("operators", max_length=4096))
+    operators, threshold = parse_operators(
+        read_file(base / fields.text("operators", max_length=4096), "operators file")
+    )
     owner = _principal(fields, "owner", base)
     operator = _principal(fields, "operator", base)
     state_dir = base / fields.text("state_dir", max_length=4096)

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from keyquorum.profile import load_operators, load_profile
+from keyquorum.profile import load_profile
 from keyquorum_core.errors import KeyquorumError, MalformedError, Reason, RefusedError, StateError, UnavailableError
-from keyquorum_core.roster import sign_roster
+from keyquorum_core.roster import parse_operators, sign_roster
 from keyquorum_core.signing import Identity
 from tests.support.client_world import the_world
 
@@ -125,5 +125,5 @@ def test_an_expired_or_future_roster_is_refused(profile: Path, at: int, reason: 
 
 
 def test_operators_files_are_read_by_name(profile: Path) -> None:
-    operators, threshold = load_operators(profile.parent / "operators.json")
+    operators, threshold = parse_operators((profile.parent / "operators.json").read_bytes())
     assert (operators, threshold) == ({"oscar": WORLD.operator.public}, 1)

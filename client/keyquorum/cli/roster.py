@@ -88,8 +88,8 @@ def show(
     as_json: output.JsonOption = False,
 ) -> None:
     """Show a roster: who the custodians are, what a quorum is, who signed."""
-    from keyquorum.profile import load_operators, read_file
-    from keyquorum_core.roster import MAX_ROSTER, ROSTER_TYPE, Roster, open_roster
+    from keyquorum.profile import read_file
+    from keyquorum_core.roster import MAX_ROSTER, ROSTER_TYPE, Roster, open_roster, parse_operators
     from keyquorum_core.signing import open_multi, peek_payload
 
     envelope = read_file(file, "roster")
@@ -98,7 +98,7 @@ def show(
         output.note("NOT VERIFIED: give --operators to check who signed it.")
         _show(roster, None, as_json)
         return
-    trusted, threshold = load_operators(operators)
+    trusted, threshold = parse_operators(read_file(operators, "operators file"))
     roster = open_roster(envelope, trusted, threshold, int(time.time()))
     _, signed = open_multi(envelope, ROSTER_TYPE, trusted, threshold, "roster", max_bytes=2 * MAX_ROSTER)
     _show(roster, list(signed), as_json)
