@@ -8,6 +8,7 @@ is swept when the next upload begins. Starting from offset 0 begins a new genera
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import hmac
 import secrets
@@ -188,7 +189,12 @@ class Upload:
             await self._store.database.write(self._start)
             await self._store.sweep(self.job_id, self.kind, frozenset())
             return
-        generation, parts = await self._store.database.read(lambda s: _parts(s, self.job_id, self.kind))
+
+        def recorded(session: Session) -> tuple[str, list[_Part]]:
+            self._right.check(session)
+            return _parts(session, self.job_id, self.kind)
+
+        generation, parts = await self._store.database.read(recorded)
         committed = parts[-1].offset + parts[-1].size if parts else 0
         if offset != committed:
             raise _wrong_offset(self.job_id, self.kind, committed, offset)
@@ -307,7 +313,8 @@ class Upload:
             try:
                 await self._store.database.write(lambda session: self._commit(session, len(data), following.digest()))
             except (RefusedError, StateError):
-                await self._store.delete(path)
+                with contextlib.suppress(UnavailableError):  # or the next upload's sweep does it
+                    await self._store.delete(path)
                 raise
             self._hash = following
             self._number += 1

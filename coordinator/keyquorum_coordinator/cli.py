@@ -124,6 +124,7 @@ def serve(
     from keyquorum_coordinator import logs
     from keyquorum_coordinator.server import serve as run
 
+    # Its memory is not closed to others as a custodian's is: it holds no secret of anybody's, and can be looked into.
     with _refusals():
         logs.configure(log_level)
         asyncio.run(run(directory))

@@ -13,9 +13,8 @@ from pathlib import Path
 
 from keyquorum_core import names
 from keyquorum_core.errors import MalformedError, Reason, RefusedError, StateError, UnavailableError
-from keyquorum_core.roster import Roster, open_roster
-from keyquorum_core.signing import MAX_SIGNERS, PUBLIC_IDENTITY_SIZE, PublicIdentity
-from keyquorum_core.strictjson import Fields, loads
+from keyquorum_core.roster import Roster, open_roster, parse_operators
+from keyquorum_core.strictjson import Fields
 from keyquorum_protos.wire.tls import TlsIdentity
 
 __all__ = ["CONFIG_NAME", "CoordinatorConfig", "Trust", "load_config", "load_trust", "read_bytes", "render_config"]
@@ -158,7 +157,7 @@ def load_trust(config: CoordinatorConfig, now: int) -> Trust:
 
     Raises ``NOT_FOUND``, :class:`MalformedError`, and as :func:`open_roster`.
     """
-    threshold, operators = _operators(config.path(config.operators))
+    operators, threshold = parse_operators(read_bytes(config.path(config.operators), "the operators file"))
     envelope = read_bytes(config.path(config.roster), "the roster")
     roster = open_roster(envelope, operators, threshold, now, cluster=config.cluster)
     tls = TlsIdentity(
@@ -174,22 +173,3 @@ def load_trust(config: CoordinatorConfig, now: int) -> Trust:
             next_step="Have the operators sign a roster with this certificate, or use the one it names",
         )
     return Trust(roster, envelope, tls, read_bytes(config.path(config.clients_ca), "the callers' authority", 64 << 10))
-
-
-def _operators(path: Path) -> tuple[int, dict[str, PublicIdentity]]:
-    """``{"threshold": n, "operators": {name: base64 identity}}``: who may sign rosters."""
-    what = "operators file"
-    fields = Fields(loads(read_bytes(path, what, 1 << 20), what, max_depth=3), what)
-    members = fields.object("operators")
-    identities = {}
-    for name in members.names():
-        names.check(names.PRINCIPAL, name, "operator name")
-        raw = members.base64(name, min_bytes=PUBLIC_IDENTITY_SIZE, max_bytes=PUBLIC_IDENTITY_SIZE)
-        identities[name] = PublicIdentity.from_bytes(raw)
-    if not 1 <= len(identities) <= MAX_SIGNERS:
-        raise MalformedError(
-            Reason.MALFORMED, f"{what}: bad number of operators", expected=f"1…{MAX_SIGNERS}", actual=len(identities)
-        )
-    threshold = fields.integer("threshold", 1, len(identities))
-    fields.done()
-    return threshold, identities

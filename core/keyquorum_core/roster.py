@@ -297,7 +297,9 @@ def parse_operators(data: bytes) -> tuple[dict[str, PublicIdentity], int]:
         for name in members.names()
     }
     if not 1 <= len(operators) <= MAX_OPERATORS:
-        raise _bad("bad number of pinned operators", f"1…{MAX_OPERATORS}", len(operators))
+        raise MalformedError(
+            Reason.MALFORMED, f"{what}: bad number of operators", expected=f"1…{MAX_OPERATORS}", actual=len(operators)
+        )
     threshold = fields.integer("threshold", 1, len(operators))
     fields.done()
     return operators, threshold

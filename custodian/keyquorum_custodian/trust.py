@@ -18,7 +18,8 @@ from pathlib import Path
 
 from keyquorum_core import names
 from keyquorum_core.errors import MalformedError, Reason, RefusedError, StateError, UnavailableError
-from keyquorum_core.signing import MAX_SIGNERS, PUBLIC_IDENTITY_SIZE, PublicIdentity
+from keyquorum_core.roster import parse_operators
+from keyquorum_core.signing import PUBLIC_IDENTITY_SIZE, PublicIdentity
 from keyquorum_core.strictjson import Fields, loads
 from keyquorum_custodian.config import read_bytes
 
@@ -41,18 +42,7 @@ class Operators:
 
 def load_operators(path: Path) -> Operators:
     """Raises ``NOT_FOUND`` or :class:`MalformedError`."""
-    what = "operators file"
-    fields = Fields(loads(read_bytes(path, what), what, max_depth=3), what)
-    members = fields.object("operators")
-    identities = {name: _identity(members, name) for name in members.names()}
-    for name in identities:
-        names.check(names.PRINCIPAL, name, "operator name")
-    if not 1 <= len(identities) <= MAX_SIGNERS:
-        raise MalformedError(
-            Reason.MALFORMED, f"{what}: bad number of operators", expected=f"1…{MAX_SIGNERS}", actual=len(identities)
-        )
-    threshold = fields.integer("threshold", 1, len(identities))
-    fields.done()
+    identities, threshold = parse_operators(read_bytes(path, "operators file"))
     return Operators(threshold, identities)
 
 

@@ -9,10 +9,13 @@ from typing import Any
 import grpc.aio
 import pytest
 
-from keyquorum_core.ceremony import CERTIFICATE_TYPE
+from keyquorum_coordinator.generate import Generate
+from keyquorum_core.ceremony import CERTIFICATE_TYPE, CeremonyPlan, EpochCertificate, new_ceremony_id
 from keyquorum_core.errors import KeyquorumError, Reason, RefusedError, StateError, UnavailableError
-from keyquorum_core.signing import Identity, open_multi
+from keyquorum_core.quorum import Custodian, Quorum
+from keyquorum_core.signing import Identity, open_multi, sign
 from keyquorum_protos.v1 import coordinator_pb2 as pb
+from keyquorum_protos.v1 import custodian_pb2 as custodian_pb
 from keyquorum_protos.wire.errors import from_rpc_error
 from tests.support.coordinator import Owner, Running, plan_envelope
 from tests.support.fake_ceremonies import FakeCeremonies, start_committee
@@ -74,6 +77,22 @@ async def test_a_key_is_made_certified_and_listed(
     assert all(each.calls == ["propose", "deliver", "confirm", "activate"] for each in ceremonies.values())
     error = await refusal(operator.keys.Create(pb.CreateKeyRequest(plan=plan_envelope(committee))).read())
     assert error.reason is Reason.EXISTS
+
+
+def test_a_certificate_over_a_mebibyte_is_made_whole() -> None:
+    quorum = Quorum({"at_least": 8}, [Custodian(f"c-{number}", "CH") for number in range(16)])
+    plan = CeremonyPlan(new_ceremony_id(), "k1", 1, "MLKEM768_X25519", "demo", "0" * 64, quorum, 1)
+    payload = EpochCertificate(plan, (bytes(32),) * quorum.seed_count).to_payload()
+    identities = {name: Identity.generate() for name in quorum.ids}
+    generate = object.__new__(Generate)
+    generate._plan = plan
+    generate._identities = {name: identity.public for name, identity in identities.items()}
+    confirmed = {
+        name: custodian_pb.ConfirmResponse(certificate=sign(identity, CERTIFICATE_TYPE, payload))
+        for name, identity in identities.items()
+    }
+    whole = generate._whole_certificate(payload, confirmed)
+    assert len(whole) > 1 << 20
 
 
 async def drain(call: Any) -> None:

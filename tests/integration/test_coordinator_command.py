@@ -9,14 +9,18 @@ import sys
 from collections.abc import AsyncIterator
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import pytest
+import typer
 from typer.testing import CliRunner
 
 from keyquorum_coordinator import __version__
+from keyquorum_coordinator import cli as coordinator_cli
 from keyquorum_coordinator.cli import app
 from keyquorum_coordinator.config import CONFIG_NAME, load_config
-from keyquorum_core.errors import MalformedError
+from keyquorum_core.errors import MalformedError, Reason, UnavailableError
+from keyquorum_custodian import cli as custodian_cli
 from tests.support.coordinator import Process, make_folder
 from tests.support.fake_custodian import FakeCommittee
 
@@ -77,6 +81,14 @@ def test_issue_cert_issues_once_and_only_for_callers_roles(tmp_path: Path) -> No
 
 def test_the_version_is_that_of_the_distribution() -> None:
     assert __version__ == version("keyquorum-coordinator")
+
+
+@pytest.mark.parametrize("cli", [coordinator_cli, custodian_cli])
+def test_what_others_wrote_cannot_drive_the_terminal(cli: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    hostile = "\x1b[2J\x9b31m\u202egnp\r"
+    with pytest.raises(typer.Exit):
+        cli._refuse(UnavailableError(Reason.UNAVAILABLE, hostile, actual=hostile, next_step=hostile), False)
+    assert all(c.isprintable() or c == "\n" for c in capsys.readouterr().err)
 
 
 def test_usage_errors_are_exit_status_2() -> None:

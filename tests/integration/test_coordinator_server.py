@@ -15,6 +15,8 @@ from typing import Any
 import grpc
 import grpc.aio
 import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
 from keyquorum_coordinator.config import load_trust
 from keyquorum_coordinator.init import initialise, issue_certificate
@@ -532,7 +534,60 @@ async def test_a_result_over_the_jobs_bound_is_refused(owner: Owner, alice: Call
     assert (await refusal(worker.upload(job, "result", bytes(6 << 20)))).reason is Reason.TOO_LARGE
 
 
+async def test_an_upload_that_outlives_its_claim_changes_nothing(owner: Owner, alice: Caller, worker: Caller) -> None:
+    job = await run_job(owner, alice)
+    await claim(worker)
+    cancelled = asyncio.Event()
+
+    async def chunks() -> AsyncIterator[pb.UploadChunk]:
+        yield pb.UploadChunk(start=pb.UploadStart(job_id=job, kind="result"))
+        yield pb.UploadChunk(data=b"late")
+        await alice.jobs.Cancel(pb.CancelJobRequest(job_id=job))
+        cancelled.set()
+        yield pb.UploadChunk(finish=pb.UploadFinish(size=4, sha256=hashlib.sha256(b"late").digest()))
+
+    assert (await refusal(worker.artifacts.Upload(chunks()))).reason is Reason.ROLE
+    assert cancelled.is_set()
+    state = await alice.stat(job, "result")
+    assert (state.committed, state.complete) == (0, False)
+
+
+async def test_a_bundle_is_not_changed_under_a_committed_job(owner: Owner, alice: Caller) -> None:
+    job = await submit(alice, owner)
+    await alice.open(job)
+
+    async def chunks() -> AsyncIterator[pb.UploadChunk]:
+        yield pb.UploadChunk(start=pb.UploadStart(job_id=job, kind="bundle"))
+        for _ in range(500):
+            if not (await alice.stat(job, "bundle")).complete:
+                break
+            await asyncio.sleep(0.01)
+        # The opening was signed over the first bundle; it cannot be committed while another one is on its way.
+        with pytest.raises(grpc.aio.AioRpcError):
+            await alice.jobs.Commit(pb.CommitRequest(job_id=job, opening=owner.opening(job, b"first")))
+        yield pb.UploadChunk(data=b"second")
+        yield pb.UploadChunk(finish=pb.UploadFinish(size=6, sha256=hashlib.sha256(b"second").digest()))
+
+    await alice.upload(job, "bundle", b"first")
+    assert (await alice.artifacts.Upload(chunks())).complete
+    await alice.jobs.Commit(pb.CommitRequest(job_id=job, opening=owner.opening(job, b"second")))
+    assert (await refusal(alice.upload(job, "bundle", b"third"))).reason is Reason.STATE
+
+
 # -- the process -----------------------------------------------------------------------------------------------------
+
+
+async def test_health_is_answered_per_service_and_reflection_lists_them(running: Running, alice: Caller) -> None:
+    names = [f"keyquorum.v1.{name}" for name in ("Cluster", "Keys", "Jobs", "Artifacts", "Workers")]
+    health = health_pb2_grpc.HealthStub(alice.channel)
+    for name in ("", *names):
+        answer = await health.Check(health_pb2.HealthCheckRequest(service=name), timeout=5)
+        assert answer.status == health_pb2.HealthCheckResponse.SERVING
+    call = reflection_pb2_grpc.ServerReflectionStub(alice.channel).ServerReflectionInfo(
+        iter([reflection_pb2.ServerReflectionRequest(list_services="")])
+    )
+    listed = [service.name async for answer in call for service in answer.list_services_response.service]
+    assert set(names) | {"grpc.health.v1.Health"} <= set(listed)
 
 
 async def test_status_tells_of_every_custodian(running: Running, committee: FakeCommittee) -> None:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import re
 import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 
 import grpc.aio
@@ -22,6 +23,7 @@ from keyquorum_core.errors import KeyquorumError, Reason, UnavailableError
 from keyquorum_core.parts import SealedPart
 from keyquorum_core.release import Answer, Leaf, open_share, open_window, verify_answer
 from keyquorum_core.signing import merge
+from keyquorum_custodian.server import CustodianServer
 from keyquorum_protos.v1 import custodian_pb2 as pb
 from keyquorum_protos.v1 import custodian_pb2_grpc as rpc
 from keyquorum_protos.wire import tls
@@ -167,6 +169,41 @@ async def test_the_coordinator_does_not_reach_the_operator_s_listener(
     assert caught.value.code() is grpc.StatusCode.UNIMPLEMENTED
     async with committee.channel(NAME, process.admin_address, admin_identity(committee)) as admin:
         assert (await rpc.CustodianAdminStub(admin).Status(pb.StatusRequest(), timeout=5)).started_at
+
+
+async def test_the_work_between_requests_goes_on_after_a_failure(
+    committee: Committee, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("keyquorum_custodian.server._PREPARE_SECONDS", 0.01)
+    monkeypatch.setattr("keyquorum_custodian.server._FLUSH_SECONDS", 0.01)
+    node = committee.open("is-1")
+    calls: list[str] = []
+
+    def broken(which: str) -> Callable[[], None]:
+        def call() -> None:
+            calls.append(which)
+            if calls.count(which) < 3:
+                raise RuntimeError("dictionary changed size during iteration")
+
+        return call
+
+    monkeypatch.setattr(node.windows, "prepare_next", broken("prepare"))
+    monkeypatch.setattr(node.gate, "flush", broken("flush"))
+    server = CustodianServer(node)
+    tasks = [asyncio.create_task(server._prepare_windows()), asyncio.create_task(server._flush())]
+    for _ in range(500):
+        if min(calls.count("prepare"), calls.count("flush")) > 3:
+            break
+        await asyncio.sleep(0.01)
+    assert not any(task.done() for task in tasks)
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+    assert min(calls.count("prepare"), calls.count("flush")) > 3
+
+
+def test_a_serving_custodian_is_hardened(process: CustodianProcess) -> None:
+    assert re.search(r"Max core file size +0 +0", Path(f"/proc/{process.pid}/limits").read_text())
 
 
 async def test_reflection_lists_the_services(channel: grpc.aio.Channel) -> None:

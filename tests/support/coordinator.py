@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import contextlib
 import hashlib
 import json
 import os
@@ -267,7 +268,9 @@ class Process:
         if process is None:
             return 0
         if process.returncode is None:
-            process.send_signal(number)
+            # Not process.send_signal: it polls, and would reap a process that just ended under asyncio's child watcher.
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(process.pid, number)
         code = await asyncio.wait_for(process.wait(), 20)
         process._transport.close()  # type: ignore[attr-defined]
         self._process = None

@@ -157,7 +157,7 @@ class Committee:
             for name, node in nodes.items()
         ]
         signed = [node.ceremonies.confirm(plan.ceremony_id, commitments) for node in nodes.values()]
-        certificate = merge(signed)
+        certificate = merge(signed, max_bytes=ceremony.MAX_CERTIFICATE)
         for node in nodes.values():
             node.ceremonies.activate(plan.ceremony_id, certificate)
         return certificate

@@ -10,9 +10,10 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
+from sqlalchemy.orm import Session
 
 from keyquorum_coordinator import migrations
-from keyquorum_coordinator.artifacts import ArtifactState, ArtifactStore, Upload
+from keyquorum_coordinator.artifacts import ArtifactState, ArtifactStore, Upload, WriteRight
 from keyquorum_coordinator.database import Database, make_engine
 from keyquorum_coordinator.jobs import JobStore, NewJob
 from keyquorum_coordinator.objects import Objects, open_objects
@@ -52,7 +53,12 @@ class Setting:
     def __init__(self, database: Database, disk: Disk) -> None:
         self.database = database
         self.disk = disk
+        self.lost: Exception | None = None
         self.restart()
+
+    def check(self, session: Session) -> None:
+        if self.lost is not None:
+            raise self.lost
 
     def restart(self) -> None:
         """What a new process would make of the same database and disk."""
@@ -62,7 +68,7 @@ class Setting:
         return (await self.store.state(JOB, "bundle")).committed
 
     async def begin(self, offset: int) -> Upload:
-        return await self.store.upload(JOB, "bundle", offset, LIMIT)
+        return await self.store.upload(JOB, "bundle", offset, WriteRight(LIMIT, self.check))
 
     async def send(self, data: bytes, offset: int = 0, piece: int = 300) -> ArtifactState:
         upload = await self.begin(offset)
@@ -209,7 +215,7 @@ async def test_a_sender_that_hangs_up_still_finds_the_part_it_sent(setting: Sett
 
 
 async def test_an_upload_over_its_limit_is_refused(setting: Setting) -> None:
-    upload = await setting.store.upload(JOB, "bundle", 0, 1500)
+    upload = await setting.store.upload(JOB, "bundle", 0, WriteRight(1500, setting.check))
     await upload.write(bytes(1500))
     with pytest.raises(RefusedError) as caught:
         await upload.write(b"1")
@@ -217,7 +223,7 @@ async def test_an_upload_over_its_limit_is_refused(setting: Setting) -> None:
 
 
 async def test_a_piece_over_a_mebibyte_is_refused(setting: Setting) -> None:
-    upload = await setting.store.upload(JOB, "bundle", 0, 1 << 30)
+    upload = await setting.store.upload(JOB, "bundle", 0, WriteRight(1 << 30, setting.check))
     with pytest.raises(MalformedError):
         await upload.write(bytes((1 << 20) + 1))
 
@@ -233,3 +239,40 @@ async def test_an_incomplete_artifact_is_not_handed_out(setting: Setting) -> Non
     with pytest.raises(StateError) as caught:
         await setting.read()
     assert caught.value.reason is Reason.NOT_FOUND
+
+
+# -- rights lost on the way -------------------------------------------------------------------------------------------
+
+
+async def test_who_loses_the_right_changes_nothing_more(setting: Setting) -> None:
+    upload = await setting.begin(0)
+    await upload.write(DATA[:PART])
+    setting.lost = StateError(Reason.STATE, "no longer")
+    for change in (
+        upload.write(DATA[PART : 2 * PART]),
+        upload.finish(PART, hashlib.sha256(DATA[:PART]).digest()),
+        upload.finish(PART, bytes(32)),
+        setting.begin(0),
+        setting.begin(PART),
+    ):
+        with pytest.raises(StateError):
+            await change
+    setting.lost = None
+    state = await setting.store.state(JOB, "bundle")
+    assert (state.committed, state.complete) == (PART, False)
+    assert len(setting.disk.paths(f"jobs/{JOB}/bundle")) == 1
+    assert (await setting.send(DATA, offset=PART)).complete
+
+
+async def test_a_complete_artifact_is_replaced_only_by_another_upload_from_the_start(setting: Setting) -> None:
+    await setting.send(DATA[: 2 * PART])
+    again = await setting.begin(2 * PART)
+    with pytest.raises(StateError) as caught:
+        await again.write(DATA[2 * PART : 3 * PART])
+    assert caught.value.reason is Reason.EXISTS
+    again.close()
+    with pytest.raises(RefusedError):
+        await (await setting.begin(2 * PART)).finish(2 * PART, bytes(32))
+    assert await setting.read() == DATA[: 2 * PART]
+    assert (await setting.send(DATA[: 2 * PART], offset=2 * PART)).complete  # the answer was lost: told again
+    assert (await setting.send(DATA)).committed == len(DATA)

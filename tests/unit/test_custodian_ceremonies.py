@@ -21,6 +21,7 @@ from keyquorum_core.sealing import Suite, seal
 from keyquorum_core.signing import Identity, merge, peek_payload, sign
 from keyquorum_custodian.ceremonies import MOVES, SealedPart
 from keyquorum_custodian.epochs import load_epoch
+from keyquorum_custodian.keystore import CeremonyRow
 from keyquorum_custodian.node import Node, open_node
 from tests.support.custodian import PASSPHRASE, Committee, addressed, build_committee
 
@@ -410,6 +411,36 @@ def test_the_seeds_of_a_confirmed_and_cancelled_ceremony_go_when_another_succeed
     again.activate()
     assert run.me.keystore.seeds(old) == {}
     refusal(Reason.EXISTS, run.me.ceremonies.activate, run.id, run.certificate)
+
+
+def test_a_certificate_over_a_mebibyte_activates_and_loads_again(tmp_path: Path) -> None:
+    """8 of 16 have 11 440 seeds. Their ceremony takes minutes; here it is put into the state before *activate*."""
+    names = [(f"c-{number}", "CH") for number in range(16)]
+    committee = build_committee(tmp_path, names, {"at_least": 8})
+    plan, me = committee.plan(), "c-0"
+    seeds = {index: index.to_bytes(32, "big") for index in plan.quorum.indices_of(me)}
+    commitments = [bytes(32)] * plan.quorum.seed_count
+    for index, secret in seeds.items():
+        commitments[index] = ceremony.commitment(plan.ceremony_id, index, secret)
+    payload = ceremony.EpochCertificate(plan, tuple(commitments)).to_payload()
+    signed = {}
+    for name in committee.ids:
+        identity = committee.open(name).keystore.identity()
+        signed[name] = sign(identity, ceremony.CERTIFICATE_TYPE, payload)
+    certificate = merge(signed.values(), max_bytes=ceremony.MAX_CERTIFICATE)
+    assert len(certificate) > 1 << 20
+    node = committee.nodes[me]
+    row = CeremonyRow(
+        plan.ceremony_id, plan.key_id, plan.epoch, "confirmed", None, plan.to_payload(), b"", b"", b"", b"", signed[me]
+    )
+    with node.keystore.transaction():
+        node.keystore.insert_ceremony(row, {}, 1)
+        node.keystore.replace_parts_by_seeds(row, seeds)
+    node.ceremonies.activate(plan.ceremony_id, certificate)
+    assert node.epochs.active(plan.key_id, 1).indices == tuple(seeds)
+    committee.nodes.pop(me).close()
+    assert committee.open(me).epochs.active(plan.key_id, 1).indices == tuple(seeds)
+    committee.close()
 
 
 _NUMBERS = itertools.count()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import time
 from pathlib import Path
 
 import pytest
@@ -156,6 +157,27 @@ def test_an_owner_is_known_once_added_and_unknown_once_removed(tmp_path: Path) -
     (tmp_path / "alice.json").unlink()
     with pytest.raises(RefusedError):
         owners.identity("alice")
+
+
+@pytest.mark.parametrize("settled", [True, False])
+def test_an_owner_file_rewritten_in_place_counts_at_once(
+    tmp_path: Path, settled: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if settled:
+        monkeypatch.setattr("keyquorum_custodian.trust._SETTLED_NS", -(1 << 62))
+    owners = Owners(tmp_path)
+    add_owner(tmp_path, public_file())
+    add_owner(tmp_path, public_file("bea"))
+    assert owners.identity("alice") == owners.identity("bea") == ALICE.public
+    before = tmp_path.stat().st_mtime_ns
+    other = Identity.generate()
+    rewritten = {"name": "alice", "identity": base64.b64encode(other.public.to_bytes()).decode()}
+    time.sleep(0.02)  # beyond the grain of file times
+    (tmp_path / "alice.json").write_text(json.dumps(rewritten, indent=1) + "\n")
+    assert tmp_path.stat().st_mtime_ns == before
+    assert owners.identity("alice") == other.public
+    assert owners.identity("bea") == ALICE.public
+    assert owners.all()["alice"] == other.public
 
 
 def test_an_owner_is_not_replaced_by_another_of_the_same_name(tmp_path: Path) -> None:

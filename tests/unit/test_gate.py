@@ -145,6 +145,27 @@ def test_the_list_of_checks_is_the_one_of_the_design() -> None:
 # -- roster ------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize(
+    ("member", "size", "check"),
+    [("manifest", 1 << 20, "manifest"), ("evidence", 1 << 20, "leaf"), ("leaf", 2048, "leaf")],
+)
+def test_what_is_too_large_is_refused_before_anything_is_computed_over_it(
+    committee: Committee, node: Node, member: str, size: int, check: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    request = dataclasses.replace(committee.owner_request(), **{member: bytes(size + 1)})
+    hashed: list[int] = []
+
+    class Sha256:
+        @staticmethod
+        def sha256(data: bytes) -> Any:
+            hashed.append(len(data))
+            return hashlib.sha256(data)
+
+    monkeypatch.setattr("keyquorum_custodian.gate.hashlib", Sha256)
+    refused(node, request, check, Reason.TOO_LARGE)
+    assert size + 1 not in hashed
+
+
 def test_an_expired_roster_ends_all_releases(committee: Committee, node: Node, clock: Clock) -> None:
     request = committee.owner_request()
     now, clock.now = clock.now, committee.roster.expires_at
@@ -379,6 +400,17 @@ def test_an_appraisal_survives_a_restart_and_nothing_else_does(
     node = committee.open("ch-1")
     node.gate.release(committee.worker_request(appraised))
     _evidence_refused(committee, node, fresh, Reason.STALE)  # its nonce was of the process that ended
+
+
+def test_appraisals_that_cannot_be_saved_do_not_pile_up(
+    committee: Committee, node: Node, worker: tuple[RecipientKey, Identity], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("keyquorum_custodian.appraisals._CAPACITY", 2)
+    made = [committee.evidence(worker[0], Identity.generate()) for _ in range(4)]
+    for evidence in made:
+        node.gate.release(committee.worker_request(evidence))
+    kept = node.gate._appraisals._unsaved
+    assert list(kept) == [hashlib.sha256(evidence).digest() for evidence in made[-2:]]
 
 
 def test_evidence_replayed_with_another_key_is_refused(

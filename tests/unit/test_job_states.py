@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+from collections.abc import AsyncIterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -167,3 +168,64 @@ TestJobStore = JobStoreMachine.TestCase
 TestJobStore.settings = settings(
     max_examples=15, stateful_step_count=25, deadline=None, suppress_health_check=[HealthCheck.too_slow]
 )
+
+
+@pytest.fixture
+async def held(tmp_path: Path) -> AsyncIterator[JobStore]:
+    """A job that worker w1 holds."""
+    engine = make_engine(f"sqlite:///{tmp_path / 'c.db'}")
+    migrations.upgrade(engine)
+    database = Database(engine)
+    jobs = JobStore(database, clock=lambda: 1000)
+    await jobs.submit(NewJob(JOB, "alice", "k1", 1, b"manifest", NOT_AFTER))
+    await jobs.commit(JOB, b"opening")
+    await jobs.claim("w1")
+    yield jobs
+    database.close()
+
+
+async def test_a_report_that_says_nothing_new_is_not_written_down(held: JobStore) -> None:
+    for state, detail in (("running", "step 1"), ("running", "step 1"), ("running", "step 2"), ("running", "")):
+        assert await held.report(JOB, "w1", state, detail)
+    assert [event.detail for event in await held.events(JOB, 4)] == ["step 1", "step 2"]
+
+
+async def test_a_talkative_worker_fills_no_table_and_still_finishes(
+    held: JobStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("keyquorum_coordinator.jobs.MAX_EVENTS_PER_ATTEMPT", 10)
+    for number in range(30):
+        assert await held.report(JOB, "w1", "running", f"step {number}")
+    assert len(await held.events(JOB, 0)) == 10
+    assert await held.report(JOB, "w1", "uploading", "moves are always written down")
+    await held.finish(JOB, "w1", JobState.COMPLETED, b"statement", None)
+    assert [event.state for event in await held.events(JOB, 10)] == [JobState.UPLOADING, JobState.COMPLETED]
+
+
+async def test_only_the_holder_s_signs_of_life_keep_a_job(tmp_path: Path) -> None:
+    now = 1000
+    engine = make_engine(f"sqlite:///{tmp_path / 'c.db'}")
+    migrations.upgrade(engine)
+    database = Database(engine)
+    jobs = JobStore(database, clock=lambda: now, worker_timeout=TIMEOUT)
+    await jobs.submit(NewJob(JOB, "alice", "k1", 1, b"manifest", NOT_AFTER))
+    await jobs.commit(JOB, b"opening")
+    await jobs.claim("w1")
+    now += TIMEOUT + 5
+    jobs.touch(JOB, "w1")
+    assert await jobs.sweep() == []
+    now += TIMEOUT + 5
+    jobs.touch(JOB, "w2")
+    assert [job.state for job in await jobs.sweep()] == [JobState.READY]
+    database.close()
+
+
+async def test_nothing_is_kept_for_those_who_stopped_waiting(held: JobStore) -> None:
+    waiting = [held.changes(JOB), held.changes("")]
+    assert held.changes(JOB) is waiting[0]
+    await held.finish(JOB, "w1", JobState.COMPLETED, b"statement", None)
+    assert waiting[0].is_set()
+    for job_id in (JOB, "no such job"):
+        held.changes(job_id)
+    waiting.clear()
+    assert len(held._changes) == 0

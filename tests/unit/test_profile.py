@@ -100,7 +100,7 @@ STRANGER = base64.b64encode(Identity.generate().public.to_bytes()).decode()
         (
             write("operators.json", json.dumps({"threshold": 2, "operators": {"oscar": STRANGER}}).encode()),
             MalformedError,
-            Reason.ROSTER,
+            Reason.MALFORMED,
         ),
         (write("operators.json", b'{"threshold": 0, "operators": {}}'), MalformedError, Reason.MALFORMED),
         (write("operators.json", b'{"threshold": 1, "operators": {"x": "AAAA"}}'), MalformedError, Reason.MALFORMED),

@@ -41,6 +41,12 @@ def test_a_window_is_made_once() -> None:
     assert len({id(window) for window in found}) == 1
 
 
+def test_windows_prepared_and_forgotten_by_many_threads_at_once_do_not_collide() -> None:
+    made = windows(Clock(3000))
+    with ThreadPoolExecutor(8) as pool:
+        assert [window.number for window in pool.map(made.prepare, range(64))] == list(range(64))
+
+
 def test_the_next_window_can_be_prepared_ahead() -> None:
     clock = Clock(3029)
     made = windows(clock)
