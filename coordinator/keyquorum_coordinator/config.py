@@ -157,7 +157,7 @@ def load_trust(config: CoordinatorConfig, now: int) -> Trust:
 
     Raises ``NOT_FOUND``, :class:`MalformedError`, and as :func:`open_roster`.
     """
-    operators, threshold = parse_operators(read_bytes(config.path(config.operators), "the operators file"))
+    operators, threshold = parse_operators(read_bytes(config.path(config.operators), "operators file"))
     envelope = read_bytes(config.path(config.roster), "the roster")
     roster = open_roster(envelope, operators, threshold, now, cluster=config.cluster)
     tls = TlsIdentity(
