@@ -20,7 +20,7 @@ demo: $(STAMP)
 
 test: $(STAMP)
 	scripts/system_packages.sh
-	$(BIN)/python -m pytest -n 2 --dist loadgroup
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 bench: $(STAMP)
 	$(BIN)/python -m benchmarks

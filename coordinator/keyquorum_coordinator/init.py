@@ -8,7 +8,6 @@ from __future__ import annotations
 import dataclasses
 import os
 import shutil
-import socket
 from pathlib import Path
 
 from keyquorum_coordinator.config import (
@@ -22,6 +21,7 @@ from keyquorum_coordinator.config import (
 )
 from keyquorum_core import names
 from keyquorum_core.errors import MalformedError, Reason, StateError, UnavailableError
+from keyquorum_protos.wire.ports import choose_port
 from keyquorum_protos.wire.tls import CertificateAuthority, TlsIdentity, self_signed, spiffe_id
 
 __all__ = ["CALLER_ROLES", "initialise", "issue_certificate"]
@@ -107,12 +107,4 @@ def _write(path: Path, data: bytes, mode: int) -> None:
 
 def _choose_port(address: str, what: str) -> str:
     host, port = parse_address(address, what)
-    if port:
-        return address
-    family = socket.AF_INET6 if host.startswith("[") else socket.AF_INET
-    try:
-        with socket.socket(family) as probe:
-            probe.bind((host.strip("[]"), 0))
-            return f"{host}:{probe.getsockname()[1]}"
-    except OSError as error:
-        raise UnavailableError(Reason.UNAVAILABLE, f"no free port at {host}", actual=error.strerror) from None
+    return address if port else f"{host}:{choose_port(host.strip('[]'))}"

@@ -10,7 +10,6 @@ from __future__ import annotations
 import dataclasses
 import os
 import shutil
-import socket
 from pathlib import Path
 
 from keyquorum_core import keywrap
@@ -21,6 +20,7 @@ from keyquorum_core.signing import Identity
 from keyquorum_custodian.config import CONFIG_NAME, CustodianConfig, check_names, parse_address, render_config
 from keyquorum_custodian.keystore import Keystore
 from keyquorum_protos.wire import tls
+from keyquorum_protos.wire.ports import choose_port
 
 __all__ = ["ADMIN_CERTIFICATE", "ADMIN_KEY", "CARD", "TLS_CERTIFICATE", "TLS_KEY", "initialise"]
 
@@ -161,14 +161,4 @@ def _sync(folder: Path) -> None:
 
 def _choose_port(address: str, what: str) -> str:
     host, port = parse_address(address, what)
-    if port:
-        return address
-    family = socket.AF_INET6 if host.startswith("[") else socket.AF_INET
-    with socket.socket(family, socket.SOCK_STREAM) as probe:
-        try:
-            probe.bind((host.strip("[]"), 0))
-        except OSError as error:
-            raise UnavailableError(
-                Reason.UNAVAILABLE, f"{what}: cannot listen at {address}", actual=error.strerror
-            ) from None
-        return f"{host}:{probe.getsockname()[1]}"
+    return address if port else f"{host}:{choose_port(host.strip('[]'))}"

@@ -15,13 +15,6 @@ from keyquorum_local.layout import create
 from tests.support.cluster import KEY, Running
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """With several test processes, one of them runs the end-to-end tests: they share a cluster."""
-    for item in items:
-        if "/e2e/" in item.path.as_posix():
-            item.add_marker(pytest.mark.xdist_group("cluster"))
-
-
 @pytest.fixture(scope="session")
 def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
     layout = create(tmp_path_factory.mktemp("cluster") / "local")

@@ -15,7 +15,8 @@ from keyquorum_core.manifest import Manifest, payload, subject
 from keyquorum_core.quorum import Custodian, Quorum
 from keyquorum_custodian.node import open_node
 from keyquorum_local.cluster import Cluster
-from keyquorum_local.layout import CUSTODIANS, QUORUM, REGION, Layout, create, free_ports
+from keyquorum_local.layout import CUSTODIANS, QUORUM, REGION, Layout, create
+from keyquorum_protos.wire.ports import choose_port
 from tests.support.memory import can_read_memory, find_in_files, find_in_memory
 from tests.support.recorder import Recorder
 
@@ -30,7 +31,7 @@ def recorded(tmp_path: Path) -> Iterator[tuple[Layout, Cluster, list[Recorder]]]
     for config in [layout.custodian(name) / "custodian.toml" for name, _ in layout.custodians] + [
         layout.coordinator / "coordinator.toml"
     ]:
-        (behind,) = free_ports(1)
+        behind = choose_port()
         lines = config.read_text().splitlines()
         at = next(i for i, line in enumerate(lines) if line.startswith("listen"))
         front = int(lines[at].strip('"').rpartition(":")[2])

@@ -11,7 +11,6 @@ import json
 import os
 import secrets
 import shutil
-import socket
 import subprocess
 import sys
 import time
@@ -26,6 +25,7 @@ from keyquorum_core.errors import KeyquorumError, Reason, StateError
 from keyquorum_core.keywrap import load_keys
 from keyquorum_core.roster import Operator, Roster, open_card, sign_roster
 from keyquorum_custodian.trust import add_owner
+from keyquorum_protos.wire.ports import choose_port
 from keyquorum_protos.wire.tls import CertificateAuthority, TlsIdentity
 
 __all__ = ["CUSTODIANS", "QUORUM", "Layout", "create", "open_layout", "program"]
@@ -83,18 +83,6 @@ class Layout:
         return (self.root / _MARKER).is_file()
 
 
-def free_ports(count: int) -> list[int]:
-    """Ports of the loopback interface that nobody listens on now. They are held together, so they differ."""
-    sockets = [socket.socket() for _ in range(count)]
-    try:
-        for each in sockets:
-            each.bind(("127.0.0.1", 0))
-        return [int(each.getsockname()[1]) for each in sockets]
-    finally:
-        for each in sockets:
-            each.close()
-
-
 def create(
     root: Path,
     *,
@@ -114,7 +102,7 @@ def create(
     root.mkdir(mode=0o700, parents=True, exist_ok=True)
     layout.logs.mkdir(mode=0o700)
     now = int(time.time())
-    ports = free_ports(3 * len(layout.custodians) + 2)
+    ports = _choose_ports(3 * len(layout.custodians) + 2)
     step(f"{len(layout.custodians)} custodians make their identities and keystores")
     with ThreadPoolExecutor(max_workers=os.cpu_count() or 1) as pool:
         jobs = [
@@ -134,6 +122,13 @@ def create(
     marker = {"custodians": [list(each) for each in layout.custodians], "version": 1}
     _write(root / _MARKER, json.dumps(marker).encode())
     return layout
+
+
+def _choose_ports(count: int) -> list[int]:
+    chosen: dict[int, None] = {}
+    while len(chosen) < count:
+        chosen[choose_port()] = None
+    return list(chosen)
 
 
 def open_layout(root: Path) -> Layout:
