@@ -44,6 +44,7 @@ _MAX_BYTES = 16 << 10
 _MAX_RESPONSES = 128
 _ASSUMED_NEXT_UPDATE = 3600
 _FOREVER = 253402300799  # 9999-12-31T23:59:59Z, as certificates say it
+_SIGNATURE_TAG = b"\x03"  # BIT STRING
 _HASHES = (hashes.SHA1, hashes.SHA256, hashes.SHA384)
 
 
@@ -132,10 +133,15 @@ def _parse(data: bytes, pairs: Mapping[bytes, tuple[Certificate, Certificate]]) 
                 raise _malformed("a certificate id by SHA-1, SHA-256 or SHA-384", algorithm.name)
             named = (response.serial_number, response.issuer_name_hash, response.issuer_key_hash)
             unknown_critical = any(each.critical for each in (*response.extensions, *response.single_extensions))
+            # Nobody signs how many bits of the signature's BIT STRING are unused, and the parser takes several numbers
+            # where the last ones are zero; DER (X.690 §11.2) has the one number 0 for whole bytes.
+            whole = _SIGNATURE_TAG + bytes([len(response.signature) + 1, 0]) + response.signature
     except (ValueError, TypeError, UnsupportedAlgorithm, x509.DuplicateExtension) as error:
         raise _malformed("an OCSP response in DER", type(error).__name__) from None
     if unknown_critical:
         raise _malformed("no critical extension", "one")
+    if whole not in data:
+        raise _malformed("a signature of whole bytes", "another encoding")
     for der, (certificate, issuer) in pairs.items():
         if named == (certificate.x509.serial_number, *_issuer_hashes(issuer, algorithm)):
             return response, der
