@@ -54,7 +54,8 @@ class NullSource:
         self._left = size
 
     def read(self, size: int, /) -> bytes:
-        raise NotImplementedError
+        buffer = bytearray(size)
+        return bytes(buffer[: self.readinto(memoryview(buffer))])
 
     def readinto(self, buffer: memoryview, /) -> int:
         count = min(len(buffer), self._left)
@@ -77,7 +78,8 @@ class CiphertextSource:
         self._segment = -1
 
     def read(self, size: int, /) -> bytes:
-        raise NotImplementedError
+        buffer = bytearray(size)
+        return bytes(buffer[: self.readinto(memoryview(buffer))])
 
     def readinto(self, buffer: memoryview, /) -> int:
         start = time.perf_counter()
