@@ -16,7 +16,7 @@ os.environ.setdefault("GRPC_VERBOSITY", "NONE")
 
 import typer
 
-from keyquorum_core.errors import KeyquorumError, Reason, UnavailableError
+from keyquorum_core.errors import KeyquorumError, Reason, UnavailableError, printable
 
 __all__ = ["app", "main"]
 
@@ -44,16 +44,8 @@ def _refuse(error: KeyquorumError, as_json: bool) -> NoReturn:
     if as_json:
         typer.echo(json.dumps({"error": error.as_dict()}))
     else:
-        typer.echo(_plain(f"refused: {error.reason}: {error.message}"), err=True)
-        for label, text in (("expected", error.expected), ("got", error.actual), ("next step", error.next_step)):
-            if text:
-                typer.echo(_plain(f"  {label}: {text}"), err=True)
+        typer.echo(error.for_people(), err=True)
     raise typer.Exit(1)
-
-
-def _plain(text: str) -> str:
-    """Text that others may have written, safe for a terminal: control characters become U+FFFD."""
-    return "".join(c if c.isprintable() or c == "\n" else "\N{REPLACEMENT CHARACTER}" for c in text)
 
 
 @app.command()
@@ -154,7 +146,7 @@ def _show(found: dict[str, Any]) -> None:
             f"{each['latency_ms']:.1f} ms (p95 {each['latency_p95_ms']:.1f}), skew {each['clock_skew_ms']} ms"
             + (f"; {each['last_error']}" if each["last_error"] else "")
         )
-        typer.echo(_plain(line).replace("\n", " "))
+        typer.echo(printable(line).replace("\n", " "))
 
 
 def main() -> None:

@@ -12,7 +12,21 @@ from collections.abc import Mapping
 from enum import StrEnum
 from typing import ClassVar
 
-__all__ = ["KeyquorumError", "MalformedError", "Reason", "RefusedError", "StateError", "UnavailableError"]
+__all__ = [
+    "KeyquorumError",
+    "MalformedError",
+    "Reason",
+    "RefusedError",
+    "StateError",
+    "UnavailableError",
+    "printable",
+]
+
+
+def printable(text: str) -> str:
+    """``text``, some of which others may have written, safe for a terminal: control characters, which begin escape
+    sequences, become U+FFFD; line feeds and tabs stay."""
+    return "".join(c if c.isprintable() or c in "\n\t" else "\N{REPLACEMENT CHARACTER}" for c in text)
 
 
 class Reason(StrEnum):
@@ -116,6 +130,13 @@ class KeyquorumError(Exception):
         if self.next_step:
             text += f". {self.next_step}"
         return text
+
+    def for_people(self) -> str:
+        """The error on a terminal: what was refused, then each part that there is on a line of its own."""
+        parts = [("expected", self.expected), ("got", self.actual), ("next step", self.next_step)]
+        lines = [f"refused: {self.reason}: {self.message}"]
+        lines += [f"  {label}: {text}" for label, text in [*parts, *sorted(self.details.items())] if text]
+        return printable("\n".join(lines))
 
     def as_dict(self) -> dict[str, object]:
         """The error for ``--json`` output and structured logs."""

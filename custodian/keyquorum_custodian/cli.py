@@ -16,7 +16,7 @@ os.environ.setdefault("GRPC_VERBOSITY", "NONE")
 
 import typer
 
-from keyquorum_core.errors import KeyquorumError, Reason, RefusedError, UnavailableError
+from keyquorum_core.errors import KeyquorumError, Reason, RefusedError, UnavailableError, printable
 
 __all__ = ["app", "main"]
 
@@ -50,16 +50,8 @@ def _refuse(error: KeyquorumError, as_json: bool) -> NoReturn:
     if as_json:
         typer.echo(json.dumps({"error": error.as_dict()}))
     else:
-        typer.echo(_plain(f"refused: {error.reason}: {error.message}"), err=True)
-        for label, text in (("expected", error.expected), ("got", error.actual), ("next step", error.next_step)):
-            if text:
-                typer.echo(_plain(f"  {label}: {text}"), err=True)
+        typer.echo(error.for_people(), err=True)
     raise typer.Exit(1)
-
-
-def _plain(text: str) -> str:
-    """Text that others may have written, safe for a terminal: control characters become U+FFFD."""
-    return "".join(c if c.isprintable() or c == "\n" else "\N{REPLACEMENT CHARACTER}" for c in text)
 
 
 def _passphrase(path: Path | None, *, confirm: bool = False) -> str:
@@ -167,7 +159,7 @@ def status(directory: _Directory, as_json: _Json = False) -> None:
 
     with _refusals(as_json):
         found = asyncio.run(fetch_status(directory))
-        typer.echo(json.dumps(found) if as_json else _plain(show_status(found)))
+        typer.echo(json.dumps(found) if as_json else printable(show_status(found)))
 
 
 @owner_app.command("add")

@@ -35,12 +35,7 @@ def _refuse(error: KeyquorumError, as_json: bool) -> int:
     if as_json:
         _print_json({"error": error.as_dict()})
     else:
-        from keyquorum_gpu_worker.logs import printable
-
-        print(printable(f"refused: {error.reason}: {error.message}"), file=sys.stderr)
-        for label, text in (("expected", error.expected), ("actual", error.actual), ("next step", error.next_step)):
-            if text:
-                print(printable(f"  {label}: {text}"), file=sys.stderr)
+        print(error.for_people(), file=sys.stderr)
     return 1
 
 

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from keyquorum_core.errors import KeyquorumError, Reason
+from keyquorum_core.errors import KeyquorumError, Reason, printable
 from keyquorum_core.manifest import ArtifactDigest, ResultStatement, sign_result
 from keyquorum_gpu_worker.keys import JobKeys, wipe
-from keyquorum_gpu_worker.logs import printable
 from keyquorum_gpu_worker.runner import JobRun
 
 __all__ = ["NOT_RUN", "Ending", "JobEnd"]
@@ -77,7 +76,7 @@ class Ending:
             self.reason = str(error)
 
     def sign(self, finished_at: int) -> None:
-        text = printable(self.reason)[:1024]
+        text = printable(self.reason).replace("\n", " ")[:1024]
         statement = ResultStatement(
             job_id=self._job,
             worker=self._keys.identity.public.fingerprint,

@@ -8,7 +8,7 @@ import sys
 import structlog
 from structlog.typing import FilteringBoundLogger
 
-__all__ = ["configure", "logger", "printable"]
+__all__ = ["configure", "logger"]
 
 
 def configure(level: str = "info") -> None:
@@ -24,11 +24,6 @@ def configure(level: str = "info") -> None:
         logger_factory=structlog.PrintLoggerFactory(sys.stderr),
         cache_logger_on_first_use=False,
     )
-
-
-def printable(text: str) -> str:
-    """``text`` in one line, without what a terminal would act on: some of it comes from peers or from jobs."""
-    return "".join(c if c.isprintable() else "?" for c in text)
 
 
 def logger() -> FilteringBoundLogger:

@@ -67,3 +67,17 @@ def test_whatever_a_peer_sends_is_read_without_an_exception(
         error = from_status(Status(code=7, message=message, details=details))
         assert len(str(error)) < 10_000
         assert sum(len(k) + len(v) for k, v in error.details.items()) < 70_000
+
+
+def test_an_error_for_people_names_every_part_and_no_terminal_escape() -> None:
+    error = RefusedError(
+        Reason.QUOTA,
+        "too many\x1b[2J",
+        expected="1",
+        actual="2\x07",
+        next_step="Wait",
+        details={"custodian": "ch-1\u202e", "empty": ""},
+    )
+    assert error.for_people() == (
+        "refused: QUOTA: too many\ufffd[2J\n  expected: 1\n  got: 2\ufffd\n  next step: Wait\n  custodian: ch-1\ufffd"
+    )

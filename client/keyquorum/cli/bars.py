@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from keyquorum.cli import output
+from keyquorum_core.errors import printable
 
 if TYPE_CHECKING:
     from keyquorum.progress import Progress, ProgressCallback
@@ -59,7 +59,7 @@ def bars() -> Iterator[ProgressCallback]:
                 tasks[stage],
                 completed=progress.done,
                 total=progress.total or None,
-                amount=output.plain(progress.detail).replace("\n", " ") or amount,
+                amount=printable(progress.detail).replace("\n", " ") or amount,
             )
 
         yield report

@@ -14,6 +14,7 @@ import typer
 
 from keyquorum.cli import output
 from keyquorum.cli.bars import bars
+from keyquorum_core.errors import printable
 
 if TYPE_CHECKING:
     from keyquorum.jobs import Job
@@ -288,4 +289,4 @@ def _print_log(log: bytes) -> None:
         sys.stdout.buffer.flush()
         return
     text = log.decode("utf-8", "replace").replace("\r\n", "\n")
-    typer.echo(output.plain(text), nl=not text.endswith("\n"))
+    typer.echo(printable(text), nl=not text.endswith("\n"))

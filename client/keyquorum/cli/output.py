@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from keyquorum_core.errors import KeyquorumError, Reason, RefusedError
+from keyquorum_core.errors import KeyquorumError, Reason, RefusedError, printable
 
 if TYPE_CHECKING:
     from keyquorum.keyfiles import PassphraseSource
@@ -31,7 +31,6 @@ __all__ = [
     "new_passphrase",
     "note",
     "passphrase_source",
-    "plain",
     "show_error",
     "table",
     "take_process",
@@ -59,19 +58,14 @@ def emit(value: object) -> None:
     sys.stdout.write(json.dumps(value, indent=2) + "\n")
 
 
-def plain(text: str) -> str:
-    """What others wrote, safe for a terminal: control characters, which begin escape sequences, become U+FFFD."""
-    return "".join(c if c.isprintable() or c in "\n\t" else "\N{REPLACEMENT CHARACTER}" for c in text)
-
-
 def line(text: str) -> None:
     """A line on standard output."""
-    typer.echo(plain(text))
+    typer.echo(printable(text))
 
 
 def note(text: str) -> None:
     """A line for people, on standard error."""
-    typer.echo(plain(text), err=True)
+    typer.echo(printable(text), err=True)
 
 
 def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
@@ -85,7 +79,7 @@ def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) 
     for name in columns:
         out.add_column(name, overflow="fold")
     for row in rows:
-        out.add_row(*(Text(plain(str(cell))) for cell in row))
+        out.add_row(*(Text(printable(str(cell))) for cell in row))
     Console(width=None if sys.stdout.isatty() else 160).print(out)
 
 
@@ -99,12 +93,7 @@ def show_error(error: KeyquorumError, *, as_json: bool) -> None:
     if as_json:
         emit({"error": error.as_dict()})
         return
-    note(f"refused: {error.reason}: {error.message}")
-    for label, text in (("expected", error.expected), ("got", error.actual), ("next step", error.next_step)):
-        if text:
-            note(f"  {label}: {text}")
-    for name, text in sorted(error.details.items()):
-        note(f"  {name}: {text}")
+    typer.echo(error.for_people(), err=True)
 
 
 _own_process = False

@@ -15,8 +15,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from keyquorum.cli.output import plain
-from keyquorum_core.errors import Reason, UnavailableError
+from keyquorum_core.errors import Reason, UnavailableError, printable
 
 __all__ = ["register"]
 
@@ -69,7 +68,7 @@ def demo(
 
 def _plain(text: str) -> str:
     """Text from elsewhere, without terminal escapes and without what rich would read as markup."""
-    return escape(plain(text))
+    return escape(printable(text))
 
 
 def up(
