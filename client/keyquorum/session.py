@@ -7,10 +7,6 @@ coordinator itself gave is its answer.
 
 from __future__ import annotations
 
-import asyncio
-import math
-import random
-import time
 from collections.abc import AsyncGenerator
 from typing import TypeVar
 
@@ -21,52 +17,16 @@ from keyquorum.profile import Profile
 from keyquorum_core.errors import KeyquorumError
 from keyquorum_protos.v1 import coordinator_pb2_grpc as rpc
 from keyquorum_protos.wire.errors import from_rpc_error
+from keyquorum_protos.wire.retry import BROKEN, Backoff
 from keyquorum_protos.wire.tls import TlsIdentity, dns_name, open_channel
 
-__all__ = ["Backoff", "Connection"]
+__all__ = ["Connection"]
 
 Request = TypeVar("Request")
 Response = TypeVar("Response")
 
 FIRST_CONTACT_SECONDS = 5.0  # a wrong address or certificate should not take long to be told
 PATIENCE_SECONDS = 60.0  # a coordinator that was there before is probably being restarted
-# Without our ErrorInfo these come from the transport: gRPC reports a stream that broke while it wrote as INTERNAL, and
-# one whose server shut down as CANCELLED or UNKNOWN.
-_TRANSIENT = (
-    grpc.StatusCode.UNAVAILABLE,
-    grpc.StatusCode.ABORTED,
-    grpc.StatusCode.CANCELLED,
-    grpc.StatusCode.INTERNAL,
-    grpc.StatusCode.UNKNOWN,
-)
-
-
-class Backoff:
-    """Waits between tries: 0.1 s doubling up to 5 s, with jitter, until ``seconds`` have passed without a success."""
-
-    def __init__(self, seconds: float) -> None:
-        self._seconds = seconds
-        self.reset()
-
-    def reset(self) -> None:
-        """Something got through: the next failure is a first one."""
-        self._delay = 0.1
-        self._deadline = 0.0
-        self._last = -math.inf
-
-    async def wait(self) -> bool:
-        """Sleep before the next try; false when the time is used up."""
-        now = time.monotonic()
-        if now - self._last > self._seconds:  # the call lived for long before it failed
-            self._delay = 0.1
-            self._deadline = now + self._seconds
-        delay = self._delay * random.uniform(0.75, 1.25)  # noqa: S311 - spreads callers, protects nothing
-        if now + delay > self._deadline:
-            return False
-        await asyncio.sleep(delay)
-        self._delay = min(5.0, 2 * self._delay)
-        self._last = time.monotonic()
-        return True
 
 
 class Connection:
@@ -111,7 +71,7 @@ class Connection:
     def transient(self, error: grpc.aio.AioRpcError) -> bool:
         """Whether the call failed on the way, rather than by the coordinator's decision."""
         decided = self.decided(error)
-        return error.code() in _TRANSIENT and not decided
+        return error.code() in BROKEN and not decided
 
     async def unary(
         self,

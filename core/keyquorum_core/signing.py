@@ -27,7 +27,6 @@ __all__ = [
     "MAX_SIGNERS",
     "ML_DSA_CONTEXT",
     "PUBLIC_IDENTITY_SIZE",
-    "RAW_SIGNATURE_SIZE",
     "Identity",
     "PublicIdentity",
     "ed25519_public",
@@ -38,13 +37,10 @@ __all__ = [
     "peek_payload",
     "sign",
     "sign_many",
-    "sign_raw",
-    "verify_raw",
 ]
 
 ML_DSA_CONTEXT: Final = b"keyquorum/v1"
 PUBLIC_IDENTITY_SIZE: Final = 32 + 1952
-RAW_SIGNATURE_SIZE: Final = 64 + 3309
 MAX_ENVELOPE: Final = 1 << 20
 MAX_SIGNERS: Final = 64
 
@@ -364,16 +360,3 @@ def _disjoint(identities: Iterable[PublicIdentity]) -> bool:
     """Whether no two identities share a key: else one signer would count twice."""
     halves = [half for identity in identities for half in (identity.ed25519, identity.ml_dsa_65)]
     return len(halves) == len(set(halves))
-
-
-def sign_raw(identity: Identity, message: bytes) -> bytes:
-    """Ed25519 ‖ ML-DSA-65 signature (3373 bytes) of a message that is a transcript, so never the PAE of an envelope."""
-    return b"".join(identity.sign_pair(message))
-
-
-def verify_raw(public: PublicIdentity, message: bytes, signature: bytes) -> None:
-    """Raises :class:`RefusedError` (``SIGNATURE``) unless ``signature`` is both of ``public``'s over ``message``."""
-    whole = len(signature) == RAW_SIGNATURE_SIZE
-    failed = public.verifies(message, signature[:64], signature[64:]) if whole else "hybrid"
-    if failed:
-        raise _bad_signature("the message", failed, public)

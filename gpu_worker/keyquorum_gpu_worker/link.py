@@ -6,10 +6,6 @@ an error that the coordinator itself gave is its answer.
 
 from __future__ import annotations
 
-import asyncio
-import math
-import random
-import time
 from collections.abc import AsyncGenerator
 from typing import TypeVar
 
@@ -21,49 +17,17 @@ from keyquorum_core.roster import Roster
 from keyquorum_gpu_worker.config import WorkerConfig
 from keyquorum_protos.v1 import coordinator_pb2_grpc as rpc
 from keyquorum_protos.wire.errors import from_rpc_error
+from keyquorum_protos.wire.retry import BROKEN, Backoff
 from keyquorum_protos.wire.tls import TlsIdentity, dns_name, open_channel
 
-__all__ = ["PATIENCE_SECONDS", "Backoff", "Link"]
+__all__ = ["PATIENCE_SECONDS", "Link"]
 
 Request = TypeVar("Request")
 Response = TypeVar("Response")
 
 PATIENCE_SECONDS = 120.0
 """How long a coordinator may be away, in the middle of a job, before the worker gives the job up."""
-# Without our ErrorInfo these come from the transport: gRPC reports a stream that broke while it wrote as INTERNAL, and
-# one whose server shut down as CANCELLED or UNKNOWN.
-_TRANSIENT = (
-    grpc.StatusCode.UNAVAILABLE,
-    grpc.StatusCode.ABORTED,
-    grpc.StatusCode.DEADLINE_EXCEEDED,
-    grpc.StatusCode.CANCELLED,
-    grpc.StatusCode.INTERNAL,
-    grpc.StatusCode.UNKNOWN,
-)
-
-
-class Backoff:
-    """Waits between tries: 0.1 s doubling up to 5 s, with jitter, until ``seconds`` have passed without a success."""
-
-    def __init__(self, seconds: float) -> None:
-        self._seconds = seconds
-        self.reset()
-
-    def reset(self) -> None:
-        """Something got through: the next failure is a first one."""
-        self._delay = 0.1
-        self._since = math.inf
-
-    async def wait(self) -> bool:
-        """Sleep before the next try; false when the time is used up."""
-        now = time.monotonic()
-        self._since = min(self._since, now)
-        delay = self._delay * random.uniform(0.75, 1.25)  # noqa: S311 - spreads callers, protects nothing
-        if now + delay > self._since + self._seconds:
-            return False
-        await asyncio.sleep(delay)
-        self._delay = min(5.0, 2 * self._delay)
-        return True
+_TRANSIENT = (*BROKEN, grpc.StatusCode.DEADLINE_EXCEEDED)
 
 
 class Link:

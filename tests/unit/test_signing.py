@@ -18,7 +18,6 @@ from hypothesis import strategies as st
 from keyquorum_core.errors import KeyquorumError, MalformedError, Reason, RefusedError
 from keyquorum_core.signing import (
     ML_DSA_CONTEXT,
-    RAW_SIGNATURE_SIZE,
     Identity,
     PublicIdentity,
     ed25519_public,
@@ -29,8 +28,6 @@ from keyquorum_core.signing import (
     peek_payload,
     sign,
     sign_many,
-    sign_raw,
-    verify_raw,
 )
 from tests.support import signed_vectors
 
@@ -197,19 +194,6 @@ def test_one_key_under_two_names_never_counts_twice() -> None:
 def test_a_threshold_that_makes_no_sense_is_refused(threshold: int) -> None:
     with pytest.raises(MalformedError):
         open_multi(GOOD, KIND, {"alice": ALICE.public, "bob": BOB.public}, threshold, "example")
-
-
-def test_raw_signatures_need_both_halves() -> None:
-    signature = sign_raw(ALICE, b"message")
-    assert len(signature) == RAW_SIGNATURE_SIZE == 3373
-    verify_raw(ALICE.public, b"message", signature)
-    other = sign_raw(BOB, b"message")
-    for bad in (b"", signature[:-1], signature + b"\0", signature[:64] + other[64:], other[:64] + signature[64:]):
-        with pytest.raises(RefusedError) as caught:
-            verify_raw(ALICE.public, b"message", bad)
-        assert caught.value.reason is Reason.SIGNATURE
-    with pytest.raises(RefusedError):
-        verify_raw(ALICE.public, b"another message", signature)
 
 
 def test_ml_dsa_signs_under_the_product_context() -> None:
