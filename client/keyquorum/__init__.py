@@ -39,6 +39,7 @@ if TYPE_CHECKING:
         StateError,
         UnavailableError,
     )
+    from keyquorum_core.key_policy import KeyPolicy
     from keyquorum_core.manifest import Manifest, Resources, ResultStatement
 
 __all__ = [
@@ -49,6 +50,7 @@ __all__ = [
     "Job",
     "JobEvent",
     "JobFailedError",
+    "KeyPolicy",
     "KeyRecord",
     "KeyquorumError",
     "MalformedError",
@@ -96,6 +98,7 @@ _HOMES = {
         "StateError",
         "UnavailableError",
     ),
+    "keyquorum_core.key_policy": ("KeyPolicy",),
     "keyquorum_core.manifest": ("Manifest", "Resources", "ResultStatement"),
 }
 

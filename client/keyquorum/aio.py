@@ -42,6 +42,7 @@ from keyquorum.verify import VerifiedOutcome, verify_outcome
 from keyquorum_core.answers import Answers, JobBinding
 from keyquorum_core.derivation import Combination, DerivedKey
 from keyquorum_core.errors import KeyquorumError, Reason, RefusedError, UnavailableError
+from keyquorum_core.key_policy import KeyPolicy
 from keyquorum_core.keywrap import LoadedKeys
 from keyquorum_core.manifest import Opening, Resources, sign_opening
 from keyquorum_core.sealing import Suite
@@ -124,9 +125,15 @@ class AsyncClient:
         return await keyring.get_key(self._connection(), self.profile, key_id)
 
     async def key_create(
-        self, key_id: str, *, suite: str = Suite.MLKEM768_X25519, progress: ProgressCallback | None = None
+        self,
+        key_id: str,
+        *,
+        suite: str = Suite.MLKEM768_X25519,
+        policy: KeyPolicy | None = None,
+        progress: ProgressCallback | None = None,
     ) -> KeyRecord:
-        """Have the custodians generate a key together. Needs the profile's section ``[operator]``."""
+        """Have the custodians generate a key together, under ``policy`` or its defaults. Needs the profile's section
+        ``[operator]``."""
         operator = await self._keys("operator")
         return await keyring.create_key(
             self._connection("operator"),
@@ -134,6 +141,7 @@ class AsyncClient:
             operator,
             key_id,
             suite=suite,
+            policy=policy or KeyPolicy(),
             now=int(self._clock()),
             progress=progress or silent,
         )

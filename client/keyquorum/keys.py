@@ -19,6 +19,7 @@ from keyquorum_core.ceremony import (
     new_ceremony_id,
 )
 from keyquorum_core.errors import Reason, RefusedError
+from keyquorum_core.key_policy import KeyPolicy
 from keyquorum_core.keywrap import LoadedKeys
 from keyquorum_core.sealing import suite_available
 from keyquorum_core.signing import open_multi, sign
@@ -43,6 +44,7 @@ class KeyRecord:
     """Who signed the certificate: the whole committee."""
     seed_count: int
     certificate_sha256: str
+    policy: KeyPolicy
     state: str
     """The coordinator's word."""
 
@@ -57,6 +59,7 @@ class KeyRecord:
             "custodians": list(self.custodians),
             "seed_count": self.seed_count,
             "certificate_sha256": self.certificate_sha256,
+            "policy": self.policy.as_dict(),
             "state": self.state,
         }
 
@@ -91,6 +94,7 @@ def _record(message: pb.Key, profile: Profile) -> KeyRecord:
         custodians=profile.quorum.ids,
         seed_count=len(certificate.commitments),
         certificate_sha256=certificate.digest,
+        policy=plan.policy,
         state=message.state[:32],
     )
 
@@ -143,6 +147,7 @@ async def create_key(
     key_id: str,
     *,
     suite: str,
+    policy: KeyPolicy,
     now: int,
     progress: ProgressCallback,
 ) -> KeyRecord:
@@ -169,6 +174,7 @@ async def create_key(
         roster_digest=profile.roster.digest,
         quorum=profile.quorum,
         created_at=now,
+        policy=policy,
     )
     request = pb.CreateKeyRequest(plan=sign(operator.identity, PLAN_TYPE, plan.to_payload()))
     backoff = connection.backoff()

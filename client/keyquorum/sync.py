@@ -24,6 +24,7 @@ from keyquorum.results import Result
 from keyquorum.status import ClusterStatus
 from keyquorum.submission import SubmittedJob
 from keyquorum_core.errors import Reason, StateError, UnavailableError
+from keyquorum_core.key_policy import KeyPolicy
 from keyquorum_core.manifest import Resources
 from keyquorum_core.sealing import Suite
 
@@ -102,10 +103,15 @@ class Client:
         return self._run(self._async.key(key_id))
 
     def key_create(
-        self, key_id: str, *, suite: str = Suite.MLKEM768_X25519, progress: ProgressCallback | None = None
+        self,
+        key_id: str,
+        *,
+        suite: str = Suite.MLKEM768_X25519,
+        policy: KeyPolicy | None = None,
+        progress: ProgressCallback | None = None,
     ) -> KeyRecord:
         """See :meth:`AsyncClient.key_create`."""
-        return self._run(self._async.key_create(key_id, suite=suite, progress=progress))
+        return self._run(self._async.key_create(key_id, suite=suite, policy=policy, progress=progress))
 
     def submit(
         self,

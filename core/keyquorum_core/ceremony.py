@@ -24,6 +24,7 @@ import rfc8785
 
 from keyquorum_core.derivation import hkdf_sha256
 from keyquorum_core.errors import MalformedError, Reason, RefusedError
+from keyquorum_core.key_policy import KeyPolicy
 from keyquorum_core.names import CLUSTER, CUSTODIAN_ID, KEY_ID, check
 from keyquorum_core.quorum import MAX_CUSTODIANS, MAX_SEEDS_EACH, Quorum, load_quorum_document
 from keyquorum_core.strictjson import Fields, loads
@@ -161,6 +162,7 @@ class CeremonyPlan:
     roster_digest: str
     quorum: Quorum
     created_at: int
+    policy: KeyPolicy = field(default_factory=KeyPolicy)
     kind: str = "generate"
 
     def __post_init__(self) -> None:
@@ -178,6 +180,7 @@ class CeremonyPlan:
             "roster_digest": self.roster_digest,
             "custodians": [{"id": c.id, "jurisdiction": c.jurisdiction} for c in self.quorum.committee],
             "quorum": self.quorum.rule,
+            "policy": self.policy.as_dict(),
             "created_at": self.created_at,
         }
 
@@ -215,6 +218,7 @@ def _read_plan(fields: Fields, quorum: Quorum) -> dict[str, object]:
         "cluster": fields.text("cluster"),
         "roster_digest": fields.hex("roster_digest", _DIGEST_SIZE).hex(),
         "created_at": fields.integer("created_at"),
+        "policy": KeyPolicy.read(fields.object("policy")),
         "quorum": quorum,
     }
     fields.done()

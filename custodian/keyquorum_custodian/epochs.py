@@ -18,6 +18,7 @@ from cryptography.hazmat.primitives.hmac import HMAC
 from keyquorum_core import ceremony
 from keyquorum_core.ceremony import EpochCertificate
 from keyquorum_core.errors import KeyquorumError, Reason, RefusedError, StateError
+from keyquorum_core.key_policy import KeyPolicy
 from keyquorum_core.roster import Roster
 from keyquorum_core.signing import open_multi, peek_payload
 from keyquorum_custodian.keystore import EpochRow, Keystore
@@ -37,6 +38,7 @@ class HeldEpoch:
     suite: str
     certificate_digest: str
     indices: tuple[int, ...]
+    policy: KeyPolicy
     _keyed: dict[int, HMAC] = field(repr=False)
 
     def contributions(self, context: bytes) -> dict[int, bytes]:
@@ -150,5 +152,6 @@ def load_epoch(keystore: Keystore, row: EpochRow, me: str) -> HeldEpoch:
         suite=plan.suite,
         certificate_digest=certificate.digest,
         indices=tuple(seeds),
+        policy=plan.policy,
         _keyed={index: HMAC(seed, SHA256()) for index, seed in seeds.items()},
     )

@@ -26,6 +26,7 @@ import grpc.aio
 
 from keyquorum_core import ceremony, keywrap, manifest
 from keyquorum_core.attestation.development import DevelopmentChip
+from keyquorum_core.key_policy import KeyPolicy
 from keyquorum_core.keywrap import LoadedKeys
 from keyquorum_core.parts import SealedPart
 from keyquorum_core.quorum import Quorum
@@ -146,9 +147,11 @@ class Committee:
     def sign_plan(self, plan: ceremony.CeremonyPlan) -> bytes:
         return sign(self.operator.identity, ceremony.PLAN_TYPE, plan.to_payload())
 
-    def generate(self, key_id: str = "key-1", suite: str = Suite.MLKEM768_X25519) -> bytes:
+    def generate(
+        self, key_id: str = "key-1", suite: str = Suite.MLKEM768_X25519, policy: KeyPolicy | None = None
+    ) -> bytes:
         """Run the whole *generate* ceremony among the nodes in this process; returns the certificate envelope."""
-        plan = self.plan(key_id, suite=suite)
+        plan = self.plan(key_id, suite=suite, policy=policy or KeyPolicy())
         nodes = self.open_all()
         proposals = {name: node.ceremonies.propose(self.sign_plan(plan)) for name, node in nodes.items()}
         headers = [proposal.header for proposal in proposals.values()]

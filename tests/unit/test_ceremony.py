@@ -223,8 +223,10 @@ def test_plan_bytes_are_pinned() -> None:
     assert PLAN.to_payload() == (
         b'{"ceremony_id":"000102030405060708090a0b0c0d0e0f","cluster":"demo.local","created_at":1700000000,'
         b'"custodians":[{"id":"ch-1","jurisdiction":"CH"},{"id":"de-1","jurisdiction":"DE"},'
-        b'{"id":"fr-1","jurisdiction":"FR"}],"epoch":1,"key_id":"demo","kind":"generate","quorum":{"at_least":2},'
-        b'"roster_digest":"' + b"ab" * 32 + b'","suite":"MLKEM768_X25519"}'
+        b'{"id":"fr-1","jurisdiction":"FR"}],"epoch":1,"key_id":"demo","kind":"generate",'
+        b'"policy":{"absent_at_most":1,"canary":false,"lease_seconds":3600,"reattest_seconds":1800,'
+        b'"retain_seconds":2592000,"rotate_after_seconds":0},'
+        b'"quorum":{"at_least":2},"roster_digest":"' + b"ab" * 32 + b'","suite":"MLKEM768_X25519"}'
     )
     assert PLAN.digest == hashlib.sha256(PLAN.to_payload()).hexdigest()
     assert CeremonyPlan.parse(PLAN.to_payload()) == PLAN

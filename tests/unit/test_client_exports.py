@@ -18,6 +18,7 @@ NAMES = [
     "Job",
     "JobEvent",
     "JobFailedError",
+    "KeyPolicy",
     "KeyRecord",
     "KeyquorumError",
     "MalformedError",

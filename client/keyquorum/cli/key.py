@@ -8,13 +8,19 @@ import typer
 
 from keyquorum.cli import output
 from keyquorum.cli.bars import bars
+from keyquorum.cli.durations import duration, in_words
 
 if TYPE_CHECKING:
     from keyquorum.keys import KeyRecord
+    from keyquorum_core.key_policy import KeyPolicy
 
 __all__ = ["app"]
 
 app = typer.Typer(name="key", help="Keys of the cluster.", no_args_is_help=True)
+
+_LEASE = "1h"
+_REATTEST = "30m"
+_RETAIN = "30d"
 
 KeyArgument = Annotated[str, typer.Argument(metavar="KEY", help="The key's id.")]
 
@@ -25,13 +31,39 @@ def create(
     suite: Annotated[
         str, typer.Option(help="Sealing suite: MLKEM768_X25519 or MLKEM1024_P384, with an optional +KEM.")
     ] = "MLKEM768_X25519",
+    lease: Annotated[
+        str, typer.Option(help="How long a worker may hold a released key without renewing: 5s to 7d.")
+    ] = _LEASE,
+    reattest: Annotated[
+        str, typer.Option(help="How old the evidence may be that a lease is renewed on: at most the lease.")
+    ] = _REATTEST,
+    rotate_after: Annotated[
+        str, typer.Option(help="Rotate by itself once an epoch is this old: never, or 60s and more.")
+    ] = "never",
+    retain: Annotated[
+        str, typer.Option(help="How long a retired epoch is kept for jobs that run on it; then it is destroyed.")
+    ] = _RETAIN,
+    absent_at_most: Annotated[
+        int, typer.Option(min=0, max=64, help="How many custodians may be missing from a rotation.")
+    ] = 1,
+    canary: Annotated[bool, typer.Option("--canary", help="A key for drills only: faults may be injected.")] = False,
     profile: output.ProfileOption = None,
     passphrase_file: output.PassphraseFileOption = None,
     as_json: output.JsonOption = False,
 ) -> None:
     """Have the custodians generate a key by a dealerless ceremony. Needs an operator's profile."""
+    from keyquorum_core.key_policy import KeyPolicy
+
+    policy = KeyPolicy(
+        lease_seconds=duration(lease),
+        reattest_seconds=duration(reattest),
+        rotate_after_seconds=duration(rotate_after),
+        retain_seconds=duration(retain),
+        absent_at_most=absent_at_most,
+        canary=canary,
+    )
     with output.client_of(profile, passphrase_file) as client, bars() as report:
-        record = client.key_create(key, suite=suite, progress=report)
+        record = client.key_create(key, suite=suite, policy=policy, progress=report)
     _show(record, as_json)
 
 
@@ -82,7 +114,21 @@ def _show(record: KeyRecord, as_json: bool) -> None:
             ("ceremony", record.ceremony_id),
             ("created", output.when(record.created_at)),
             ("seeds", record.seed_count),
+            *_policy_rows(record.policy),
             ("certified by", ", ".join(record.custodians)),
             ("certificate", f"sha256:{record.certificate_sha256}"),
         ),
     )
+
+
+def _policy_rows(policy: KeyPolicy) -> list[tuple[str, str]]:
+    rows = [
+        (
+            "lease",
+            f"{in_words(policy.lease_seconds)}, renewed on evidence of at most {in_words(policy.reattest_seconds)}",
+        ),
+        ("rotates after", in_words(policy.rotate_after_seconds)),
+        ("keeps retired epochs", in_words(policy.retain_seconds) if policy.retain_seconds else "no longer than needed"),
+        ("may miss a rotation", f"{policy.absent_at_most} custodians"),
+    ]
+    return [*rows, ("canary", "yes: for drills only")] if policy.canary else rows
