@@ -19,6 +19,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from keyquorum_core import manifest as m
 from keyquorum_core import release as r
+from keyquorum_core.provenance import PROVENANCE_TYPE, ProvenanceStatement, sign_provenance
 from keyquorum_core.sealing import RecipientKey, seal
 from keyquorum_core.signing import Identity, merge, pae, sign, sign_many
 
@@ -281,6 +282,20 @@ def example_manifest(owner: Identity) -> m.Manifest:
         not_after=NOW + 86400,
         issued_at=NOW - 60,
         nonce="0f" * 16,
+        purposes=("chemistry", "research"),
+        provenance=(example_provenance().entry("data/h2.json"),),
+    )
+
+
+def example_provenance() -> ProvenanceStatement:
+    return ProvenanceStatement(
+        pipeline_sha256="11" * 32,
+        inputs=("22" * 32, "33" * 32),
+        output_sha256=hashlib.sha256(b"file").hexdigest(),
+        columns_in=("age", "name", "zip"),
+        columns_out=("age", "zip3"),
+        epsilon_micro=500_000,
+        issued_at=NOW - 3600,
     )
 
 
@@ -300,7 +315,7 @@ def manifest() -> None:
 
     def subjects(name: str, *names: str, digest: str = "00" * 32) -> None:
         items = [{"name": n, "digest": {"sha256": digest}} for n in names]
-        changed = {**tree, "subject": items}
+        changed = {**tree, "subject": items, "predicate": {**tree["predicate"], "provenance": []}}
         parses(name, json.dumps(changed, sort_keys=True, separators=(",", ":")).encode(), "MALFORMED")
 
     def opens(name: str, blob: bytes, expect: str, by: Identity = owner, **more: Any) -> None:
@@ -310,6 +325,18 @@ def manifest() -> None:
     parses("a manifest", data, "ok")
     vectors[-1] |= {"job_id": m.job_id(data), "subject": m.subject(data).hex()}
     with_("ok", "an export control class", export_control="5A002")
+    with_("ok", "neither purpose nor provenance", purposes=[], provenance=[])
+    with_("MALFORMED", "purposes out of order", purposes=["research", "chemistry"])
+    with_("MALFORMED", "purpose twice", purposes=["research", "research"])
+    with_("MALFORMED", "bad purpose", purposes=["Research"])
+    with_("MALFORMED", "17 purposes", purposes=sorted(f"p{i}" for i in range(17)))
+    entry = tree["predicate"]["provenance"][0]
+    with_("MALFORMED", "provenance of no subject", provenance=[{**entry, "subject": "other"}])
+    with_("MALFORMED", "provenance twice", provenance=[entry, entry])
+    with_("MALFORMED", "provenance entry: unknown member", provenance=[{**entry, "rows": 7}])
+    with_("MALFORMED", "provenance entry: columns out of order", provenance=[{**entry, "columns": ["zip3", "age"]}])
+    with_("MALFORMED", "provenance entry: epsilon below zero", provenance=[{**entry, "epsilon_micro": -1}])
+    with_("MALFORMED", "provenance entry: pipeline in capitals", provenance=[{**entry, "pipeline_sha256": "AB" * 32}])
     with_("MALFORMED", "unknown member", surprise=1)
     parses("unknown member of the statement", data[:-1] + b',"x":1}', "MALFORMED")
     parses("duplicate member", data.replace(b'"epoch":1,', b'"epoch":1,"epoch":1,'), "MALFORMED")
@@ -399,7 +426,25 @@ def manifest() -> None:
     vectors.append(
         {"name": "result: names another signing key", "operation": "open_result", "job_id": m.job_id(data),
          "signer": b64(owner.public.to_bytes()), "envelope": b64(forged), "expect": "DIGEST"})  # fmt: skip
-    write("manifest", "Job manifests, openings and result statements; docs/spec/manifest.md", vectors)
+    prepared = example_provenance()
+    signed = sign_provenance(prepared, owner)
+
+    def provenance(name: str, blob: bytes, expect: str, by: Identity = owner) -> None:
+        vector = {"name": name, "operation": "open_provenance", "signer": b64(by.public.to_bytes())}
+        vector |= {"envelope": b64(blob), "expect": expect}
+        vectors.append(vector | ({"payload": b64(prepared.payload())} if expect == "ok" else {}))
+
+    def restated(**changes: Any) -> bytes:
+        members = {**json.loads(prepared.payload()), **changes}
+        return sign(owner, PROVENANCE_TYPE, json.dumps(members, sort_keys=True, separators=(",", ":")).encode())
+
+    provenance("provenance: valid", signed, "ok")
+    provenance("provenance: signed by another", signed, "SIGNATURE", by=stranger)
+    provenance("provenance: unknown member", restated(rows=7), "MALFORMED")
+    provenance("provenance: no inputs", restated(inputs=[]), "MALFORMED")
+    provenance("provenance: inputs out of order", restated(inputs=["33" * 32, "22" * 32]), "MALFORMED")
+    provenance("provenance: columns twice", restated(columns_out=["age", "age"]), "MALFORMED")
+    write("manifest", "Manifests, openings, result and provenance statements; docs/spec/manifest.md", vectors)
 
 
 def release() -> None:

@@ -157,6 +157,8 @@ class AsyncClient:
         regions: Sequence[str] | None = None,
         export_control: str | None = None,
         evidence: Sequence[str] | None = None,
+        purposes: Sequence[str] | None = None,
+        provenance: Sequence[str | os.PathLike[str]] = (),
         entrypoint: Sequence[str] | None = None,
         resources: Resources | None = None,
         not_before: int | None = None,
@@ -166,6 +168,7 @@ class AsyncClient:
         """Submit a folder as a job: sign its manifest, open its key with the custodians, encrypt, upload, commit.
 
         Arguments go before what the folder's ``job.toml`` says (:mod:`keyquorum.folder`). Times are unix seconds.
+        ``provenance``: files with signed statements of how files of the folder were prepared.
         """
         report = progress or silent
         found = await asyncio.to_thread(read_folder, Path(folder))
@@ -175,6 +178,7 @@ class AsyncClient:
             export_control=export_control,
             regions=regions,
             evidence_types=evidence,
+            purposes=purposes,
             resources=resources,
         )
         owner = await self._keys("owner")
@@ -192,6 +196,7 @@ class AsyncClient:
             now=int(self._clock()),
             not_before=not_before,
             not_after=not_after,
+            provenance=[Path(each) for each in provenance],
         )
         job = prepared.binding
         try:

@@ -7,6 +7,7 @@
     export_control = ""
     regions = ["eu"]
     evidence = ["sev-snp"]
+    purposes = ["chemistry"]
 
     [resources]
     cpus = 1
@@ -52,6 +53,7 @@ class JobSettings:
     export_control: str = ""
     regions: tuple[str, ...] = ()
     evidence_types: tuple[str, ...] = ("sev-snp",)
+    purposes: tuple[str, ...] = ()
     resources: Resources = field(default=_DEFAULT_RESOURCES)
 
     def overridden(
@@ -62,6 +64,7 @@ class JobSettings:
         export_control: str | None = None,
         regions: Sequence[str] | None = None,
         evidence_types: Sequence[str] | None = None,
+        purposes: Sequence[str] | None = None,
         resources: Resources | None = None,
     ) -> JobSettings:
         """With what the caller passed in place of what the folder says, complete or refused."""
@@ -71,6 +74,7 @@ class JobSettings:
             "export_control": export_control,
             "regions": None if regions is None else tuple(regions),
             "evidence_types": None if evidence_types is None else tuple(evidence_types),
+            "purposes": None if purposes is None else tuple(purposes),
             "resources": resources,
         }
         given = {name: value for name, value in changes.items() if value is not None}
@@ -199,6 +203,8 @@ def _read_settings(path: Path) -> JobSettings:
         out = replace(out, regions=fields.texts("regions", min_items=1, max_items=64))
     if "evidence" in fields:
         out = replace(out, evidence_types=fields.texts("evidence", min_items=1, max_items=16))
+    if "purposes" in fields:
+        out = replace(out, purposes=fields.texts("purposes", max_items=16))
     if "resources" in fields:
         out = replace(out, resources=_read_resources(fields.object("resources")))
     fields.done()

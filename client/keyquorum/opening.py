@@ -15,14 +15,16 @@ import os
 import secrets
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import BinaryIO
 
 import grpc.aio
 
 from keyquorum.folder import JobFolder, JobSettings
 from keyquorum.progress import Progress, ProgressCallback, Stage
+from keyquorum.provenance import read_statements
 from keyquorum.session import Connection
 from keyquorum_core.answers import Answers, JobBinding
 from keyquorum_core.artifact import EncryptingWriter, binding
@@ -68,10 +70,12 @@ def prepare(
     now: int,
     not_before: int | None,
     not_after: int | None,
+    provenance: Sequence[Path] = (),
 ) -> PreparedJob:
     """Sign the manifest. ``not_after`` defaults to a day from now, or longer where the job itself may take longer.
 
-    Raises :class:`MalformedError` for anything that a manifest can't say.
+    ``provenance`` names files with provenance statements (:mod:`keyquorum.provenance`). Raises :class:`MalformedError`
+    for anything that a manifest can't say, and what reading a statement raises.
     """
     start = now - CLOCK_SKEW if not_before is None else not_before
     end = not_after
@@ -94,6 +98,8 @@ def prepare(
         not_after=end,
         issued_at=now,
         nonce=secrets.token_hex(16),
+        purposes=settings.purposes,
+        provenance=read_statements(provenance, owner, subjects),
     )
     data = payload(manifest)
     return PreparedJob(

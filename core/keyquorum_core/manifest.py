@@ -19,6 +19,7 @@ from typing import Final
 
 from keyquorum_core.errors import MalformedError, Reason, RefusedError
 from keyquorum_core.names import KEY_ID, PRINCIPAL, SHA256_HEX, check, within
+from keyquorum_core.provenance import MAX_PROVENANCE, Provenance, read_provenance
 from keyquorum_core.sealing import check_public, suite_of
 from keyquorum_core.signing import Identity, PublicIdentity, open_envelope, peek_payload, sign
 from keyquorum_core.statements import (
@@ -46,6 +47,7 @@ __all__ = [
     "ArtifactDigest",
     "Manifest",
     "Opening",
+    "Provenance",
     "Resources",
     "ResultStatement",
     "Subject",
@@ -82,6 +84,8 @@ _REGION: Final = re.compile(r"[A-Z]{2}|[a-z0-9-]{2,32}", re.ASCII)
 _NONCE: Final = re.compile(r"[0-9a-f]{32}", re.ASCII)
 _CLASSIFICATION: Final = re.compile(r"[a-z0-9-]{1,32}", re.ASCII)
 _EXPORT_CONTROL: Final = re.compile(r"[A-Za-z0-9. -]{0,64}", re.ASCII)
+_PURPOSE: Final = re.compile(r"[a-z0-9-]{1,32}", re.ASCII)
+_MAX_PURPOSES: Final = 16
 
 
 def _bad(what: str, expected: str, actual: object = None) -> MalformedError:
@@ -164,9 +168,13 @@ class Manifest:
     issued_at: int
     nonce: str
     """16 random bytes, hex: the same job submitted twice is two jobs."""
+    purposes: tuple[str, ...] = ()
+    """What the job is for, in words that policies know (1–32 of a–z, 0–9, ``-``); empty where nothing was said."""
+    provenance: tuple[Provenance, ...] = ()
+    """Which of the files were prepared, and how."""
 
     def __post_init__(self) -> None:
-        for name in ("subjects", "regions", "evidence_types"):
+        for name in ("subjects", "regions", "evidence_types", "purposes", "provenance"):
             object.__setattr__(self, name, tuple(sorted(getattr(self, name))))
         object.__setattr__(self, "entrypoint", tuple(self.entrypoint))
         _check_subjects(self.subjects)
@@ -182,6 +190,10 @@ class Manifest:
         unknown = set(self.evidence_types) - EVIDENCE_TYPES
         if unknown:
             raise _bad("unknown evidence type", ", ".join(sorted(EVIDENCE_TYPES)), ascii(sorted(unknown)[0][:40]))
+        _check_set(self.purposes, "purposes", _MAX_PURPOSES, least=0)
+        for purpose in self.purposes:
+            check(_PURPOSE, purpose, "purpose")
+        _check_provenance(self.provenance, self.subjects)
         check(PRINCIPAL, self.owner, "owner name")
         if len(self.owner_hpke) > _MAX_HPKE:
             raise _bad("the owner's HPKE key is too large", f"at most {_MAX_HPKE} bytes", len(self.owner_hpke))
@@ -191,9 +203,11 @@ class Manifest:
         _check_times(self.not_before, self.not_after, self.issued_at)
 
 
-def _check_set(values: tuple[str, ...], what: str, most: int) -> None:
-    if not 1 <= len(values) <= most or len(set(values)) != len(values):
-        raise _bad(f"bad {what}", f"1…{most} different ones", f"{len(values)}, {len(set(values))} of them different")
+def _check_set(values: tuple[str, ...], what: str, most: int, *, least: int = 1) -> None:
+    if not least <= len(values) <= most or len(set(values)) != len(values):
+        raise _bad(
+            f"bad {what}", f"{least}…{most} different ones", f"{len(values)}, {len(set(values))} of them different"
+        )
 
 
 def _check_subjects(subjects: tuple[Subject, ...]) -> None:
@@ -207,6 +221,14 @@ def _check_subjects(subjects: tuple[Subject, ...]) -> None:
             name = name.rpartition("/")[0]
             if name in names:
                 raise _bad("a subject is both a file and a folder", "a file or a folder", ascii(name[:80]))
+
+
+def _check_provenance(entries: tuple[Provenance, ...], subjects: tuple[Subject, ...]) -> None:
+    _check_set(tuple(entry.subject for entry in entries), "provenance", MAX_PROVENANCE, least=0)
+    names = {subject.name for subject in subjects}
+    for entry in entries:
+        if entry.subject not in names:
+            raise _bad("provenance of a file that is not there", "one of the subjects", ascii(entry.subject[:80]))
 
 
 def _check_entrypoint(arguments: tuple[str, ...]) -> None:
@@ -263,6 +285,8 @@ def payload(manifest: Manifest) -> bytes:
                 "owner": manifest.owner,
                 "owner_hpke": base64.b64encode(manifest.owner_hpke).decode(),
                 "owner_identity": base64.b64encode(manifest.owner_identity.to_bytes()).decode(),
+                "provenance": [entry.as_json() for entry in manifest.provenance],
+                "purposes": list(manifest.purposes),
                 "regions": list(manifest.regions),
                 "resources": {
                     "cpus": manifest.resources.cpus,
@@ -323,6 +347,8 @@ def parse(data: bytes) -> Manifest:
         not_after=predicate.integer("not_after"),
         issued_at=predicate.integer("issued_at"),
         nonce=predicate.text("nonce", max_length=32),
+        purposes=predicate.texts("purposes", max_items=_MAX_PURPOSES),
+        provenance=read_provenance(predicate.list("provenance", max_items=MAX_PROVENANCE)),
     )
     resources.done()
     predicate.done()

@@ -81,6 +81,7 @@ async def test_arguments_go_before_what_the_folder_says(coordinator: FakeCoordin
             classification="secret",
             regions=["us-east-1", "CH"],
             export_control="5A002",
+            purposes=["research", "chemistry"],
             entrypoint=["python", "-m", "main"],
             resources=resources,
             not_after=end,
@@ -89,6 +90,7 @@ async def test_arguments_go_before_what_the_folder_says(coordinator: FakeCoordin
     assert (manifest.classification, manifest.regions) == ("secret", ("CH", "us-east-1"))
     assert (manifest.export_control, manifest.entrypoint) == ("5A002", ("python", "-m", "main"))
     assert (manifest.resources, manifest.not_after) == (resources, end)
+    assert manifest.purposes == ("chemistry", "research")
 
 
 async def test_the_same_folder_submitted_twice_is_two_jobs(coordinator: FakeCoordinator, tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from keyquorum_core import manifest as m
 from keyquorum_core.errors import KeyquorumError, MalformedError, Reason, RefusedError
+from keyquorum_core.provenance import Provenance, open_provenance
 from keyquorum_core.sealing import RecipientKey
 from keyquorum_core.signing import Identity, PublicIdentity, sign
 from tests.support import signed_vectors
@@ -40,6 +41,8 @@ MANIFEST = m.Manifest(
     not_after=NOW + 3600,
     issued_at=NOW - 5,
     nonce="0f" * 16,
+    purposes=("research", "chemistry"),
+    provenance=(Provenance("data/h2.json", "44" * 32, "55" * 32, ("zip3", "age"), 250_000),),
 )
 PAYLOAD = m.payload(MANIFEST)
 OPENING = m.Opening(m.job_id(PAYLOAD), "0f" * 16, "ab" * 32, 4096, True)
@@ -72,6 +75,9 @@ def replay(vector: signed_vectors.Vector) -> object:
         case "open_result":
             signer = PublicIdentity.from_bytes(vector["signer"])
             return m.open_result(vector["envelope"], signer, vector["job_id"]).payload()
+        case "open_provenance":
+            signer = PublicIdentity.from_bytes(vector["signer"])
+            return open_provenance(vector["envelope"], signer).payload()
     raise AssertionError(vector["operation"])
 
 
@@ -85,7 +91,7 @@ def test_vector(vector: signed_vectors.Vector) -> None:
     got = replay(vector)
     if vector["operation"] == "parse" and "job_id" in vector:
         assert got == (vector["job_id"], vector["subject"])
-    elif vector["operation"] in ("open_opening", "open_result"):
+    elif vector["operation"] in ("open_opening", "open_result", "open_provenance"):
         assert got == vector["payload"]
 
 
@@ -99,8 +105,8 @@ def test_layout_of_the_manifest_is_pinned() -> None:
         {"digest": {"sha256": "22" * 32}, "name": "data/h2.json"},
         {"digest": {"sha256": "11" * 32}, "name": "main.py"},
     ]
-    assert hashlib.sha256(PAYLOAD).hexdigest() == "fcf577175c34c7ace3b4b41c0dab74c4c01420b39b66cbf77d00c6ff9867c471"
-    assert m.job_id(PAYLOAD) == "7t2xof24gtd2zy5uwqoa3k3uyt"
+    assert hashlib.sha256(PAYLOAD).hexdigest() == "84db0fef8aaf5675767147db18c594be803b5c976485e8dbfa8a1914b8a923bc"
+    assert m.job_id(PAYLOAD) == "qtnq734kv5lhk5tri7nrrrmux2"
     assert m.subject(PAYLOAD) == hashlib.sha256(PAYLOAD).digest()
 
 
@@ -229,15 +235,15 @@ def test_resources_are_bounded(field: str, value: int) -> None:
 def test_a_manifest_too_large_to_travel_is_refused() -> None:
     subjects = tuple(m.Subject(f"{i:04}" + "x" * 200, "11" * 32) for i in range(m.MAX_SUBJECTS))
     with pytest.raises(MalformedError) as caught:
-        m.payload(dataclasses.replace(MANIFEST, subjects=subjects))
+        m.payload(dataclasses.replace(MANIFEST, provenance=(), subjects=subjects))
     assert caught.value.reason is Reason.TOO_LARGE
     with pytest.raises(MalformedError):
-        dataclasses.replace(MANIFEST, subjects=(*subjects, m.Subject("one-more", "11" * 32)))
+        dataclasses.replace(MANIFEST, provenance=(), subjects=(*subjects, m.Subject("one-more", "11" * 32)))
 
 
 def test_the_most_subjects_fit() -> None:
     subjects = tuple(m.Subject(f"data/file-{i:04}.bin", "11" * 32) for i in range(m.MAX_SUBJECTS))
-    large = dataclasses.replace(MANIFEST, subjects=subjects)
+    large = dataclasses.replace(MANIFEST, provenance=(), subjects=subjects)
     assert m.open_manifest(m.sign_manifest(large, OWNER), OWNER.public)[0] == large
 
 

@@ -55,6 +55,10 @@ def submit(
     region: Annotated[list[str] | None, typer.Option(help="A region where it may run; repeat for more.")] = None,
     export_control: Annotated[str | None, typer.Option(help="Export control class, such as 5A002.")] = None,
     evidence: Annotated[list[str] | None, typer.Option(help="Evidence the worker must have; repeat for more.")] = None,
+    purpose: Annotated[list[str] | None, typer.Option(help="What the job is for; repeat for more.")] = None,
+    provenance: Annotated[
+        list[Path] | None, typer.Option(help="Signed statement of how a file of the folder was prepared; repeatable.")
+    ] = None,
     not_before: Annotated[str | None, typer.Option(help="Earliest start: ISO 8601, or a span such as 1h.")] = None,
     not_after: Annotated[str | None, typer.Option(help="Latest release of its key: ISO 8601, or 12h, 2d.")] = None,
     wait: Annotated[bool, typer.Option("--wait", help="Wait for the result.")] = False,
@@ -78,6 +82,8 @@ def submit(
                 regions=region,
                 export_control=export_control,
                 evidence=evidence,
+                purposes=purpose,
+                provenance=provenance or (),
                 not_before=moment(not_before, now),
                 not_after=moment(not_after, now),
                 progress=report,
