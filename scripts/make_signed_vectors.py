@@ -1,4 +1,4 @@
-"""Write docs/spec/vectors/{signatures,sealing,manifest,release}.json from fixed seeds.
+"""Write docs/spec/vectors/{signatures,sealing,manifest,release,bulletin}.json from fixed seeds; name those to write.
 
 Keys are fixed, but HPKE encryption and ML-DSA signing are randomised: a new run writes other, equally valid bytes. So
 run it only to add vectors, and keep old files in mind: what they hold must open for ever. Each vector says what to do
@@ -12,11 +12,14 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
+import rfc8785
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+from keyquorum_core import bulletin as b
 from keyquorum_core import manifest as m
 from keyquorum_core import release as r
 from keyquorum_core.provenance import PROVENANCE_TYPE, ProvenanceStatement, sign_provenance
@@ -550,8 +553,63 @@ def release() -> None:
     write("release", "Leaves, windows, nonces, challenges and answers; docs/spec/release.md", vectors)
 
 
+def bulletin() -> None:
+    people = {name: identity(name) for name in ("ann", "ben", "cleo", "mallory")}
+    made = b.Bulletin("demo", "reference-values", 3, NOW, NOW + 1000, {"list": ["a", "é"], "number": 1})
+    good = b.sign_bulletin(made, (people["ann"], people["ben"]))
+    payload = made.payload()
+    vectors: list[Vector] = []
+
+    def one(name: str, envelope: bytes, expect: str, **changes: Any) -> None:
+        vector: Vector = {"name": name, "operation": "open_bulletin", "kind": "reference-values", "cluster": "demo"}
+        vector |= {"signers": ["ann", "ben", "cleo"], "threshold": 2, "now": NOW, "minimum_version": 3}
+        vector |= {"last_digest": "", **changes, "envelope": b64(envelope), "expect": expect}
+        vectors.append(vector | ({"payload": b64(payload)} if expect == "ok" else {}))
+
+    def signed(payload: bytes, by: tuple[str, ...] = ("ann", "ben"), kind: str = b.BULLETIN_TYPE) -> bytes:
+        return sign_many((people[name] for name in by), kind, payload)
+
+    def changed(**members: Any) -> bytes:
+        return signed(rfc8785.dumps({**json.loads(payload), **members}))
+
+    one("two of three", good, "ok")
+    one("the last second", good, "ok", now=NOW + 999)
+    one("the same again", good, "ok", last_digest=made.digest)
+    one("one operator is enough", signed(payload, ("cleo",)), "ok", threshold=1)
+    one("one of two", signed(payload, ("ann",)), "SIGNATURE_MISSING")
+    one("one operator twice", signed(payload, ("ann", "ann")), "SIGNATURE_EXTRA")
+    one("nobody", signed(payload, ()), "SIGNATURE_MISSING")
+    one("two and a stranger", signed(payload, ("ann", "ben", "mallory")), "SIGNATURE")
+    one("one byte of the payload", edited(good, payload=b64(payload.replace(b'"a"', b'"b"'))), "SIGNATURE")
+    one("another payload type", signed(payload, kind=b.BULLETIN_TYPE.replace("v1", "v2")), "MALFORMED")
+    one("another kind", good, "BULLETIN", kind="inventory")
+    one("another cluster", good, "BULLETIN", cluster="prod")
+    one("an older version", good, "ROLLBACK", minimum_version=4)
+    one("the same version, other bytes", changed(body={"number": 2}), "ROLLBACK", last_digest=made.digest)
+    one("too early", good, "NOT_YET_VALID", now=NOW - 1)
+    one("expired", good, "EXPIRED", now=NOW + 1000)
+    one("version 0", changed(version=0), "MALFORMED")
+    one("ends before it begins", changed(expires_at=NOW), "MALFORMED")
+    one("a bad kind", changed(kind="Reference"), "MALFORMED")
+    one("body is a list", changed(body=[]), "MALFORMED")
+    one("unknown member", changed(extra=1), "MALFORMED")
+    one("a member is missing", signed(payload.replace(b',"version":3', b"")), "MALFORMED")
+    one("a member twice", signed(payload.replace(b'"version":3', b'"version":3,"version":3')), "MALFORMED")
+    one("a float in the body", signed(payload.replace(b'"number":1', b'"number":1.5')), "MALFORMED")
+    one("not canonical", signed(payload + b" "), "MALFORMED")
+    identities = {
+        name: {
+            "ed25519_seed": each.seeds()[0].hex(),
+            "ml_dsa_seed": each.seeds()[1].hex(),
+            "public": b64(each.public.to_bytes()),
+        }
+        for name, each in people.items()
+    }
+    write("bulletin", "Signed operator documents; docs/spec/bulletin.md", vectors, identities=identities)
+
+
 if __name__ == "__main__":
-    signatures()
-    sealing()
-    manifest()
-    release()
+    known = (signatures, sealing, manifest, release, bulletin)
+    for make in known:
+        if make.__name__ in sys.argv[1:]:
+            make()

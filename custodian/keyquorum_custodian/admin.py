@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import datetime
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +17,12 @@ from keyquorum_protos.v1 import custodian_pb2_grpc as rpc
 from keyquorum_protos.wire import tls
 from keyquorum_protos.wire.errors import from_rpc_error
 
-__all__ = ["fetch_status", "show_status"]
+__all__ = ["accept_bulletin", "fetch_status", "show_bulletin", "show_status"]
 
 
-async def fetch_status(directory: Path, timeout: float = 5.0) -> dict[str, Any]:
-    """What the custodian serving ``directory`` says of itself. Raises its error, or ``UNAVAILABLE`` without one."""
+@asynccontextmanager
+async def _stub(directory: Path) -> AsyncIterator[Any]:
+    """The operator's service of the custodian serving ``directory``; errors inside become typed ones."""
     config = load_config(directory)
     identity = tls.TlsIdentity(
         read_bytes(config.path(ADMIN_CERTIFICATE), "the operator's certificate", 64 << 10),
@@ -29,9 +32,22 @@ async def fetch_status(directory: Path, timeout: float = 5.0) -> dict[str, Any]:
     name = tls.dns_name(config.cluster, "custodian", config.id)
     async with tls.open_channel(config.admin_listen, identity, [root], name) as channel:
         try:
-            found = await rpc.CustodianAdminStub(channel).Status(pb.StatusRequest(), timeout=timeout)
+            yield rpc.CustodianAdminStub(channel)
         except grpc.aio.AioRpcError as error:
             raise from_rpc_error(error, f"custodian {config.id} at {config.admin_listen}") from None
+
+
+async def accept_bulletin(directory: Path, envelope: bytes, timeout: float = 30.0) -> dict[str, Any]:
+    """Have the custodian serving ``directory`` accept a signed document. Raises its error, or ``UNAVAILABLE``."""
+    async with _stub(directory) as stub:
+        found = await stub.AcceptBulletin(pb.AcceptBulletinRequest(envelope=envelope), timeout=timeout)
+    return _bulletin(found.accepted)
+
+
+async def fetch_status(directory: Path, timeout: float = 5.0) -> dict[str, Any]:
+    """What the custodian serving ``directory`` says of itself. Raises its error, or ``UNAVAILABLE`` without one."""
+    async with _stub(directory) as stub:
+        found = await stub.Status(pb.StatusRequest(), timeout=timeout)
     described = found.description
     return {
         "custodian": described.custodian,
@@ -60,6 +76,19 @@ async def fetch_status(directory: Path, timeout: float = 5.0) -> dict[str, Any]:
             {"ceremony_id": each.ceremony_id, "key_id": each.key_id, "epoch": each.epoch, "state": each.state}
             for each in found.ceremonies
         ],
+        "bulletins": [_bulletin(each) for each in found.bulletins],
+    }
+
+
+def _bulletin(state: Any) -> dict[str, Any]:
+    return {
+        "kind": state.kind,
+        "version": state.version,
+        "digest": state.digest,
+        "issued_at": state.issued_at,
+        "expires_at": state.expires_at,
+        "signers": list(state.signers),
+        "problem": state.problem,
     }
 
 
@@ -83,4 +112,16 @@ def show_status(found: dict[str, Any]) -> str:
         for each in found["ceremonies"]
         if each["state"] != "active"
     ]
+    lines += [f"  {show_bulletin(each)}" for each in found["bulletins"]]
     return "\n".join(lines)
+
+
+def show_bulletin(each: dict[str, Any]) -> str:
+    """One document, in a line."""
+    if not each["version"]:
+        return f"{each['kind']:<14} none"
+    until = datetime.datetime.fromtimestamp(each["expires_at"], datetime.UTC).date()
+    return (
+        f"{each['kind']:<14} version {each['version']}, {each['digest'][:16]}, until {until}, signed by"
+        f" {', '.join(each['signers'])}"
+    )

@@ -28,6 +28,8 @@ app = typer.Typer(
 )
 owner_app = typer.Typer(no_args_is_help=True, help="The owners whose manifests this custodian accepts.")
 app.add_typer(owner_app, name="owner")
+bulletin_app = typer.Typer(no_args_is_help=True, help="The documents that the cluster's operators sign together.")
+app.add_typer(bulletin_app, name="bulletin")
 
 _Directory = Annotated[Path, typer.Option("--dir", help="The custodian's folder.")]
 _Json = Annotated[bool, typer.Option("--json", help="Print one JSON object, for scripts.")]
@@ -195,6 +197,44 @@ def owner_list(directory: _Directory, as_json: _Json = False) -> None:
             typer.echo(json.dumps({"owners": listed}))
         for name in () if as_json else sorted(owners):
             typer.echo(f"{name}  {owners[name].fingerprint}")
+
+
+@bulletin_app.command("accept")
+def bulletin_accept(
+    file: Annotated[Path, typer.Argument(help="The signed document, as `keyquorum operator sign` wrote it.")],
+    directory: _Directory,
+    as_json: _Json = False,
+) -> None:
+    """Have the running custodian verify a signed document and act on it from now on. Nothing older is taken again.
+
+    A file KIND.json in the custodian's folder of bulletins does the same, also for one that isn't running.
+    """
+    import asyncio
+
+    from keyquorum_core.bulletin import MAX_BULLETIN_ENVELOPE
+    from keyquorum_custodian.admin import accept_bulletin, show_bulletin
+    from keyquorum_custodian.config import read_bytes
+
+    with _refusals(as_json):
+        accepted = asyncio.run(accept_bulletin(directory, read_bytes(file, "the document", MAX_BULLETIN_ENVELOPE)))
+        typer.echo(json.dumps(accepted) if as_json else f"Accepted: {printable(show_bulletin(accepted))}")
+
+
+@bulletin_app.command("list")
+def bulletin_list(directory: _Directory, as_json: _Json = False) -> None:
+    """The signed documents in force at the running custodian, and what is wrong with those that are not."""
+    import asyncio
+
+    from keyquorum_custodian.admin import fetch_status, show_bulletin
+
+    with _refusals(as_json):
+        found = asyncio.run(fetch_status(directory))["bulletins"]
+        if as_json:
+            typer.echo(json.dumps({"bulletins": found}))
+        for each in () if as_json else found:
+            typer.echo(printable(show_bulletin(each)))
+            if each["problem"]:
+                typer.echo(printable(f"  {each['problem']}"))
 
 
 def main() -> None:

@@ -25,7 +25,8 @@ _ADDRESS = re.compile(r"(?:\[[0-9a-fA-F:]{2,45}\]|[A-Za-z0-9.-]{1,253}):[0-9]{1,
 
 @dataclass(frozen=True, slots=True)
 class CustodianConfig:
-    """Durations in seconds. ``metrics_listen`` is empty when metrics are not served."""
+    """Durations in seconds. ``metrics_listen`` is empty when metrics are not served. ``bulletin_threshold``: how many
+    operators must sign a bulletin, where the roster asks for fewer."""
 
     directory: Path
     id: str
@@ -38,6 +39,8 @@ class CustodianConfig:
     operators: str = "operators.json"
     owners: str = "owners"
     reference_values: str = "reference-values.json"
+    bulletins: str = "bulletins"
+    bulletin_threshold: int = 1
     releases_per_owner_per_hour: int = 1000
     shutdown_grace: int = 10
 
@@ -92,11 +95,12 @@ def load_config(directory: Path) -> CustodianConfig:
         texts[name] = fields.text(name, max_length=300, allow_empty=name == "metrics_listen")
         if texts[name]:
             parse_address(texts[name], f"{CONFIG_NAME}: {name}")
-    for name in ("roster", "operators", "owners", "reference_values"):
+    for name in ("roster", "operators", "owners", "reference_values", "bulletins"):
         if name in fields:
             texts[name] = fields.text(name, max_length=4096)
     limits: dict[str, int] = {}
     for name, low, high in (
+        ("bulletin_threshold", 1, 64),
         ("releases_per_owner_per_hour", 1, 10**9),
         ("shutdown_grace", 0, 600),
     ):
@@ -120,6 +124,8 @@ def render_config(config: CustodianConfig) -> str:
         f'operators = "{config.operators}"\n'
         f'owners = "{config.owners}"\n'
         f'reference_values = "{config.reference_values}"\n'
+        f'bulletins = "{config.bulletins}"\n'
+        f"bulletin_threshold = {config.bulletin_threshold}\n"
         f"releases_per_owner_per_hour = {config.releases_per_owner_per_hour}\n"
         f"shutdown_grace = {config.shutdown_grace}\n"
     )

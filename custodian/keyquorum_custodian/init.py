@@ -66,7 +66,7 @@ def initialise(
     try:
         stage.mkdir(mode=0o700, parents=True)
         card = _fill(stage, config, address or config.listen, passphrase, now, suite, opslimit, memlimit, keystore)
-        for folder in (stage / config.owners, stage):
+        for folder in (stage / config.owners, stage / config.bulletins, stage):
             _sync(folder)
         stage.rename(target)
         _sync(target.parent)
@@ -114,7 +114,8 @@ def _fill(
     keystore.create(
         folder / config.keystore.name, config.id, identity, recipient, passphrase, opslimit=opslimit, memlimit=memlimit
     ).close()
-    (folder / config.owners).mkdir(mode=0o700)
+    for name in (config.owners, config.bulletins):
+        (folder / name).mkdir(mode=0o700)
     for name, data in (
         (TLS_CERTIFICATE, server.certificate),
         (TLS_KEY, server.key),
@@ -131,7 +132,7 @@ def _remove_leftover(stage: Path, config: CustodianConfig) -> None:
     """Remove what an interrupted init left; its keys were never shown to anybody. Nothing else is removed."""
     if not stage.exists():
         return
-    own = {TLS_CERTIFICATE, TLS_KEY, ADMIN_CERTIFICATE, ADMIN_KEY, CARD, CONFIG_NAME, config.owners}
+    own = {TLS_CERTIFICATE, TLS_KEY, ADMIN_CERTIFICATE, ADMIN_KEY, CARD, CONFIG_NAME, config.owners, config.bulletins}
     own |= {config.keystore.name + suffix for suffix in ("", "-wal", "-shm", "-journal")}
     if not stage.is_dir() or {path.name for path in stage.iterdir()} - own:
         raise StateError(

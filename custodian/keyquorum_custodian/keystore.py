@@ -260,6 +260,21 @@ class Keystore:
         rows = self._rows("SELECT payload FROM rosters WHERE digest = ?", digest)
         return _blob(rows[0][0]) if rows else None
 
+    # -- signed operator documents ---------------------------------------------------------------------------------
+
+    def bulletin(self, kind: str) -> tuple[int, str, bytes] | None:
+        """``(version, digest, envelope)`` of the last document of a kind that was accepted."""
+        rows = self._rows("SELECT version, digest, envelope FROM bulletins WHERE kind = ?", kind)
+        return (_number(rows[0][0]), str(rows[0][1]), _blob(rows[0][2])) if rows else None
+
+    def save_bulletin(self, kind: str, version: int, digest: str, envelope: bytes, now: int) -> None:
+        """Remember an accepted document, on the disk when this returns; that it may follow the last one, the caller
+        checked."""
+        with self.transaction():
+            self._db.execute(
+                "INSERT OR REPLACE INTO bulletins VALUES (?, ?, ?, ?, ?)", (kind, version, digest, envelope, now)
+            )
+
     # -- ceremonies ------------------------------------------------------------------------------------------------
 
     def ceremonies(self) -> tuple[CeremonyRow, ...]:

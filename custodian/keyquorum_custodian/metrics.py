@@ -50,6 +50,13 @@ class Metrics:
             registry=self.registry,
         )
 
+        self.bulletin_version = self._by_kind("version", "Version of the signed document in force; 0 for none.")
+        self.bulletin_expires = self._by_kind("expires", "When it expires, unix seconds.")
+        self.bulletin_refused = self._by_kind("refused", "1 while the document at hand is refused.")
+
+    def _by_kind(self, name: str, text: str) -> Gauge:
+        return Gauge(f"keyquorum_custodian_bulletin_{name}", text, ["kind"], registry=self.registry)
+
     def track_window(self, number: Callable[[], float]) -> None:
         """Read the window's number when asked, instead of writing it every 30 seconds."""
         self.window.set_function(number)

@@ -13,9 +13,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from keyquorum_core.attestation.reference import ReferenceValues
+from keyquorum_core.bulletin import Kind
 from keyquorum_core.errors import Reason, RefusedError
 from keyquorum_core.roster import Roster, open_roster
 from keyquorum_custodian.appraisals import Appraisals
+from keyquorum_custodian.bulletins import Bulletins
 from keyquorum_custodian.ceremonies import Ceremonies
 from keyquorum_custodian.config import CustodianConfig, load_config, read_bytes
 from keyquorum_custodian.epochs import Epochs, load_epoch
@@ -27,7 +29,10 @@ from keyquorum_custodian.trust import Owners, load_operators
 from keyquorum_custodian.windows import Windows
 from keyquorum_protos.wire.tls import TlsIdentity
 
-__all__ = ["Node", "open_node"]
+__all__ = ["BULLETIN_KINDS", "Node", "open_node"]
+
+BULLETIN_KINDS: tuple[Kind[object], ...] = ()
+"""The signed operator documents that this custodian has a use for."""
 
 
 @dataclass(slots=True)
@@ -38,6 +43,7 @@ class Node:
     keystore: Keystore
     roster: Roster
     roster_digest: str
+    bulletins: Bulletins
     reference: ReferenceValues
     windows: Windows
     epochs: Epochs
@@ -59,7 +65,7 @@ class Node:
             )
         if self.roster.expires_at - self.clock() < 14 * 86400:
             out.append("the roster expires within 14 days; have the operators sign a new one")
-        return out
+        return out + self.bulletins.warnings()
 
     def close(self) -> None:
         """Wipe the seeds and close the keystore."""
@@ -112,6 +118,7 @@ def _assemble(config: CustodianConfig, store: Keystore, clock: Callable[[], floa
             )
     digest = roster.digest
     store.accept_roster(digest, roster.version, roster.payload())
+    bulletins = _open_bulletins(config, roster, store, clock)
     reference = ReferenceValues.parse(
         read_bytes(config.path(config.reference_values), "the file of reference values", 16 << 20)
     )
@@ -136,6 +143,7 @@ def _assemble(config: CustodianConfig, store: Keystore, clock: Callable[[], floa
         keystore=store,
         roster=roster,
         roster_digest=digest,
+        bulletins=bulletins,
         reference=reference,
         windows=windows,
         epochs=epochs,
@@ -144,4 +152,26 @@ def _assemble(config: CustodianConfig, store: Keystore, clock: Callable[[], floa
         tls_identity=tls_identity,
         clock=clock,
         started_at=now,
+    )
+
+
+def _open_bulletins(config: CustodianConfig, roster: Roster, store: Keystore, clock: Callable[[], float]) -> Bulletins:
+    """The documents of :data:`BULLETIN_KINDS`, signed by as many operators as the roster and this custodian ask for."""
+    operators = roster.operator_identities()
+    threshold = max(roster.operator_threshold, config.bulletin_threshold)
+    if threshold > len(operators):
+        raise RefusedError(
+            Reason.ROSTER,
+            "bulletin_threshold asks for more operators than there are",
+            expected=f"at most {len(operators)}",
+            actual=threshold,
+        )
+    return Bulletins(
+        config.path(config.bulletins),
+        BULLETIN_KINDS,
+        cluster=config.cluster,
+        operators=operators,
+        threshold=threshold,
+        keystore=store,
+        clock=clock,
     )

@@ -97,7 +97,18 @@ CREATE TABLE appraisals (
 ) STRICT, WITHOUT ROWID;
 """
 
-_MIGRATIONS = (_V1,)
+_V2 = """
+-- The last signed operator document of each kind that was accepted: nothing older is taken again.
+CREATE TABLE bulletins (
+    kind        TEXT PRIMARY KEY,
+    version     INTEGER NOT NULL,
+    digest      TEXT NOT NULL,
+    envelope    BLOB NOT NULL,
+    accepted_at INTEGER NOT NULL
+) STRICT, WITHOUT ROWID;
+"""
+
+_MIGRATIONS = (_V1, _V2)
 VERSION = len(_MIGRATIONS)
 
 

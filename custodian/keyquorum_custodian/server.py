@@ -129,6 +129,7 @@ class CustodianServer:
         self.metrics.epochs.set_function(lambda: len(node.epochs.all()))
         self.metrics.seeds.set_function(lambda: sum(len(held.indices) for held in node.epochs.all()))
         self.metrics.development.set(node.reference.trusts_development)
+        self._look_at_bulletins()
         if node.config.metrics_listen:
             self._stop_metrics = self.metrics.serve(node.config.metrics_listen)
 
@@ -144,6 +145,8 @@ class CustodianServer:
             await asyncio.sleep(_FLUSH_SECONDS)
             with self._reported("saving appraisals"):
                 self._flush_now()
+            with self._reported("looking at the bulletins"):
+                self._look_at_bulletins()
 
     @contextlib.contextmanager
     def _reported(self, what: str) -> Iterator[None]:
@@ -158,6 +161,17 @@ class CustodianServer:
             self._node.gate.flush()
         except KeyquorumError as error:
             self._log.error("appraisals could not be saved", **error.as_dict())
+
+    def _look_at_bulletins(self) -> None:
+        """Files are also looked at when they are needed; this is for the log, the metrics and an idle custodian."""
+        bulletins = self._node.bulletins
+        bulletins.refresh()
+        for message, members in bulletins.take_events():
+            (self._log.error if "reason" in members else self._log.info)(message, **members)
+        for kind, accepted, problem in bulletins.states():
+            self.metrics.bulletin_version.labels(kind).set(accepted.version if accepted else 0)
+            self.metrics.bulletin_expires.labels(kind).set(accepted.expires_at if accepted else 0)
+            self.metrics.bulletin_refused.labels(kind).set(bool(problem))
 
     async def stop(self, grace: float) -> None:
         """Accept nothing more, give what is under way ``grace`` seconds, then close everything."""

@@ -11,6 +11,7 @@ from typing import Any
 
 from keyquorum_core.errors import KeyquorumError, Reason
 from keyquorum_custodian import __version__
+from keyquorum_custodian.bulletins import Accepted
 from keyquorum_custodian.ceremonies import SealedPart
 from keyquorum_custodian.gate import ReleaseRequest
 from keyquorum_custodian.logs import logger
@@ -177,7 +178,26 @@ class AdminService(rpc.CustodianAdminServicer):
                 pb.CeremonyState(ceremony_id=row.ceremony_id, key_id=row.key_id, epoch=row.epoch, state=row.state)
                 for row in node.keystore.ceremonies()
             ],
+            bulletins=[_bulletin_out(*state) for state in node.bulletins.states()],
         )
+
+    async def AcceptBulletin(self, request: pb.AcceptBulletinRequest, context: _Context) -> pb.AcceptBulletinResponse:
+        accepted = self._node.bulletins.accept(request.envelope)
+        return pb.AcceptBulletinResponse(accepted=_bulletin_out(accepted.kind, accepted, ""))
+
+
+def _bulletin_out(kind: str, accepted: Accepted[Any] | None, problem: str) -> pb.BulletinState:
+    if accepted is None:
+        return pb.BulletinState(kind=kind, problem=problem)
+    return pb.BulletinState(
+        kind=kind,
+        version=accepted.version,
+        digest=accepted.digest,
+        issued_at=accepted.issued_at,
+        expires_at=accepted.expires_at,
+        signers=accepted.signers,
+        problem=problem,
+    )
 
 
 def _part_out(part: SealedPart) -> pb.SealedParts:

@@ -10,8 +10,6 @@ from __future__ import annotations
 import base64
 import contextlib
 import json
-import os
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,14 +20,11 @@ from keyquorum_core.roster import parse_operators
 from keyquorum_core.signing import PUBLIC_IDENTITY_SIZE, PublicIdentity
 from keyquorum_core.strictjson import Fields, loads
 from keyquorum_custodian.config import read_bytes
+from keyquorum_custodian.stamps import Stamp, settled, stamp_of
 
 __all__ = ["Operators", "Owners", "add_owner", "load_operators"]
 
 _MAX_OWNERS = 100_000
-_SETTLED_NS = 1_000_000_000
-
-_Stamp = tuple[int, int, int, int]
-"""Modification time and change time (nanoseconds), inode and size: what tells one version of a file from another."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,9 +55,9 @@ class Owners:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        self._folder_stamp: _Stamp | None = None
+        self._folder_stamp: Stamp | None = None
         self._identities: dict[str, PublicIdentity] = {}
-        self._stamps: dict[str, tuple[str, _Stamp | None]] = {}
+        self._stamps: dict[str, tuple[str, Stamp | None]] = {}
 
     def all(self) -> Mapping[str, PublicIdentity]:
         """Identities by name. Raises :class:`MalformedError` or ``STORAGE`` when the folder cannot be read whole."""
@@ -72,7 +67,7 @@ class Owners:
     def _refresh(self, looked_at: tuple[str, ...]) -> None:
         """Read the folder again unless it, and the files of the owners ``looked_at``, are as they were."""
         try:
-            stamp = _stamp(self._folder)
+            stamp = stamp_of(self._folder)
         except OSError as error:
             raise UnavailableError(
                 Reason.STORAGE, "the owners' folder cannot be read", expected=self._folder, actual=error.strerror
@@ -81,7 +76,7 @@ class Owners:
             return
         self._folder_stamp = None
         self._identities = self._read()
-        self._folder_stamp = _settled(stamp)
+        self._folder_stamp = settled(stamp)
 
     def _unchanged(self, name: str) -> bool:
         known = self._stamps.get(name)
@@ -89,7 +84,7 @@ class Owners:
             return True
         path, stamp = known
         try:
-            return stamp == _stamp(path)
+            return stamp == stamp_of(path)
         except OSError:
             return False
 
@@ -98,11 +93,11 @@ class Owners:
         if len(paths) > _MAX_OWNERS:
             raise MalformedError(Reason.TOO_LARGE, "too many owners", expected=f"at most {_MAX_OWNERS}")
         out: dict[str, PublicIdentity] = {}
-        stamps: dict[str, tuple[str, _Stamp | None]] = {}
+        stamps: dict[str, tuple[str, Stamp | None]] = {}
         for path in paths:
             what = f"owner file {path.name}"
             with contextlib.suppress(OSError):  # reading it says what is wrong
-                stamps[path.stem] = (str(path), _settled(_stamp(path)))
+                stamps[path.stem] = (str(path), settled(stamp_of(path)))
             fields = Fields(loads(read_bytes(path, what, 64 << 10), what, max_depth=1), what)
             fields.literal("name", path.stem)
             names.check(names.PRINCIPAL, path.stem, "owner name")
@@ -124,17 +119,6 @@ class Owners:
                 next_step="Have the custodian's operator run `keyquorum-custodian owner add`.",
             )
         return found
-
-
-def _stamp(path: str | Path) -> _Stamp:
-    found = os.stat(path)
-    return found.st_mtime_ns, found.st_ctime_ns, found.st_ino, found.st_size
-
-
-def _settled(stamp: _Stamp) -> _Stamp | None:
-    """The stamp, or None, which equals no stamp: file times are coarse, and what changed a moment ago may change again
-    without looking newer."""
-    return stamp if time.time_ns() - max(stamp[0], stamp[1]) > _SETTLED_NS else None
 
 
 def add_owner(folder: Path, public_file: bytes) -> tuple[str, PublicIdentity]:

@@ -1,4 +1,4 @@
-"""Reads docs/spec/vectors/{signatures,sealing,manifest,release}.json: base64 members as bytes, splices put together."""
+"""Reads the signed vectors of docs/spec/vectors: base64 members as bytes, splices put together."""
 
 from __future__ import annotations
 

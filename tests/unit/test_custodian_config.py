@@ -164,7 +164,7 @@ def test_an_owner_file_rewritten_in_place_counts_at_once(
     tmp_path: Path, settled: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if settled:
-        monkeypatch.setattr("keyquorum_custodian.trust._SETTLED_NS", -(1 << 62))
+        monkeypatch.setattr("keyquorum_custodian.stamps._SETTLED_NS", -(1 << 62))
     owners = Owners(tmp_path)
     add_owner(tmp_path, public_file())
     add_owner(tmp_path, public_file("bea"))

@@ -509,6 +509,7 @@ class StatusResponse(_message.Message):
     STARTED_AT_FIELD_NUMBER: _builtins.int
     WARNINGS_FIELD_NUMBER: _builtins.int
     CEREMONIES_FIELD_NUMBER: _builtins.int
+    BULLETINS_FIELD_NUMBER: _builtins.int
     releases: _builtins.int
     refusals: _builtins.int
     started_at: _builtins.int
@@ -518,6 +519,8 @@ class StatusResponse(_message.Message):
     def warnings(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
     @_builtins.property
     def ceremonies(self) -> _containers.RepeatedCompositeFieldContainer[Global___CeremonyState]: ...
+    @_builtins.property
+    def bulletins(self) -> _containers.RepeatedCompositeFieldContainer[Global___BulletinState]: ...
     def __init__(
         self,
         *,
@@ -527,14 +530,95 @@ class StatusResponse(_message.Message):
         started_at: _builtins.int = ...,
         warnings: _abc.Iterable[_builtins.str] | None = ...,
         ceremonies: _abc.Iterable[Global___CeremonyState] | None = ...,
+        bulletins: _abc.Iterable[Global___BulletinState] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["description", b"description"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["ceremonies", b"ceremonies", "description", b"description", "refusals", b"refusals", "releases", b"releases", "started_at", b"started_at", "warnings", b"warnings"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bulletins", b"bulletins", "ceremonies", b"ceremonies", "description", b"description", "refusals", b"refusals", "releases", b"releases", "started_at", b"started_at", "warnings", b"warnings"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___StatusResponse: _TypeAlias = StatusResponse  # noqa: Y015
+
+@_typing.final
+class BulletinState(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    KIND_FIELD_NUMBER: _builtins.int
+    VERSION_FIELD_NUMBER: _builtins.int
+    DIGEST_FIELD_NUMBER: _builtins.int
+    ISSUED_AT_FIELD_NUMBER: _builtins.int
+    EXPIRES_AT_FIELD_NUMBER: _builtins.int
+    SIGNERS_FIELD_NUMBER: _builtins.int
+    PROBLEM_FIELD_NUMBER: _builtins.int
+    kind: _builtins.str
+    version: _builtins.int
+    """0 while none was accepted; then the other members but the last are empty."""
+    digest: _builtins.str
+    issued_at: _builtins.int
+    expires_at: _builtins.int
+    problem: _builtins.str
+    """Why the document at hand is refused; empty when it is not."""
+    @_builtins.property
+    def signers(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
+    def __init__(
+        self,
+        *,
+        kind: _builtins.str = ...,
+        version: _builtins.int = ...,
+        digest: _builtins.str = ...,
+        issued_at: _builtins.int = ...,
+        expires_at: _builtins.int = ...,
+        signers: _abc.Iterable[_builtins.str] | None = ...,
+        problem: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["digest", b"digest", "expires_at", b"expires_at", "issued_at", b"issued_at", "kind", b"kind", "problem", b"problem", "signers", b"signers", "version", b"version"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___BulletinState: _TypeAlias = BulletinState  # noqa: Y015
+
+@_typing.final
+class AcceptBulletinRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ENVELOPE_FIELD_NUMBER: _builtins.int
+    envelope: _builtins.bytes
+    """DSSE envelope (docs/spec/bulletin.md)."""
+    def __init__(
+        self,
+        *,
+        envelope: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["envelope", b"envelope"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___AcceptBulletinRequest: _TypeAlias = AcceptBulletinRequest  # noqa: Y015
+
+@_typing.final
+class AcceptBulletinResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ACCEPTED_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def accepted(self) -> Global___BulletinState: ...
+    def __init__(
+        self,
+        *,
+        accepted: Global___BulletinState | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["accepted", b"accepted"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["accepted", b"accepted"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___AcceptBulletinResponse: _TypeAlias = AcceptBulletinResponse  # noqa: Y015
 
 @_typing.final
 class CeremonyState(_message.Message):

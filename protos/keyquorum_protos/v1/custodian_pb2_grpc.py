@@ -454,6 +454,11 @@ class CustodianAdminStub:
                 request_serializer=keyquorum__protos_dot_v1_dot_custodian__pb2.StatusRequest.SerializeToString,
                 response_deserializer=keyquorum__protos_dot_v1_dot_custodian__pb2.StatusResponse.FromString,
                 _registered_method=True)
+        self.AcceptBulletin = channel.unary_unary(
+                '/keyquorum.v1.CustodianAdmin/AcceptBulletin',
+                request_serializer=keyquorum__protos_dot_v1_dot_custodian__pb2.AcceptBulletinRequest.SerializeToString,
+                response_deserializer=keyquorum__protos_dot_v1_dot_custodian__pb2.AcceptBulletinResponse.FromString,
+                _registered_method=True)
 
 
 class CustodianAdminServicer:
@@ -466,6 +471,13 @@ class CustodianAdminServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def AcceptBulletin(self, request, context):
+        """Accept a signed operator document; refused as a file in the custodian's folder would be.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_CustodianAdminServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -473,6 +485,11 @@ def add_CustodianAdminServicer_to_server(servicer, server):
                     servicer.Status,
                     request_deserializer=keyquorum__protos_dot_v1_dot_custodian__pb2.StatusRequest.FromString,
                     response_serializer=keyquorum__protos_dot_v1_dot_custodian__pb2.StatusResponse.SerializeToString,
+            ),
+            'AcceptBulletin': grpc.unary_unary_rpc_method_handler(
+                    servicer.AcceptBulletin,
+                    request_deserializer=keyquorum__protos_dot_v1_dot_custodian__pb2.AcceptBulletinRequest.FromString,
+                    response_serializer=keyquorum__protos_dot_v1_dot_custodian__pb2.AcceptBulletinResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -503,6 +520,33 @@ class CustodianAdmin:
             '/keyquorum.v1.CustodianAdmin/Status',
             keyquorum__protos_dot_v1_dot_custodian__pb2.StatusRequest.SerializeToString,
             keyquorum__protos_dot_v1_dot_custodian__pb2.StatusResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def AcceptBulletin(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/keyquorum.v1.CustodianAdmin/AcceptBulletin',
+            keyquorum__protos_dot_v1_dot_custodian__pb2.AcceptBulletinRequest.SerializeToString,
+            keyquorum__protos_dot_v1_dot_custodian__pb2.AcceptBulletinResponse.FromString,
             options,
             channel_credentials,
             insecure,

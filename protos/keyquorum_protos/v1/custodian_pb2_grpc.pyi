@@ -162,6 +162,8 @@ class CustodianAdminStub:
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> CustodianAdminAsyncStub: ...
     Status: _grpc.UnaryUnaryMultiCallable[_custodian_pb2.StatusRequest, _custodian_pb2.StatusResponse]
+    AcceptBulletin: _grpc.UnaryUnaryMultiCallable[_custodian_pb2.AcceptBulletinRequest, _custodian_pb2.AcceptBulletinResponse]
+    """Accept a signed operator document; refused as a file in the custodian's folder would be."""
 
 @_typing.type_check_only
 class CustodianAdminAsyncStub(CustodianAdminStub):
@@ -169,6 +171,8 @@ class CustodianAdminAsyncStub(CustodianAdminStub):
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     Status: _aio.UnaryUnaryMultiCallable[_custodian_pb2.StatusRequest, _custodian_pb2.StatusResponse]  # type: ignore[assignment]
+    AcceptBulletin: _aio.UnaryUnaryMultiCallable[_custodian_pb2.AcceptBulletinRequest, _custodian_pb2.AcceptBulletinResponse]  # type: ignore[assignment]
+    """Accept a signed operator document; refused as a file in the custodian's folder would be."""
 
 class CustodianAdminServicer(metaclass=_abc_1.ABCMeta):
     """On a listener of its own. Caller role: operator."""
@@ -179,5 +183,13 @@ class CustodianAdminServicer(metaclass=_abc_1.ABCMeta):
         request: _custodian_pb2.StatusRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_custodian_pb2.StatusResponse, _abc.Awaitable[_custodian_pb2.StatusResponse]]: ...
+
+    @_abc_1.abstractmethod
+    def AcceptBulletin(
+        self,
+        request: _custodian_pb2.AcceptBulletinRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_custodian_pb2.AcceptBulletinResponse, _abc.Awaitable[_custodian_pb2.AcceptBulletinResponse]]:
+        """Accept a signed operator document; refused as a file in the custodian's folder would be."""
 
 def add_CustodianAdminServicer_to_server(servicer: CustodianAdminServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
