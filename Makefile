@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 MEMBERS := core protos custodian coordinator client gpu_worker deploy/local
 STAMP := $(VENV)/.installed
 
-.PHONY: setup demo test bench lint fmt protos lock clean
+.PHONY: setup demo test bench lint fmt protos lock fuzz flips clean
 
 $(STAMP): requirements.lock $(MEMBERS:%=%/pyproject.toml)
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -24,6 +24,16 @@ test: $(STAMP)
 
 bench: $(STAMP)
 	$(BIN)/python -m benchmarks
+
+# Coverage-guided, each parser for FUZZ_SECONDS; FUZZ_TARGETS picks some. Findings and corpus: build/fuzz.
+FUZZ_SECONDS ?= 30
+FUZZ_TARGETS ?=
+fuzz: $(STAMP)
+	$(BIN)/python -m tests.fuzz --seconds $(FUZZ_SECONDS) $(FUZZ_TARGETS)
+
+# Every bit of genuine evidence, one at a time; `make test` takes 2 000 of each type.
+flips: $(STAMP)
+	KEYQUORUM_EVERY_BIT=1 $(BIN)/python -m pytest -n 2 tests/adversarial/test_bit_flips.py
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

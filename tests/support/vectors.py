@@ -7,17 +7,18 @@ from pathlib import Path
 
 import pytest
 
-__all__ = ["vector", "vectors_folder"]
+__all__ = ["VECTORS", "vector", "vectors_folder"]
 
 _BESIDE = Path(__file__).resolve().parents[2].parent / "shared" / "vectors"
+VECTORS = Path(os.environ.get("KEYQUORUM_VECTORS") or _BESIDE)
+"""The folder, which may not be there."""
 
 
 def vectors_folder() -> Path:
     """Where the vectors are; skips the test, saying why, where the folder is absent."""
-    folder = Path(os.environ.get("KEYQUORUM_VECTORS") or _BESIDE)
-    if not folder.is_dir():
-        pytest.skip(f"no evidence vectors: set KEYQUORUM_VECTORS (looked for {folder.name} in {folder.parent.name})")
-    return folder
+    if not VECTORS.is_dir():
+        pytest.skip(f"no evidence vectors: set KEYQUORUM_VECTORS (looked for {VECTORS.name} in {VECTORS.parent.name})")
+    return VECTORS
 
 
 def vector(name: str) -> bytes:

@@ -1,0 +1,216 @@
+"""The parsers of what the project itself defines: the ledger's files, signed documents, bundles, artifacts, rules."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+from collections.abc import Callable, Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from keyquorum_core.artifact import DecryptingReader, encrypt_stream
+from keyquorum_core.bundle import read_bundle, write_bundle
+from keyquorum_core.ceremony import CeremonyPlan, Commitments, EpochCertificate, PartsHeader
+from keyquorum_core.derivation import decode_contributions, encode_contributions
+from keyquorum_core.ledger.add_checkpoint import AddCheckpoint
+from keyquorum_core.ledger.checkpoints import Checkpoint
+from keyquorum_core.ledger.log_keys import LogKeys, open_checkpoint
+from keyquorum_core.ledger.notes import parse_note, parse_signature_lines
+from keyquorum_core.ledger.tiles import decode_bundle, decode_tile, parse_path
+from keyquorum_core.ledger.tlog_proof import TlogProof
+from keyquorum_core.ledger.verifier_keys import VerifierKey
+from keyquorum_core.ledger.witness_policy import WitnessPolicy
+from keyquorum_core.manifest import parse as parse_manifest
+from keyquorum_core.quorum import Custodian, Quorum
+from keyquorum_core.release import Leaf, Window
+from keyquorum_core.roster import EnrolmentCard, Roster, parse_operators
+from keyquorum_core.sealing import check_public
+from keyquorum_core.signing import PublicIdentity, peek_payload
+from keyquorum_core.statements import Opening, ResultStatement
+from keyquorum_core.strictjson import loads
+from tests.fuzz.target import Target, one_of
+from tests.support import signed_vectors
+from tests.support.client_world import MANIFEST_TYPE, the_world
+
+__all__ = ["DOCUMENTS"]
+
+_LEDGER = Path(__file__).resolve().parents[2] / "docs" / "spec" / "vectors" / "ledger.json"
+_KEY = bytes(range(32))
+_COMMITTEE = (Custodian("ch-1", "CH"), Custodian("de-1", "DE"), Custodian("fr-1", "FR"), Custodian("is-1", "IS"))
+
+
+@cache
+def ledger_vectors() -> dict[str, list[tuple[dict[str, Any], bytes]]]:
+    """Those that hold data, by operation, the good ones first."""
+    known: dict[str, bytes] = {}
+
+    def resolve(value: Any) -> bytes:
+        if isinstance(value, str):
+            return value.encode()
+        if "hex" in value:
+            return bytes.fromhex(value["hex"])
+        base = known[value["base"]]
+        return base[: value["at"]] + resolve(value["insert"]) + base[value["at"] + value["remove"] :]
+
+    found: dict[str, list[tuple[dict[str, Any], bytes]]] = {}
+    for vector in json.loads(_LEDGER.read_text("utf-8"))["vectors"]:
+        if "data" in vector:
+            known[vector["name"]] = resolve(vector["data"])
+            found.setdefault(vector["operation"], []).append((vector, known[vector["name"]]))
+    for each in found.values():
+        each.sort(key=lambda pair: pair[0]["expect"] != "ok")
+    return found
+
+
+def of_ledger(operation: str) -> list[bytes]:
+    return [data for _, data in ledger_vectors()[operation]]
+
+
+def log_keys() -> LogKeys:
+    return LogKeys.parse(json.loads(_LEDGER.read_text("utf-8"))["log"])
+
+
+def checkpoint_text(data: bytes) -> object:
+    return Checkpoint.parse(data)
+
+
+def checkpoint_texts() -> list[tuple[int, bytes]]:
+    signed = of_ledger("checkpoint")
+    found = [(0, each) for each in signed] + [(1, each.partition(b"\n\n")[0] + b"\n") for each in signed[:8]]
+    return found + [(2, each) for each in signed[:8]] + [(3, each.partition(b"\n\n")[2]) for each in signed[:8]]
+
+
+def tile_file(data: bytes) -> object:
+    """The first byte is the width."""
+    return decode_tile(data[1:], data[0]) if data else None
+
+
+def entry_bundle(data: bytes) -> object:
+    return decode_bundle(data[1:], data[0]) if data else None
+
+
+def tile_files() -> list[tuple[int, bytes]]:
+    """Widths that fit a byte."""
+    found: list[tuple[int, bytes]] = []
+    for which, operation in enumerate(("tile", "bundle")):
+        found += [
+            (which, bytes([vector["width"]]) + data)
+            for vector, data in ledger_vectors()[operation]
+            if 0 < vector["width"] < 256
+        ]
+    return [*found, (2, b"tile/0/x001/234.p/7"), (2, b"tile/entries/000")]
+
+
+def of_signed(name: str, operation: str, member: str) -> list[bytes]:
+    vectors = [each for each in signed_vectors.load(name)["vectors"] if each["operation"] == operation]
+    vectors.sort(key=lambda vector: vector["expect"] != "ok")
+    return [vector[member] for vector in vectors if member in vector]
+
+
+def envelopes() -> list[bytes]:
+    return of_signed("manifest", "open", "envelope")
+
+
+def ceremony_documents() -> list[tuple[int, bytes]]:
+    plan = the_world().plan("demo")
+    header = PartsHeader(plan.digest, "ch-1", {"de-1": "11" * 32})
+    stated = Commitments(plan.digest, "ch-1", {0: b"\x22" * 32, 1: b"\x33" * 32})
+    certificate = EpochCertificate(plan, tuple(bytes([index]) * 32 for index in range(plan.quorum.seed_count)))
+    made = (plan.to_payload(), header.to_payload(), stated.to_payload(), certificate.to_payload())
+    return list(enumerate(made))
+
+
+def rosters() -> list[tuple[int, bytes]]:
+    world = the_world()
+    card = EnrolmentCard(world.roster.cluster, world.roster.custodians[0], 1_700_000_000)
+    operator = base64.b64encode(world.operator.public.to_bytes()).decode()
+    operators = json.dumps({"threshold": 1, "operators": {"oscar": operator}}).encode()
+    return [(0, world.roster.payload()), (1, operators), (2, card.payload())]
+
+
+def rule(data: bytes) -> object:
+    read = loads(data, "a rule")
+    return Quorum(read, _COMMITTEE).resilience() if isinstance(read, dict) else None
+
+
+def rules() -> list[bytes]:
+    texts: tuple[object, ...] = (
+        {"at_least": 2},
+        {"all_of": [{"at_least": 2}, {"jurisdictions": 2}], "include": [{"jurisdiction": "CH"}]},
+        {
+            "any_of": [
+                {"at_least": 2, "of": ["ch-1", "de-1", "fr-1"]},
+                {"include": {"custodian": "is-1"}, "at_least": 2},
+            ]
+        },
+    )
+    return [json.dumps(each).encode() for each in texts]
+
+
+def bundle(data: bytes) -> object:
+    return [each.reader.read() for each in read_bundle(io.BytesIO(data))]
+
+
+def bundles() -> list[bytes]:
+    sink = io.BytesIO()
+    files = {"main.py": b"print()", "data/a": b"", "data/" + "n" * 90 + "/x": b"1" * 600}
+    write_bundle([(name, len(data), io.BytesIO(data)) for name, data in files.items()], sink)
+    return [sink.getvalue()]
+
+
+def artifact(data: bytes) -> object:
+    return DecryptingReader(_KEY, io.BytesIO(data), b"fuzz").readall()
+
+
+def artifacts() -> list[bytes]:
+    found = []
+    for size in (0, 1, 100):
+        sink = io.BytesIO()
+        encrypt_stream(_KEY, io.BytesIO(bytes(size)), sink, b"fuzz")
+        found.append(sink.getvalue())
+    return found
+
+
+def contributions(data: bytes) -> object:
+    return decode_contributions(data, (0, 3, 7))
+
+
+def public_values() -> list[tuple[int, bytes]]:
+    found = [(0, each) for each in of_signed("sealing", "public", "public")]
+    return found + [(1, each) for each in of_signed("signatures", "parse_identity", "public")]
+
+
+def text(parse: Callable[[str], object]) -> Callable[[bytes], object]:
+    return lambda data: parse(data.decode("utf-8", "surrogateescape"))
+
+
+DOCUMENTS: Sequence[Target] = (
+    one_of("ledger-checkpoint",
+           [lambda data: open_checkpoint(data, log_keys()), checkpoint_text, parse_note, parse_signature_lines],
+           checkpoint_texts),
+    one_of("ledger-tile", [tile_file, entry_bundle, text(parse_path)], tile_files),
+    Target("ledger-tlog-proof", TlogProof.parse, lambda: of_ledger("tlog_proof")),
+    Target("ledger-add-checkpoint", AddCheckpoint.parse, lambda: of_ledger("add_checkpoint"), 1 << 15),
+    one_of("ledger-keys", [text(VerifierKey.parse), WitnessPolicy.parse],
+           lambda: [(0, each) for each in of_ledger("vkey")] + [(1, each) for each in of_ledger("policy")]),
+    Target("manifest", parse_manifest, lambda: of_signed("manifest", "parse", "payload")),
+    one_of("statements", [Opening.parse, ResultStatement.parse],
+           lambda: [(0, each) for each in of_signed("manifest", "open_opening", "payload")]
+           + [(1, each) for each in of_signed("manifest", "open_result", "payload")]),
+    one_of("release", [Leaf.parse, Window.parse],
+           lambda: [(0, each) for each in of_signed("release", "leaf", "leaf")]
+           + [(1, each) for each in of_signed("release", "window", "payload")]),
+    Target("envelope", lambda data: peek_payload(data, MANIFEST_TYPE, "fuzz"), envelopes),
+    one_of("roster", [Roster.parse, parse_operators, EnrolmentCard.parse], rosters, 1 << 15),
+    one_of("ceremony", [CeremonyPlan.parse, PartsHeader.parse, Commitments.parse, EpochCertificate.parse],
+           ceremony_documents),
+    Target("quorum-rule", rule, rules, 1024),
+    Target("strictjson", lambda data: loads(data, "fuzz"), lambda: [b'{"a":[1,"\\u00e9",null,true]}', *rules()], 2048),
+    Target("bundle", bundle, bundles),
+    Target("artifact", artifact, artifacts, 512),
+    one_of("keys", [check_public, PublicIdentity.from_bytes], public_values, 4096),
+    Target("contributions", contributions, lambda: [encode_contributions({0: _KEY, 3: _KEY, 7: _KEY})], 256),
+)  # fmt: skip
+"""What a coordinator, a peer, an owner or a file on disk can give us."""
