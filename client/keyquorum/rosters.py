@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import rfc8785
 
 from keyquorum_core.errors import MalformedError, Reason
+from keyquorum_core.ledger.log_keys import LogKeys
 from keyquorum_core.roster import Operator, Roster, open_card, sign_roster
 from keyquorum_core.signing import Identity, PublicIdentity
 
@@ -62,8 +63,11 @@ def assemble_roster(
     operator_threshold: int,
     signers: Sequence[Identity],
     coordinator_tls: Sequence[str],
+    log_key: str,
+    log_url: str,
 ) -> SignedRoster:
-    """A roster of the custodians that signed ``cards``, signed by ``signers``. Times are unix seconds.
+    """A roster of the custodians that signed ``cards``, signed by ``signers``. Times are unix seconds; ``log_key`` is
+    the line in the coordinator's ``log.vkey``, empty for a cluster that is to release nothing yet.
 
     Raises :class:`RefusedError` for a card that its custodian didn't sign or of another cluster,
     :class:`MalformedError` for anything that a roster can't say.
@@ -79,6 +83,7 @@ def assemble_roster(
         operators=tuple(Operator(name, identity) for name, identity in operators.items()),
         operator_threshold=operator_threshold,
         coordinator_tls=tuple(coordinator_tls),
-        log_key="",
+        log_key=LogKeys.parse(log_key) if log_key else None,
+        log_url=log_url,
     )
     return SignedRoster(roster, sign_roster(roster, signers))

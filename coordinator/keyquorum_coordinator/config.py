@@ -42,6 +42,7 @@ class CoordinatorConfig:
     tls_key: str = "tls-key.pem"
     clients_ca: str = "clients-ca.pem"
     clients_ca_key: str = "clients-ca-key.pem"
+    log_key: str = "log-key.json"
     worker_timeout: int = 30
     release_deadline: int = 10
     max_releases: int = 256
@@ -71,7 +72,17 @@ class Trust:
     clients_ca: bytes
 
 
-_TEXTS = ("database", "store", "roster", "operators", "tls_certificate", "tls_key", "clients_ca", "clients_ca_key")
+_TEXTS = (
+    "database",
+    "store",
+    "roster",
+    "operators",
+    "tls_certificate",
+    "tls_key",
+    "clients_ca",
+    "clients_ca_key",
+    "log_key",
+)
 _LIMITS = (
     ("worker_timeout", 2, 3600),
     ("release_deadline", 1, 120),
@@ -147,6 +158,7 @@ def render_config(config: CoordinatorConfig) -> str:
         f'tls_key = "{config.tls_key}"\n'
         f'clients_ca = "{config.clients_ca}"\n'
         f'clients_ca_key = "{config.clients_ca_key}"\n'
+        f'log_key = "{config.log_key}"\n'
         f"worker_timeout = {config.worker_timeout}\n"
         f"max_open_jobs_per_owner = {config.max_open_jobs_per_owner}\n"
     )

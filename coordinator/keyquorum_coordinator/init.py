@@ -19,8 +19,10 @@ from keyquorum_coordinator.config import (
     read_bytes,
     render_config,
 )
+from keyquorum_coordinator.log_key import LOG_VKEY, encode_log_key, log_origin
 from keyquorum_core import names
 from keyquorum_core.errors import MalformedError, Reason, StateError, UnavailableError
+from keyquorum_core.ledger.log_keys import LogSigner
 from keyquorum_protos.wire.ports import choose_port
 from keyquorum_protos.wire.tls import CertificateAuthority, TlsIdentity, self_signed, spiffe_id
 
@@ -30,8 +32,10 @@ CALLER_ROLES = ("owner", "worker", "operator")
 
 
 def initialise(config: CoordinatorConfig, *, now: int) -> CoordinatorConfig:
-    """Make the folder: TLS identity, callers' authority, configuration. Returns the configuration as written: a port 0
-    was replaced by one that is free now, so that the address survives restarts. Raises ``EXISTS``, ``STORAGE``."""
+    """Make the folder: TLS identity, callers' authority, the ledger's keys, configuration.
+
+    Returns the configuration as written: a port 0 was replaced by one that is free now, so that the address survives
+    restarts. Raises ``EXISTS``, ``STORAGE``."""
     check_names(config.name, config.cluster)
     config = dataclasses.replace(
         config,
@@ -48,6 +52,7 @@ def initialise(config: CoordinatorConfig, *, now: int) -> CoordinatorConfig:
     stage = target.with_name(f"{target.name}.init")
     identity = self_signed(config.cluster, "coordinator", config.name, now=now)
     authority = CertificateAuthority.create(config.cluster, now=now).identity
+    signer = LogSigner.generate(log_origin(config.cluster))
     try:
         shutil.rmtree(stage, ignore_errors=True)
         stage.mkdir(parents=True, mode=0o700)
@@ -55,6 +60,8 @@ def initialise(config: CoordinatorConfig, *, now: int) -> CoordinatorConfig:
         _write(stage / config.tls_key, identity.key, 0o600)
         _write(stage / config.clients_ca, authority.certificate, 0o644)
         _write(stage / config.clients_ca_key, authority.key, 0o600)
+        _write(stage / config.log_key, encode_log_key(signer), 0o600)
+        _write(stage / LOG_VKEY, signer.keys.encode().encode() + b"\n", 0o644)
         _write(stage / CONFIG_NAME, render_config(config).encode(), 0o644)
         (stage / "artifacts").mkdir(mode=0o700)
         stage.rename(target)

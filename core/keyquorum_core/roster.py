@@ -1,9 +1,9 @@
 """The roster: the signed, versioned document that everyone's trust starts from (DESIGN §2).
 
-It names a cluster's committee, the custodians' identities and addresses, the quorum rule, the operators who may sign
-the next roster, and the coordinator's TLS certificates. A reader pins operators, a threshold and the last version seen,
-and refuses anything older. A custodian introduces itself to the operators with an :class:`EnrolmentCard`. Exact bytes:
-docs/spec/roster.md.
+It names a cluster's committee, the custodians' identities, addresses and witness keys, the quorum rule, the operators
+who may sign the next roster, the coordinator's TLS certificates, and the ledger's keys and where it is read. A reader
+pins operators, a threshold and the last version seen, and refuses anything older. A custodian introduces itself to the
+operators with an :class:`EnrolmentCard`. Exact bytes: docs/spec/roster.md.
 """
 
 from __future__ import annotations
@@ -18,6 +18,10 @@ from typing import Final, cast
 import rfc8785
 
 from keyquorum_core.errors import MalformedError, Reason, RefusedError
+from keyquorum_core.ledger.log_keys import LogKeys
+from keyquorum_core.ledger.notes import MAX_SIGNATURES
+from keyquorum_core.ledger.verifier_keys import VerifierKey
+from keyquorum_core.ledger.witness_keys import MAX_WITNESS_KEY, WitnessKeys, witness_name
 from keyquorum_core.names import CLUSTER, PRINCIPAL, check, within
 from keyquorum_core.quorum import Custodian, Quorum
 from keyquorum_core.sealing import check_public, suite_of
@@ -35,6 +39,7 @@ from keyquorum_core.strictjson import Fields, loads
 
 __all__ = [
     "CARD_TYPE",
+    "MAX_COSIGNERS",
     "MAX_ROSTER",
     "ROSTER_TYPE",
     "EnrolmentCard",
@@ -53,11 +58,18 @@ CARD_TYPE: Final = "application/vnd.keyquorum.enrolment-card.v1+json"
 MAX_ROSTER: Final = 4 << 20
 MAX_CUSTODIANS: Final = 64
 MAX_OPERATORS: Final = 64
+MAX_COSIGNERS: Final = (MAX_SIGNATURES - 2) // 2
+"""Custodians whose two cosignatures each fit into one checkpoint beside the log's two lines."""
 _MAX_HPKE: Final = 320 << 10
 _MAX_PEM: Final = 16384
 
 _ADDRESS: Final = re.compile(
     r"(?:[A-Za-z0-9](?:[A-Za-z0-9.-]{0,251}[A-Za-z0-9])?|\[[0-9A-Fa-f:.]{2,45}\]):([0-9]{1,5})", re.ASCII
+)
+_URL: Final = re.compile(
+    r"https?://(?:[A-Za-z0-9](?:[A-Za-z0-9.-]{0,251}[A-Za-z0-9])?|\[[0-9A-Fa-f:.]{2,45}\])(?::[0-9]{1,5})?"
+    r"(?:/[A-Za-z0-9._~-]{1,128}){0,16}",
+    re.ASCII,
 )
 _PEM: Final = re.compile(
     r"-----BEGIN CERTIFICATE-----\n(?:[A-Za-z0-9+/]{1,76}\n)*[A-Za-z0-9+/]{1,76}={0,2}\n-----END CERTIFICATE-----\n?",
@@ -77,7 +89,8 @@ def _check_pem(text: str, what: str) -> None:
 
 @dataclass(frozen=True, slots=True)
 class RosterCustodian:
-    """One custodian: its law, where it listens (``host:port``), its keys, its TLS certificate (one PEM block).
+    """One custodian: its law, where it listens (``host:port``), its keys, its TLS certificate (one PEM block), and the
+    keys it cosigns checkpoints with.
 
     Raises :class:`MalformedError` when made with anything else.
     """
@@ -88,6 +101,7 @@ class RosterCustodian:
     identity: PublicIdentity
     hpke: bytes
     tls_certificate: str
+    witness_key: WitnessKeys
 
     def __post_init__(self) -> None:
         Custodian(self.id, self.jurisdiction)
@@ -108,6 +122,7 @@ class RosterCustodian:
             "identity": base64.b64encode(self.identity.to_bytes()).decode(),
             "jurisdiction": self.jurisdiction,
             "tls_certificate": self.tls_certificate,
+            "witness_key": self.witness_key.encode(),
         }
 
     @staticmethod
@@ -120,6 +135,7 @@ class RosterCustodian:
             identity=_identity(fields),
             hpke=fields.base64("hpke", max_bytes=_MAX_HPKE),
             tls_certificate=fields.text("tls_certificate", max_length=_MAX_PEM),
+            witness_key=WitnessKeys.parse(fields.text("witness_key", max_length=MAX_WITNESS_KEY)),
         )
         fields.done()
         return custodian
@@ -144,8 +160,9 @@ class Operator:
 
 @dataclass(frozen=True, slots=True)
 class Roster:
-    """One version of the trust bundle. Times are unix seconds; ``quorum`` is the rule as JSON values; ``log_key`` is a
-    signed-note verifier key, or empty until a log runs. Custodians and operators are put in order by id and name.
+    """One version of the trust bundle. Times are unix seconds; ``quorum`` is the rule as JSON values; ``log_key`` holds
+    the ledger's keys: a roster without them is one under which custodians release nothing. ``log_url`` is where its
+    read side is served, without a slash at the end, or empty. Custodians and operators are put in order by id and name.
 
     Raises :class:`MalformedError` or :class:`RefusedError` (a rule that :class:`Quorum` refuses) when made otherwise.
     """
@@ -160,7 +177,8 @@ class Roster:
     operators: tuple[Operator, ...]
     operator_threshold: int
     coordinator_tls: tuple[str, ...]
-    log_key: str
+    log_key: LogKeys | None
+    log_url: str = ""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "custodians", tuple(sorted(self.custodians, key=lambda c: c.id)))
@@ -178,16 +196,37 @@ class Roster:
                 f"{self.operator_threshold} of {len(self.operators)}",
             )
         _check_unique([o.name for o in self.operators], "operator name")
-        _check_keys([o.identity for o in self.operators] + [c.identity for c in self.custodians])
         _check_unique([c.hpke for c in self.custodians], "custodian HPKE key")
         _check_unique([c.address for c in self.custodians], "custodian address")
         if not 1 <= len(self.coordinator_tls) <= 16:
             raise _bad("bad coordinator_tls", "1…16 certificates", len(self.coordinator_tls))
         for certificate in self.coordinator_tls:
             _check_pem(certificate, "coordinator TLS certificate")
-        if len(self.log_key) > 4096 or not self.log_key.isascii() or not self.log_key.isprintable():
-            raise _bad("bad log key", "a signed-note verifier key, or nothing")
-        object.__setattr__(self, "quorum", self.quorum_of().rule)  # as JSON values, written the one way
+        if self.log_url and not (len(self.log_url) <= 2048 and _URL.fullmatch(self.log_url)):
+            raise _bad("bad log_url", "http(s)://host[:port][/path], or nothing", ascii(self.log_url[:80]))
+        self._check_keys()
+        quorum = self.quorum_of()
+        object.__setattr__(self, "quorum", quorum.rule)  # as JSON values, written the one way
+        if self.log_key is not None and len(self.custodians) > MAX_COSIGNERS:
+            fewest = quorum.resilience().fewest_custodians_to_collude
+            if fewest > MAX_COSIGNERS:
+                raise _bad(
+                    "no checkpoint can carry the cosignatures of a quorum this large",
+                    f"a quorum that {MAX_COSIGNERS} custodians can be",
+                    f"no fewer than {fewest}",
+                )
+
+    def _check_keys(self) -> None:
+        keys = [key for custodian in self.custodians for key in custodian.witness_key.pair]
+        for custodian in self.custodians:
+            _check_witness_name(self.cluster, custodian)
+        if self.log_key is not None:
+            keys += [self.log_key.ed25519, self.log_key.ml_dsa_44]
+            if self.log_key.origin in {custodian.witness_key.name for custodian in self.custodians}:
+                raise _bad("the log is named like one of its witnesses", "an origin of its own", self.log_key.origin)
+        identities = [o.identity for o in self.operators] + [c.identity for c in self.custodians]
+        halves = [half for identity in identities for half in (identity.ed25519, identity.ml_dsa_65)]
+        _check_unique([*(key.public for key in keys), *halves], "signing key")
 
     def quorum_of(self) -> Quorum:
         """The committee with its rule. Raises as :class:`Quorum`."""
@@ -204,6 +243,10 @@ class Roster:
             expected=", ".join(c.id for c in self.custodians),
             actual=ascii(custodian_id[:64]),
         )
+
+    def witnesses(self) -> dict[str, tuple[VerifierKey, VerifierKey]]:
+        """Every custodian's witness keys, by custodian id."""
+        return {custodian.id: custodian.witness_key.pair for custodian in self.custodians}
 
     def operator_identities(self) -> dict[str, PublicIdentity]:
         """By name: whom the next roster, and ceremony plans, are verified against."""
@@ -222,7 +265,8 @@ class Roster:
                 "custodians": [c.as_json() for c in self.custodians],
                 "expires_at": self.expires_at,
                 "issued_at": self.issued_at,
-                "log_key": self.log_key,
+                "log_key": self.log_key.encode() if self.log_key is not None else "",
+                "log_url": self.log_url,
                 "operator_threshold": self.operator_threshold,
                 "operators": operators,
                 "quorum": cast("dict[str, str]", dict(self.quorum)),
@@ -247,6 +291,7 @@ class Roster:
         rule = fields.raw("quorum")
         if not isinstance(rule, dict):
             raise _bad("the roster's quorum is not an object", "object", type(rule).__name__)
+        log_key = fields.text("log_key", max_length=MAX_WITNESS_KEY, allow_empty=True)
         custodians = fields.list("custodians", max_items=MAX_CUSTODIANS, min_items=2)
         roster = Roster(
             cluster=fields.text("cluster"),
@@ -259,7 +304,8 @@ class Roster:
             operators=tuple(operators),
             operator_threshold=fields.integer("operator_threshold"),
             coordinator_tls=fields.texts("coordinator_tls", max_items=16, min_items=1, max_length=_MAX_PEM),
-            log_key=fields.text("log_key", max_length=4096, allow_empty=True),
+            log_key=LogKeys.parse(log_key) if log_key else None,
+            log_url=fields.text("log_url", max_length=2048, allow_empty=True),
         )
         fields.done()
         if roster.payload() != payload:
@@ -267,14 +313,16 @@ class Roster:
         return roster
 
 
+def _check_witness_name(cluster: str, custodian: RosterCustodian) -> None:
+    name = witness_name(cluster, custodian.id)
+    if custodian.witness_key.name != name:
+        raise _bad(f"the witness keys of {custodian.id} have another name", name, custodian.witness_key.name)
+
+
 def _check_unique(values: Iterable[object], what: str) -> None:
     values = list(values)
     if len(set(values)) != len(values):
         raise _bad(f"the roster uses one {what} twice", f"each {what} once")
-
-
-def _check_keys(identities: Iterable[PublicIdentity]) -> None:
-    _check_unique([half for i in identities for half in (i.ed25519, i.ml_dsa_65)], "signing key")
 
 
 def sign_roster(roster: Roster, operators: Iterable[Identity]) -> bytes:
@@ -354,6 +402,7 @@ class EnrolmentCard:
     def __post_init__(self) -> None:
         check(CLUSTER, self.cluster, "cluster name")
         within(self.issued_at, "issued_at")
+        _check_witness_name(self.cluster, self.custodian)
 
     def payload(self) -> bytes:
         """RFC 8785 JSON."""

@@ -14,6 +14,8 @@ from pathlib import Path
 
 from keyquorum_core import keywrap
 from keyquorum_core.errors import Reason, StateError, UnavailableError
+from keyquorum_core.ledger.cosignatures import Cosigner
+from keyquorum_core.ledger.witness_keys import witness_name
 from keyquorum_core.roster import EnrolmentCard, RosterCustodian, make_card
 from keyquorum_core.sealing import RecipientKey, Suite
 from keyquorum_core.signing import Identity
@@ -97,6 +99,7 @@ def _fill(
 ) -> EnrolmentCard:
     identity = Identity.generate()
     recipient = RecipientKey.generate(suite)
+    cosigner = Cosigner.generate(witness_name(config.cluster, config.id))
     server = tls.self_signed(config.cluster, "custodian", config.id, now=now)
     admin = tls.self_signed(config.cluster, "operator", f"{config.id}-admin", now=now)
     card = EnrolmentCard(
@@ -108,11 +111,19 @@ def _fill(
             identity=identity.public,
             hpke=recipient.public,
             tls_certificate=server.certificate.decode(),
+            witness_key=cosigner.witness_key,
         ),
         now,
     )
     keystore.create(
-        folder / config.keystore.name, config.id, identity, recipient, passphrase, opslimit=opslimit, memlimit=memlimit
+        folder / config.keystore.name,
+        config.id,
+        identity,
+        recipient,
+        cosigner,
+        passphrase,
+        opslimit=opslimit,
+        memlimit=memlimit,
     ).close()
     for name in (config.owners, config.bulletins):
         (folder / name).mkdir(mode=0o700)

@@ -23,6 +23,7 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 from keyquorum_core import keywrap
 from keyquorum_core.errors import MalformedError, Reason, RefusedError, StateError, UnavailableError
+from keyquorum_core.ledger.cosignatures import Cosigner
 from keyquorum_core.sealing import RecipientKey
 from keyquorum_core.signing import Identity
 from keyquorum_core.transcript import transcript, u64be
@@ -124,12 +125,13 @@ class Keystore:
         custodian_id: str,
         identity: Identity,
         recipient: RecipientKey,
+        cosigner: Cosigner,
         passphrase: str,
         *,
         opslimit: int = keywrap.DEFAULT_OPSLIMIT,
         memlimit: int = keywrap.DEFAULT_MEMLIMIT,
     ) -> Keystore:
-        """A new keystore holding the custodian's identity. Raises ``EXISTS`` if there is a file."""
+        """A new keystore holding the custodian's private keys. Raises ``EXISTS`` if there is a file."""
         kek = AESGCM.generate_key(256)
         wrapped = keywrap.wrap(kek, passphrase, purpose=_PURPOSE, opslimit=opslimit, memlimit=memlimit)
         try:
@@ -140,12 +142,19 @@ class Keystore:
             raise UnavailableError(Reason.STORAGE, f"{path} could not be made", actual=error.strerror) from None
         store = cls(path, custodian_id, _connect(path), AESGCM(kek))
         ed25519, ml_dsa = identity.seeds()
+        witness_ed25519, witness_ml_dsa = cosigner.seeds()
         with _storage(path):
             schema.migrate(store._db, str(path))
         with store.transaction():
             store._put_meta("custodian", custodian_id.encode())
             store._put_meta("kek", wrapped)
-            for name, secret in (("ed25519", ed25519), ("ml-dsa-65", ml_dsa), ("hpke", recipient.to_seed_bytes())):
+            for name, secret in (
+                ("ed25519", ed25519),
+                ("ml-dsa-65", ml_dsa),
+                ("hpke", recipient.to_seed_bytes()),
+                ("witness-ed25519", witness_ed25519),
+                ("witness-ml-dsa-44", witness_ml_dsa),
+            ):
                 sealed = store._seal(secret, "secrets", name)
                 store._db.execute("INSERT INTO secrets VALUES (?, ?)", (name, sealed))
         return store
@@ -237,6 +246,10 @@ class Keystore:
     def recipient(self) -> RecipientKey:
         """The custodian's HPKE key, to which co-holders seal ceremony parts."""
         return RecipientKey.from_seed_bytes(self._secret("hpke"))
+
+    def cosigner(self, name: str) -> Cosigner:
+        """The keys this custodian cosigns checkpoints with, as the witness called ``name``."""
+        return Cosigner.from_seeds(name, self._secret("witness-ed25519"), self._secret("witness-ml-dsa-44"))
 
     def accept_roster(self, digest: str, version: int, payload: bytes) -> None:
         """Remember a verified roster; its version never goes back. Raises :class:`RefusedError` (``ROSTER``)."""

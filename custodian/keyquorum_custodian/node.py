@@ -15,6 +15,7 @@ from pathlib import Path
 from keyquorum_core.attestation.reference import ReferenceValues
 from keyquorum_core.bulletin import Kind
 from keyquorum_core.errors import Reason, RefusedError
+from keyquorum_core.ledger.witness_keys import witness_name
 from keyquorum_core.roster import Roster, open_roster
 from keyquorum_custodian.appraisals import Appraisals
 from keyquorum_custodian.bulletins import Bulletins
@@ -93,6 +94,7 @@ def open_node(
 def _assemble(config: CustodianConfig, store: Keystore, clock: Callable[[], float]) -> Node:
     now = int(clock())
     identity, recipient = store.identity(), store.recipient()
+    cosigner = store.cosigner(witness_name(config.cluster, config.id))
     operators = load_operators(config.path(config.operators))
     envelope = read_bytes(config.path(config.roster), "the roster", 16 << 20)
     roster = open_roster(envelope, operators.identities, operators.threshold, now, cluster=config.cluster)
@@ -106,6 +108,7 @@ def _assemble(config: CustodianConfig, store: Keystore, clock: Callable[[], floa
         ("jurisdiction", entry.jurisdiction, config.jurisdiction),
         ("identity", entry.identity.fingerprint, identity.public.fingerprint),
         ("HPKE key", entry.hpke.hex()[-32:], recipient.public.hex()[-32:]),
+        ("witness key", entry.witness_key.encode()[:80], cosigner.witness_key.encode()[:80]),
         ("TLS certificate", entry.tls_certificate, tls_identity.certificate.decode("ascii", "replace")),
     ):
         if expected != actual:

@@ -21,6 +21,8 @@ from keyquorum_core.ceremony import CERTIFICATE_TYPE, EpochCertificate
 from keyquorum_core.derivation import context, contributions, purpose_key
 from keyquorum_core.derivation import root as combine_root
 from keyquorum_core.errors import KeyquorumError, Reason, UnavailableError
+from keyquorum_core.ledger.cosignatures import Cosigner
+from keyquorum_core.ledger.witness_keys import witness_name
 from keyquorum_core.manifest import subject
 from keyquorum_core.quorum import Custodian, Quorum
 from keyquorum_core.release import Leaf, sign_window
@@ -95,9 +97,9 @@ class PlantsAKey(FakeCoordinator):
     key = Ed25519PrivateKey.generate()
 
     def answers(self, job: JobRecord, leaf: Leaf, recipient: bytes) -> Iterable[pb.AnswerEvent]:
-        for name, honest in self.world.custodians.items():
+        for honest in self.world.custodians.values():
             seeds = {index: secrets.token_bytes(32) for index in honest.seeds}
-            twin = FakeCustodian(name, honest.identity, honest.recipient, seeds, answer_key=self.key)
+            twin = replace(honest, seeds=seeds, answer_key=self.key)
             now = self.clock()
             yield share(twin.answer(job.manifest_envelope, leaf, recipient, now), honest.window_statement(now))
 
@@ -106,12 +108,19 @@ async def test_g1_a_coordinator_cannot_plant_a_key_of_its_own(world: World, tmp_
     assert await reason_of_submitting_to(PlantsAKey(world), tmp_path) is Reason.SIGNATURE
 
 
+def stranger(name: str) -> FakeCustodian:
+    """Somebody in a custodian's name."""
+    return FakeCustodian(
+        name, Identity.generate(), RecipientKey.generate(), Cosigner.generate(witness_name(CLUSTER, name))
+    )
+
+
 class PlantsAKeyWithItsOwnWindows(PlantsAKey):
     """The same, with window statements for its answer key under an identity that isn't the custodian's."""
 
     def answers(self, job: JobRecord, leaf: Leaf, recipient: bytes) -> Iterable[pb.AnswerEvent]:
         for name in self.world.custodians:
-            twin = FakeCustodian(name, Identity.generate(), RecipientKey.generate(), {}, answer_key=self.key)
+            twin = replace(stranger(name), answer_key=self.key)
             now = self.clock()
             answer = twin.answer(job.manifest_envelope, leaf, recipient, now)
             yield share(answer, sign_window(twin.window(now), twin.identity))
@@ -139,8 +148,9 @@ class SwapsTheRoster(FakeCoordinator):
 
     def roster(self) -> bytes:
         operator = Identity.generate()
-        custodians = {name: FakeCustodian(name, Identity.generate(), RecipientKey.generate()) for name, _ in COMMITTEE}
-        return sign_roster(make_roster(custodians, operator, self.world.coordinator_tls, int(time.time())), [operator])
+        custodians = {name: stranger(name) for name, _ in COMMITTEE}
+        tls, log = self.world.coordinator_tls, self.world.log
+        return sign_roster(make_roster(custodians, operator, tls, log, int(time.time())), [operator])
 
 
 async def test_a_swapped_roster_is_seen_and_changes_nothing(world: World, tmp_path: Path) -> None:

@@ -19,7 +19,9 @@ from keyquorum_coordinator import __version__
 from keyquorum_coordinator import cli as coordinator_cli
 from keyquorum_coordinator.cli import app
 from keyquorum_coordinator.config import CONFIG_NAME, load_config
-from keyquorum_core.errors import MalformedError, Reason, UnavailableError
+from keyquorum_coordinator.log_key import load_log_key
+from keyquorum_core.errors import MalformedError, Reason, StateError, UnavailableError
+from keyquorum_core.ledger.log_keys import LogKeys
 from keyquorum_custodian import cli as custodian_cli
 from tests.support.coordinator import Process, make_folder
 from tests.support.fake_custodian import FakeCommittee
@@ -45,8 +47,24 @@ def test_init_chooses_a_port_that_stays_and_protects_keys(tmp_path: Path) -> Non
     assert config.listen == made["address"]
     assert not config.listen.endswith(":0")
     assert (tmp_path / "c").stat().st_mode & 0o777 == 0o700
-    for name in (config.tls_key, config.clients_ca_key):
+    for name in (config.tls_key, config.clients_ca_key, config.log_key):
         assert config.path(name).stat().st_mode & 0o777 == 0o600
+
+
+def test_init_makes_the_ledger_keys_and_shows_the_public_ones(tmp_path: Path) -> None:
+    make(tmp_path / "c")
+    path = load_config(tmp_path / "c").path("log-key.json")
+    signer = load_log_key(path)
+    assert signer.origin == "demo/ledger"
+    assert LogKeys.parse((tmp_path / "c" / "log.vkey").read_text().strip()) == signer.keys
+    assert not any(seed.hex() in repr(signer) for seed in signer.seeds())
+    path.write_bytes(path.read_bytes().replace(b'"ed25519"', b'"ed25518"'))
+    with pytest.raises(MalformedError):
+        load_log_key(path)
+    path.unlink()
+    with pytest.raises(StateError) as caught:
+        load_log_key(path)
+    assert caught.value.reason is Reason.NOT_FOUND
 
 
 def test_init_again_is_refused_with_exit_status_1(tmp_path: Path) -> None:

@@ -19,6 +19,9 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from keyquorum_core.ceremony import CERTIFICATE_TYPE, CeremonyPlan, EpochCertificate, commitment, new_ceremony_id
 from keyquorum_core.derivation import context, contributions, encode_contributions
 from keyquorum_core.keywrap import save_keys
+from keyquorum_core.ledger.cosignatures import Cosigner
+from keyquorum_core.ledger.log_keys import LogSigner
+from keyquorum_core.ledger.witness_keys import witness_name
 from keyquorum_core.manifest import job_id, subject
 from keyquorum_core.manifest import parse as parse_manifest
 from keyquorum_core.quorum import Custodian, Quorum
@@ -56,6 +59,7 @@ class FakeCustodian:
     id: str
     identity: Identity
     recipient: RecipientKey
+    cosigner: Cosigner
     seeds: dict[int, bytes] = field(default_factory=dict)
     lies: bool = False
     garbles: bool = False
@@ -92,6 +96,7 @@ class World:
     owner: Identity
     owner_recipient: RecipientKey
     coordinator_tls: TlsIdentity
+    log: LogSigner
     authority: CertificateAuthority
     roster: Roster
     roster_envelope: bytes
@@ -161,19 +166,22 @@ def the_world() -> World:
             name,
             Identity.generate(),
             RecipientKey.generate(),
+            Cosigner.generate(witness_name(CLUSTER, name)),
             {index: seeds[index] for index in quorum.indices_of(name)},
         )
         for name, _ in COMMITTEE
     }
     operator = Identity.generate()
+    log = LogSigner.generate(f"{CLUSTER}/ledger")
     coordinator = self_signed(CLUSTER, "coordinator", COORDINATOR, now=now)
-    roster = make_roster(custodians, operator, coordinator, now)
+    roster = make_roster(custodians, operator, coordinator, log, now)
     world = World(
         custodians=custodians,
         operator=operator,
         owner=Identity.generate(),
         owner_recipient=RecipientKey.generate(),
         coordinator_tls=coordinator,
+        log=log,
         authority=CertificateAuthority.create(CLUSTER, now=now),
         roster=roster,
         roster_envelope=sign_roster(roster, [operator]),
@@ -185,7 +193,7 @@ def the_world() -> World:
 
 
 def make_roster(
-    custodians: Mapping[str, FakeCustodian], operator: Identity, coordinator: TlsIdentity, now: int
+    custodians: Mapping[str, FakeCustodian], operator: Identity, coordinator: TlsIdentity, log: LogSigner, now: int
 ) -> Roster:
     where = dict(COMMITTEE)
     return Roster(
@@ -202,6 +210,7 @@ def make_roster(
                 each.identity.public,
                 each.recipient.public,
                 self_signed(CLUSTER, "custodian", name, now=now).certificate.decode(),
+                each.cosigner.witness_key,
             )
             for number, (name, each) in enumerate(custodians.items())
         ),
@@ -209,7 +218,7 @@ def make_roster(
         operators=(Operator("oscar", operator.public),),
         operator_threshold=1,
         coordinator_tls=(coordinator.certificate.decode(),),
-        log_key="",
+        log_key=log.keys,
     )
 
 

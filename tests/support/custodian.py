@@ -28,6 +28,7 @@ from keyquorum_core import ceremony, keywrap, manifest
 from keyquorum_core.attestation.development import DevelopmentChip
 from keyquorum_core.key_policy import KeyPolicy
 from keyquorum_core.keywrap import LoadedKeys
+from keyquorum_core.ledger.log_keys import LogSigner
 from keyquorum_core.parts import SealedPart
 from keyquorum_core.quorum import Quorum
 from keyquorum_core.release import Leaf
@@ -87,6 +88,7 @@ class Committee:
     operator: LoadedKeys
     owner: LoadedKeys
     coordinator_tls: tls.TlsIdentity
+    log: LogSigner
     clock: Callable[[], float]
     nodes: dict[str, Node] = field(default_factory=dict)
 
@@ -284,6 +286,7 @@ def build_committee(
             shutdown_grace=2,
         )
         entries.append(initialise(config, PASSPHRASE, now=now, opslimit=_OPSLIMIT, memlimit=_MEMLIMIT).custodian)
+    log = LogSigner.generate(f"{cluster}/ledger")
     roster = Roster(
         cluster=cluster,
         version=1,
@@ -295,7 +298,7 @@ def build_committee(
         operators=(Operator(operator.name, operator.identity.public),),
         operator_threshold=1,
         coordinator_tls=(coordinator.certificate.decode(),),
-        log_key="",
+        log_key=log.keys,
     )
     envelope = sign_roster(roster, [operator.identity])
     operators = {operator.name: base64.b64encode(operator.identity.public.to_bytes()).decode()}
@@ -306,7 +309,7 @@ def build_committee(
     for entry in entries:
         (folder / entry.id / "reference-values.json").write_text(json.dumps(reference or reference_json()))
         (folder / entry.id / "owners" / f"{owner.name}.json").write_text(json.dumps(owner_file))
-    return Committee(folder, roster, envelope, operator, owner, coordinator, clock)
+    return Committee(folder, roster, envelope, operator, owner, coordinator, log, clock)
 
 
 @dataclass

@@ -17,6 +17,9 @@ import grpc
 import grpc.aio
 
 from keyquorum_core.errors import KeyquorumError
+from keyquorum_core.ledger.cosignatures import Cosigner
+from keyquorum_core.ledger.log_keys import LogSigner
+from keyquorum_core.ledger.witness_keys import witness_name
 from keyquorum_core.release import make_window, sign_window, window_of
 from keyquorum_core.roster import Operator, Roster, RosterCustodian
 from keyquorum_core.sealing import RecipientKey
@@ -56,6 +59,7 @@ class FakeCustodian(rpc.CustodianServicer):
         self.jurisdiction = jurisdiction
         self.identity = Identity.generate()
         self.recipient = RecipientKey.generate()
+        self.cosigner = Cosigner.generate(witness_name(CLUSTER, custodian_id))
         self.tls = self_signed(CLUSTER, "custodian", custodian_id, now=int(time.time()))
         self.behaviour = Behaviour()
         self.requests: list[pb.ReleaseRequest] = []
@@ -90,6 +94,7 @@ class FakeCustodian(rpc.CustodianServicer):
             self.identity.public,
             self.recipient.public,
             self.tls.certificate.decode(),
+            self.cosigner.witness_key,
         )
 
     # -- the services -------------------------------------------------------------------------------------------------
@@ -151,6 +156,7 @@ class FakeCommittee:
     custodians: dict[str, FakeCustodian]
     coordinator: TlsIdentity
     operator: Identity
+    log: LogSigner
     roster: Roster
 
     @classmethod
@@ -164,6 +170,7 @@ class FakeCommittee:
             prepare(custodian)
             await custodian.start([coordinator.certificate])
         operator = Identity.generate()
+        log = LogSigner.generate(f"{CLUSTER}/ledger")
         roster = Roster(
             cluster=CLUSTER,
             version=1,
@@ -175,9 +182,9 @@ class FakeCommittee:
             operators=(Operator("root", operator.public),),
             operator_threshold=1,
             coordinator_tls=(coordinator.certificate.decode(),),
-            log_key="",
+            log_key=log.keys,
         )
-        return cls(custodians, coordinator, operator, roster)
+        return cls(custodians, coordinator, operator, log, roster)
 
     async def restart(self, name: str) -> None:
         await self.custodians[name].start([self.coordinator.certificate])

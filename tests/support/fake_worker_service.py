@@ -29,6 +29,9 @@ from keyquorum_core.attestation.evidence import EvidenceDocument
 from keyquorum_core.bundle import read_bundle, write_bundle
 from keyquorum_core.derivation import DerivedKey, context, contributions, encode_contributions, key_check, root
 from keyquorum_core.errors import KeyquorumError, Reason, StateError
+from keyquorum_core.ledger.cosignatures import Cosigner
+from keyquorum_core.ledger.log_keys import LogSigner
+from keyquorum_core.ledger.witness_keys import witness_name
 from keyquorum_core.manifest import (
     Manifest,
     Opening,
@@ -78,6 +81,7 @@ class Custodian:
         self.jurisdiction = jurisdiction
         self.identity = Identity.generate()
         self.recipient = RecipientKey.generate()
+        self.cosigner = Cosigner.generate(witness_name(CLUSTER, name))
         self.answer_key = Ed25519PrivateKey.generate()
         self.tls = self_signed(CLUSTER, "custodian", name, now=int(time.time()))
         self.boot_secret = secrets.token_bytes(32)
@@ -92,6 +96,7 @@ class Custodian:
             self.identity.public,
             self.recipient.public,
             self.tls.certificate.decode(),
+            self.cosigner.witness_key,
         )
 
     def window(self, now: int) -> bytes:
@@ -175,6 +180,7 @@ class FakeCluster(rpc.WorkersServicer, rpc.ArtifactsServicer):
         self.owner_recipient = RecipientKey.generate()
         self.tls = self_signed(CLUSTER, "coordinator", "main", now=now)
         self.authority = CertificateAuthority.create(CLUSTER, now=now)
+        self.log = LogSigner.generate(f"{CLUSTER}/ledger")
         self.roster = Roster(
             cluster=CLUSTER,
             version=1,
@@ -186,7 +192,7 @@ class FakeCluster(rpc.WorkersServicer, rpc.ArtifactsServicer):
             operators=(Operator("root", self.operator.public),),
             operator_threshold=1,
             coordinator_tls=(self.tls.certificate.decode(),),
-            log_key="",
+            log_key=self.log.keys,
         )
         self.quorum = self.roster.quorum_of()
         self.seeds = {index: secrets.token_bytes(32) for index in range(self.quorum.seed_count)}

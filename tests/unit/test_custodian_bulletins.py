@@ -10,6 +10,7 @@ import pytest
 
 from keyquorum_core.bulletin import Bulletin, Kind, sign_bulletin
 from keyquorum_core.errors import KeyquorumError, MalformedError, Reason, RefusedError, StateError, UnavailableError
+from keyquorum_core.ledger.cosignatures import Cosigner
 from keyquorum_core.sealing import RecipientKey
 from keyquorum_core.signing import Identity, PublicIdentity
 from keyquorum_custodian.bulletins import Bulletins
@@ -49,7 +50,14 @@ class Custodian:
         self.now = NOW
         self.path = folder / "k.db"
         keystore.create(
-            self.path, "ch-1", Identity.generate(), RecipientKey.generate(), "p", opslimit=1, memlimit=8 << 10
+            self.path,
+            "ch-1",
+            Identity.generate(),
+            RecipientKey.generate(),
+            Cosigner.generate("demo/ch-1"),
+            "p",
+            opslimit=1,
+            memlimit=8 << 10,
         ).close()
         self.keystore = keystore.open(self.path, "p")
         self.bulletins = self._start(OPERATORS, 2)

@@ -12,6 +12,8 @@ import pytest
 from keyquorum.cli import run
 from keyquorum.keyfiles import create_keys, read_public_keys, unlock, write_new
 from keyquorum_core.errors import MalformedError, Reason, RefusedError, StateError, UnavailableError
+from keyquorum_core.ledger.cosignatures import Cosigner
+from keyquorum_core.ledger.log_keys import LogSigner
 from keyquorum_core.roster import EnrolmentCard, RosterCustodian, make_card
 from keyquorum_core.sealing import RecipientKey
 from keyquorum_core.signing import Identity
@@ -112,19 +114,28 @@ def test_a_roster_is_assembled_shown_and_verified(
         identity = Identity.generate()
         certificate = self_signed("demo", "custodian", name, now=now).certificate.decode()
         entry = RosterCustodian(
-            name, where, f"host-{number}:1", identity.public, RecipientKey.generate().public, certificate
+            name,
+            where,
+            f"host-{number}:1",
+            identity.public,
+            RecipientKey.generate().public,
+            certificate,
+            Cosigner.generate(f"demo/{name}").witness_key,
         )
         cards.append(tmp_path / f"{name}.card.json")
         cards[-1].write_bytes(make_card(EnrolmentCard("demo", entry, now), identity))
     (tmp_path / "main.pem").write_bytes(self_signed("demo", "coordinator", "main", now=now).certificate)
     (tmp_path / "rule.yaml").write_text("at_least: 2\njurisdictions: 2\n")
+    (tmp_path / "log.vkey").write_text(LogSigner.generate("demo/ledger").keys.encode() + "\n")
     roster, operators = tmp_path / "roster.json", tmp_path / "operators.json"
     line = ["roster", "create", "--cluster", "demo", "--quorum", str(tmp_path / "rule.yaml"), "--out", str(roster)]
     line += [part for card in cards for part in ("--card", str(card))]
     line += ["--operator-key", str(keys / "oscar.key.json"), "--coordinator-cert", str(tmp_path / "main.pem")]
+    line += ["--log-key", str(tmp_path / "log.vkey"), "--log-url", "https://log.example"]
     assert run([*line, "--operators-out", str(operators), "--json"]) == 0
     made = json.loads(capsys.readouterr().out)
     assert [each["id"] for each in made["custodians"]] == ["ch-1", "de-1", "is-1"]
+    assert (made["log"], made["log_url"]) == ("demo/ledger", "https://log.example")
     assert made["signed_by"] == made["operators"] == ["oscar"]
     assert run(["roster", "show", str(roster), "--operators", str(operators), "--json"]) == 0
     shown = json.loads(capsys.readouterr().out)
@@ -145,7 +156,8 @@ def test_a_card_of_another_cluster_makes_no_roster(
     identity = Identity.generate()
     now = int(time.time())
     tls = self_signed("prod", "custodian", "ch-1", now=now).certificate.decode()
-    entry = RosterCustodian("ch-1", "CH", "host:1", identity.public, RecipientKey.generate().public, tls)
+    hpke, cosigner = RecipientKey.generate().public, Cosigner.generate("prod/ch-1")
+    entry = RosterCustodian("ch-1", "CH", "host:1", identity.public, hpke, tls, cosigner.witness_key)
     (tmp_path / "card.json").write_bytes(make_card(EnrolmentCard("prod", entry, now), identity))
     (tmp_path / "rule.yaml").write_text("quorum: {at_least: 2}\n")
     (tmp_path / "main.pem").write_bytes(self_signed("demo", "coordinator", "main", now=now).certificate)

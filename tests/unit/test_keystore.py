@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from keyquorum_core.errors import KeyquorumError, MalformedError, Reason, RefusedError, StateError, UnavailableError
+from keyquorum_core.ledger.cosignatures import Cosigner
 from keyquorum_core.sealing import RecipientKey
 from keyquorum_core.signing import Identity
 from keyquorum_custodian import schema
@@ -25,6 +26,7 @@ def make(path: Path, identity: Identity | None = None, recipient: RecipientKey |
         "ch-1",
         identity or Identity.generate(),
         recipient or RecipientKey.generate(),
+        Cosigner.generate("demo/ch-1"),
         PASSPHRASE,
         opslimit=1,
         memlimit=8 << 10,
@@ -271,6 +273,14 @@ def test_a_value_of_the_wrong_type_is_malformed(tmp_path: Path) -> None:
     with pytest.raises(TypeError):
         store.update_ceremony("c", NOW, nonsense="x")
     with pytest.raises(MalformedError):
-        Keystore.create(tmp_path / "l.db", "ch-1", Identity.generate(), RecipientKey.generate(), "p", opslimit=99)
+        Keystore.create(
+            tmp_path / "l.db",
+            "ch-1",
+            Identity.generate(),
+            RecipientKey.generate(),
+            Cosigner.generate("demo/ch-1"),
+            "p",
+            opslimit=99,
+        )
     assert not (tmp_path / "l.db").exists()
     store.close()

@@ -15,8 +15,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from keyquorum_core.errors import KeyquorumError, MalformedError, Reason, RefusedError
+from keyquorum_core.ledger.cosignatures import Cosigner
+from keyquorum_core.ledger.log_keys import LogSigner
+from keyquorum_core.ledger.witness_keys import WitnessKeys
 from keyquorum_core.roster import (
     CARD_TYPE,
+    MAX_COSIGNERS,
     ROSTER_TYPE,
     EnrolmentCard,
     Operator,
@@ -38,14 +42,20 @@ def identity(seed: int) -> Identity:
     return Identity.from_seeds(bytes([seed]) * 32, bytes([seed + 100]) * 32)
 
 
+def witness(number: int, name: str) -> WitnessKeys:
+    return Cosigner.from_seeds(f"demo/{name}", bytes([number + 20]) * 32, bytes([number + 120]) * 32).witness_key
+
+
 def custodian(number: int, name: str, jurisdiction: str) -> RosterCustodian:
     hpke = RecipientKey.from_seed_bytes(b"\x00\x0fMLKEM768_X25519" + bytes([number]) * 32).public
-    return RosterCustodian(name, jurisdiction, f"{name}.example:700{number}", identity(number).public, hpke, PEM)
+    public = identity(number).public
+    return RosterCustodian(name, jurisdiction, f"{name}.example:700{number}", public, hpke, PEM, witness(number, name))
 
 
 CUSTODIANS = (custodian(1, "ch-1", "CH"), custodian(2, "de-1", "DE"), custodian(3, "us-1", "US"))
 OPERATORS = {"ann": identity(11), "ben": identity(12), "cleo": identity(13)}
 PINNED = {name: operator.public for name, operator in OPERATORS.items()}
+LOG = LogSigner.from_seeds("demo/ledger", bytes([60]) * 32, bytes([160]) * 32)
 ROSTER = Roster(
     cluster="demo",
     version=7,
@@ -57,7 +67,8 @@ ROSTER = Roster(
     operators=tuple(Operator(name, public) for name, public in PINNED.items()),
     operator_threshold=2,
     coordinator_tls=(PEM,),
-    log_key="",
+    log_key=LOG.keys,
+    log_url="https://log.example/demo",
 )
 SIGNED = sign_roster(ROSTER, (OPERATORS["ann"], OPERATORS["cleo"]))
 CARD = EnrolmentCard("demo", CUSTODIANS[0], NOW)
@@ -73,14 +84,18 @@ def test_layout_of_the_roster_is_pinned() -> None:
     assert rfc8785.dumps(tree) == payload
     assert sorted(tree) == [
         "cluster", "committee", "coordinator_tls", "custodians", "expires_at", "issued_at", "log_key",
-        "operator_threshold", "operators", "quorum", "version",
+        "log_url", "operator_threshold", "operators", "quorum", "version",
     ]  # fmt: skip
-    assert sorted(tree["custodians"][0]) == ["address", "hpke", "id", "identity", "jurisdiction", "tls_certificate"]
+    assert sorted(tree["custodians"][0]) == [
+        "address", "hpke", "id", "identity", "jurisdiction", "tls_certificate", "witness_key",
+    ]  # fmt: skip
+    assert tree["log_key"] == LOG.keys.encode()
+    assert tree["custodians"][0]["witness_key"] == witness(1, "ch-1").encode()
     assert sorted(tree["operators"][0]) == ["identity", "name"]
     assert (
         ROSTER.digest
         == hashlib.sha256(payload).hexdigest()
-        == "e69461811255e18c83d11cdf2d2081d9eb627e0c8fb4e5d9cd11c1fd7db33f7b"
+        == "4b89b4b79613622cc168fe1b8573f7417c928f73a4103f9d0e310a62c69d0964"
     )
 
 
@@ -88,7 +103,7 @@ def test_layout_of_the_enrolment_card_is_pinned() -> None:
     payload = CARD.payload()
     assert rfc8785.dumps(json.loads(payload)) == payload
     assert sorted(json.loads(payload)) == ["cluster", "custodian", "issued_at"]
-    assert hashlib.sha256(payload).hexdigest() == "63acb9c9a5266dba283210e4ad327e6be57690b72ed80b5a1c5566b41493a1b9"
+    assert hashlib.sha256(payload).hexdigest() == "c8aa22904ccd0e83a597a973c585853d31798516fb5501a75e97aac27bdddeb8"
 
 
 def test_a_roster_signed_by_enough_operators_opens() -> None:
@@ -182,7 +197,15 @@ def swapped(**changes: Any) -> tuple[RosterCustodian, ...]:
         {"committee": ""},
         {"coordinator_tls": ()},
         {"coordinator_tls": ("PEM",)},
-        {"log_key": "a\nb"},
+        {"custodians": swapped(witness_key=CUSTODIANS[0].witness_key)},
+        {"custodians": swapped(witness_key=witness(1, "de-1"))},
+        {"custodians": swapped(witness_key=witness(2, "de-2"))},
+        {"log_key": LogSigner.from_seeds("demo/ch-1", bytes([60]) * 32, bytes([160]) * 32).keys},
+        {"log_key": LogSigner.from_seeds("demo/ledger", bytes([21]) * 32, bytes([160]) * 32).keys},
+        {"log_key": LogSigner.from_seeds("demo/ledger", bytes([1]) * 32, bytes([160]) * 32).keys},
+        {"log_url": "ftp://log.example"},
+        {"log_url": "https://log.example/"},
+        {"log_url": "https://log.example/?x"},
     ],
     ids=lambda c: f"{next(iter(c))} {len(str(c))}",
 )  # fmt: skip
@@ -268,3 +291,53 @@ def test_roster_shaped_json_raises_only_our_errors(data: st.DataObject) -> None:
     part[data.draw(st.sampled_from(sorted(part)))] = data.draw(JSON)
     with contextlib.suppress(KeyquorumError):
         Roster.parse(json.dumps(tree, sort_keys=True, separators=(",", ":")).encode())
+
+
+def test_a_roster_without_a_log_can_be_made_and_names_none() -> None:
+    bare = dataclasses.replace(ROSTER, log_key=None, log_url="")
+    tree = json.loads(bare.payload())
+    assert (tree["log_key"], tree["log_url"]) == ("", "")
+    assert Roster.parse(bare.payload()).log_key is None
+
+
+@pytest.mark.parametrize(
+    "text",
+    [LOG.keys.encode()[:-4], LOG.keys.ed25519.encode(), " ".join(LOG.keys.encode().split()[::-1]),
+     witness(1, "ch-1").encode(), LOG.keys.encode().replace(LOG.keys.ed25519.key_id.hex(), "00000000")],
+    ids=["cut short", "one key", "swapped", "a witness's", "another key id"],
+)  # fmt: skip
+def test_a_log_key_is_the_two_keys_of_one_log(text: str) -> None:
+    tree = json.loads(ROSTER.payload())
+    with pytest.raises(MalformedError):
+        Roster.parse(rfc8785.dumps({**tree, "log_key": text}))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [LOG.keys.encode(), witness(1, "ch-1").ed25519.encode(), " ".join(witness(1, "ch-1").encode().split()[::-1]), ""],
+    ids=["the log's", "one key", "swapped", "none"],
+)
+def test_a_witness_key_is_the_two_keys_of_one_witness(text: str) -> None:
+    tree = json.loads(ROSTER.payload())
+    tree["custodians"][0]["witness_key"] = text
+    with pytest.raises(MalformedError):
+        Roster.parse(rfc8785.dumps(tree))
+
+
+def test_a_quorum_that_no_checkpoint_could_carry_is_refused_where_a_log_runs() -> None:
+    many = tuple(custodian(number, f"c-{number}", "CH") for number in range(1, 10))
+    big: dict[str, Any] = {"custodians": many, "quorum": {"at_least": MAX_COSIGNERS + 1}}
+    assert dataclasses.replace(ROSTER, **big, log_key=None).quorum_of().seed_count > 0
+    with pytest.raises(MalformedError) as caught:
+        dataclasses.replace(ROSTER, **big)
+    assert caught.value.reason is Reason.ROSTER
+    assert dataclasses.replace(ROSTER, custodians=many, quorum={"at_least": MAX_COSIGNERS}).witnesses().keys() == {
+        custodian.id for custodian in many
+    }
+
+
+def test_a_card_for_another_name_than_the_witness_keys_cannot_be_made() -> None:
+    with pytest.raises(MalformedError):
+        EnrolmentCard("demo", dataclasses.replace(CUSTODIANS[0], witness_key=witness(1, "ch-2")), NOW)
+    with pytest.raises(MalformedError):
+        EnrolmentCard("prod", CUSTODIANS[0], NOW)

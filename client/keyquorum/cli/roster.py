@@ -27,6 +27,11 @@ def create(
     operator_key: Annotated[list[Path], typer.Option(help="Private key file of an operator that signs.")],
     coordinator_cert: Annotated[list[Path], typer.Option(help="A coordinator's TLS certificate (PEM).")],
     out: Annotated[Path, typer.Option(help="Where to write the roster; never replaced.")],
+    log_key: Annotated[
+        Path | None,
+        typer.Option(help="The coordinator's log.vkey. Without it the roster's custodians release nothing."),
+    ] = None,
+    log_url: Annotated[str, typer.Option(help="Where the ledger is read: http(s)://host[:port][/path].")] = "",
     operator_pub: Annotated[
         list[Path] | None, typer.Option(help="Public key file of a further operator, that doesn't sign now.")
     ] = None,
@@ -72,6 +77,8 @@ def create(
         coordinator_tls=[
             read_file(path, "coordinator's certificate").decode("ascii", "replace") for path in coordinator_cert
         ],
+        log_key=read_file(log_key, "ledger's keys").decode("utf-8", "replace").strip() if log_key is not None else "",
+        log_url=log_url,
     )
     write_new(out, made.envelope, private=False)
     if operators_out is not None:
@@ -119,6 +126,9 @@ def _show(roster: Roster, signed: list[str] | None, as_json: bool) -> None:
         "operator_threshold": roster.operator_threshold,
         "quorum": quorum.rule,
         "quorum_words": quorum.words(),
+        "log": roster.log_key.origin if roster.log_key is not None else "",
+        "log_key": roster.log_key.encode() if roster.log_key is not None else "",
+        "log_url": roster.log_url,
         "custodians": [
             {
                 "id": each.id,
@@ -142,6 +152,7 @@ def _show(roster: Roster, signed: list[str] | None, as_json: bool) -> None:
             ("signed by", ", ".join(signed) if signed else "NOT VERIFIED"),
             ("next one signed by", f"{roster.operator_threshold} of {', '.join(o.name for o in roster.operators)}"),
             ("quorum", quorum.words()),
+            ("ledger", _ledger(roster)),
         ),
     )
     output.table(
@@ -149,3 +160,10 @@ def _show(roster: Roster, signed: list[str] | None, as_json: bool) -> None:
         ("custodian", "jurisdiction", "address", "fingerprint"),
         [(each.id, each.jurisdiction, each.address, each.identity.fingerprint[:32]) for each in roster.custodians],
     )
+
+
+def _ledger(roster: Roster) -> str:
+    if roster.log_key is None:
+        return "NONE: custodians release nothing under this roster"
+    where = f" at {roster.log_url}" if roster.log_url else ""
+    return f"{roster.log_key.origin}, key {roster.log_key.ed25519.key_id.hex()}{where}"

@@ -21,6 +21,7 @@ from keyquorum_core.ledger.checkpoints import Checkpoint
 from keyquorum_core.ledger.merkle import HASH_SIZE, MAX_SIZE
 from keyquorum_core.ledger.notes import Note, NoteSignature
 from keyquorum_core.ledger.verifier_keys import SignatureType, VerifierKey, check_key_name
+from keyquorum_core.ledger.witness_keys import WitnessKeys
 from keyquorum_core.transcript import u64be
 
 __all__ = [
@@ -29,6 +30,7 @@ __all__ = [
     "Witnessed",
     "cosignature_message",
     "sign_ml_dsa_44",
+    "signing_keys",
     "subtree_message",
     "verify_signature",
     "witnessed",
@@ -123,6 +125,18 @@ def sign_ml_dsa_44(key: VerifierKey, private: MLDSA44PrivateKey, checkpoint: Che
     return NoteSignature(key.name, key.key_id, u64be(now) + private.sign(message))
 
 
+def signing_keys(ed25519: bytes, ml_dsa_44: bytes) -> tuple[Ed25519PrivateKey, MLDSA44PrivateKey]:
+    """A signer's private keys from their seeds. Raises :class:`MalformedError` unless both are 32 bytes."""
+    if (len(ed25519), len(ml_dsa_44)) != (32, 32):
+        raise MalformedError(
+            Reason.MALFORMED,
+            "not the seeds of a signer",
+            expected="32 bytes for each key",
+            actual=f"{len(ed25519)} and {len(ml_dsa_44)} bytes",
+        )
+    return Ed25519PrivateKey.from_private_bytes(ed25519), MLDSA44PrivateKey.from_seed_bytes(ml_dsa_44)
+
+
 class Cosigner:
     """A witness's two keys under one name. They must be its own: 0x04 does not say who signed."""
 
@@ -134,6 +148,20 @@ class Cosigner:
             VerifierKey(name, SignatureType.ML_DSA_44, ml_dsa_44.public_key().public_bytes_raw()),
         )
 
+    @classmethod
+    def generate(cls, name: str) -> Cosigner:
+        """New keys, from the system's randomness."""
+        return cls(name, Ed25519PrivateKey.generate(), MLDSA44PrivateKey.generate())
+
+    @classmethod
+    def from_seeds(cls, name: str, ed25519: bytes, ml_dsa_44: bytes) -> Cosigner:
+        """The inverse of :meth:`seeds`. Raises :class:`MalformedError` unless both are 32 bytes."""
+        return cls(name, *signing_keys(ed25519, ml_dsa_44))
+
+    def seeds(self) -> tuple[bytes, bytes]:
+        """Both private keys as 32 bytes each, to be stored encrypted: Ed25519, then ML-DSA-44 (FIPS 204's ξ)."""
+        return self._ed25519.private_bytes_raw(), self._ml_dsa_44.private_bytes_raw()
+
     @property
     def name(self) -> str:
         return self._keys[0].name
@@ -142,6 +170,11 @@ class Cosigner:
     def keys(self) -> tuple[VerifierKey, VerifierKey]:
         """Type 0x04, then 0x06."""
         return self._keys
+
+    @property
+    def witness_key(self) -> WitnessKeys:
+        """The same as one value: what a roster names."""
+        return WitnessKeys(*self._keys)
 
     def cosign(self, checkpoint: Checkpoint, now: int) -> tuple[NoteSignature, NoteSignature]:
         """Both lines. Only for a checkpoint that extends the last one cosigned, and after that one is on disk.

@@ -14,7 +14,7 @@ from cryptography.hazmat.primitives.asymmetric.mldsa import MLDSA44PrivateKey
 
 from keyquorum_core.errors import MalformedError, Reason, RefusedError
 from keyquorum_core.ledger.checkpoints import Checkpoint
-from keyquorum_core.ledger.cosignatures import sign_ml_dsa_44, verify_signature
+from keyquorum_core.ledger.cosignatures import sign_ml_dsa_44, signing_keys, verify_signature
 from keyquorum_core.ledger.notes import Note, NoteSignature, parse_note
 from keyquorum_core.ledger.verifier_keys import SignatureType, VerifierKey
 
@@ -124,6 +124,20 @@ class LogSigner:
             VerifierKey(origin, SignatureType.ED25519, ed25519.public_key().public_bytes_raw()),
             VerifierKey(origin, SignatureType.ML_DSA_44, ml_dsa_44.public_key().public_bytes_raw()),
         )
+
+    @classmethod
+    def generate(cls, origin: str) -> LogSigner:
+        """New keys, from the system's randomness."""
+        return cls(origin, Ed25519PrivateKey.generate(), MLDSA44PrivateKey.generate())
+
+    @classmethod
+    def from_seeds(cls, origin: str, ed25519: bytes, ml_dsa_44: bytes) -> LogSigner:
+        """The inverse of :meth:`seeds`. Raises :class:`MalformedError` unless both are 32 bytes."""
+        return cls(origin, *signing_keys(ed25519, ml_dsa_44))
+
+    def seeds(self) -> tuple[bytes, bytes]:
+        """Both private keys as 32 bytes each: Ed25519, then ML-DSA-44 (FIPS 204's ξ)."""
+        return self._ed25519.private_bytes_raw(), self._ml_dsa_44.private_bytes_raw()
 
     @property
     def origin(self) -> str:

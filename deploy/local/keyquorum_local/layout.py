@@ -23,6 +23,7 @@ from keyquorum.keyfiles import create_keys
 from keyquorum_core.attestation.development import DEVELOPMENT_TCB, DevelopmentVendor
 from keyquorum_core.errors import KeyquorumError, Reason, StateError
 from keyquorum_core.keywrap import load_keys
+from keyquorum_core.ledger.log_keys import LogKeys
 from keyquorum_core.roster import Operator, Roster, open_card, sign_roster
 from keyquorum_custodian.trust import add_owner
 from keyquorum_protos.wire.ports import choose_port
@@ -214,7 +215,7 @@ def _sign_roster(layout: Layout, quorum: Mapping[str, object], now: int) -> str:
         operators=(Operator("ops", operator.identity.public),),
         operator_threshold=1,
         coordinator_tls=((layout.coordinator / "tls-cert.pem").read_text(),),
-        log_key="",
+        log_key=LogKeys.parse((layout.coordinator / "log.vkey").read_text().strip()),
     )
     pinned = {"ops": base64.b64encode(operator.identity.public.to_bytes()).decode()}
     operators = json.dumps({"threshold": 1, "operators": pinned}).encode()

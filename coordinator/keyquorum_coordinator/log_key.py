@@ -1,0 +1,41 @@
+"""The ledger's signing keys on the coordinator's disk: made once by ``init``, read strictly, never made by serving.
+
+``log-key.json`` holds the origin and both private keys; ``log.vkey`` the two verifier keys in one line, which the
+operators put into the roster. Whoever has the private keys can sign forks of the log; the custodians, who cosign only
+what extends what they saw, are what makes a fork visible.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Final
+
+import rfc8785
+
+from keyquorum_coordinator.config import read_bytes
+from keyquorum_core.ledger.log_keys import LogSigner
+from keyquorum_core.strictjson import Fields, loads
+
+__all__ = ["LOG_VKEY", "encode_log_key", "load_log_key", "log_origin"]
+
+LOG_VKEY: Final = "log.vkey"
+
+
+def log_origin(cluster: str) -> str:
+    """The name that a cluster's ledger signs under, unless ``init`` is given another."""
+    return f"{cluster}/ledger"
+
+
+def encode_log_key(signer: LogSigner) -> bytes:
+    """What ``log-key.json`` holds."""
+    ed25519, ml_dsa_44 = signer.seeds()
+    return rfc8785.dumps({"origin": signer.origin, "ed25519": ed25519.hex(), "ml_dsa_44": ml_dsa_44.hex()})
+
+
+def load_log_key(path: Path) -> LogSigner:
+    """Raises ``NOT_FOUND``, ``STORAGE`` or :class:`MalformedError`."""
+    what = "the ledger's signing keys"
+    fields = Fields(loads(read_bytes(path, what, 4096), what, max_depth=1), what)
+    signer = LogSigner.from_seeds(fields.text("origin"), fields.hex("ed25519", 32), fields.hex("ml_dsa_44", 32))
+    fields.done()
+    return signer
