@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,7 +13,7 @@ import rfc8785
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from keyquorum_core.attestation.binding import report_data
+from keyquorum_core.attestation.binding import gpu_digest, gpu_nonce, report_data
 from keyquorum_core.attestation.evidence import MAX_DOCUMENT_BYTES, EvidenceDocument, EvidenceItem, WindowNonce
 from keyquorum_core.errors import KeyquorumError, MalformedError, Reason
 from keyquorum_core.transcript import H, transcript
@@ -22,6 +24,41 @@ DOCUMENT = EvidenceDocument(
     signing_key=b"\x03" * 1984,
     items=(EvidenceItem("sev-snp", b"report", (b"vcek", b"ask")),),
 )
+
+
+GPUS = (EvidenceItem("nvidia-gpu", b"first", ()), EvidenceItem("nvidia-gpu", b"second", ()))
+VECTORS = json.loads((Path(__file__).parents[2] / "docs" / "spec" / "vectors" / "evidence.json").read_text())
+
+
+@pytest.mark.parametrize("vector", VECTORS["vectors"], ids=lambda v: v["name"])
+def test_vector(vector: dict[str, Any]) -> None:
+    data = vector["document"].encode()
+    if vector["expect"] != "ok":
+        with pytest.raises(KeyquorumError) as caught:
+            EvidenceDocument.parse(data)
+        assert caught.value.reason == vector["expect"]
+        return
+    document = EvidenceDocument.parse(data)
+    assert [item.type for item in document.items] == vector["types"]
+    assert document.digest().hex() == vector["digest"]
+    assert document.challenge().hex() == vector["challenge"]
+    assert document.gpu_nonce().hex() == vector["gpu_nonce"]
+    assert document.report_data().hex() == vector["report_data"]
+
+
+def test_gpus_are_bound_by_all_other_evidence_and_each_gpu_by_challenge_and_key() -> None:
+    document = replace(DOCUMENT, items=(*GPUS, *DOCUMENT.items))
+    assert document.gpu_nonce() == H("keyquorum/v1/gpu-nonce", document.challenge(), b"hpke")
+    assert gpu_nonce(b"c", b"h") == H("keyquorum/v1/gpu-nonce", b"c", b"h")
+    gpus = H("keyquorum/v1/gpu-evidence", b"first", b"second")
+    assert document.report_data() == report_data(b"hpke", b"\x03" * 1984, document.challenge(), gpus)
+    assert gpu_digest([]) == b""
+    assert DOCUMENT.report_data() == report_data(b"hpke", b"\x03" * 1984, DOCUMENT.challenge())
+    for items in ((GPUS[1], GPUS[0], *DOCUMENT.items), (GPUS[0], *DOCUMENT.items)):
+        assert replace(document, items=items).report_data() != document.report_data()
+    # Endorsements may be fetched anew without new evidence.
+    again = (replace(GPUS[0], endorsements=(b"rim",)), GPUS[1], *DOCUMENT.items)
+    assert replace(document, items=again).report_data() == document.report_data()
 
 
 def changed(**members: Any) -> bytes:
@@ -93,11 +130,12 @@ ITEM = {"type": "sev-snp", "evidence": "cmVwb3J0", "endorsements": []}
         {"signing_key": "AAAA"},
         {"items": []},
         {"items": [ITEM, ITEM]},
+        {"items": [ITEM, {**ITEM, "type": "nvidia-gpu"}]},
         {"items": [{**ITEM, "type": "Sev Snp"}]},
         {"items": [{**ITEM, "evidence": ""}]},
         {"items": [{**ITEM, "extra": 1}]},
         {"items": [{**ITEM, "endorsements": [7]}]},
-        {"items": [{**ITEM, "endorsements": ["AAAA"] * 17}]},
+        {"items": [{**ITEM, "endorsements": ["AAAA"] * 65}]},
         {"items": "sev-snp"},
     ],
     ids=lambda members: json.dumps(members)[:40],

@@ -20,7 +20,6 @@ from keyquorum_core.attestation.nvidia_appraisal import (
     NvidiaSettings,
     ShownGpu,
     appraise,
-    gpu_nonce,
 )
 from keyquorum_core.attestation.nvidia_certificates import Certificate, verify_device
 from keyquorum_core.attestation.nvidia_ocsp import looks_like_ocsp, verify_revocation
@@ -28,7 +27,6 @@ from keyquorum_core.attestation.nvidia_report import Field
 from keyquorum_core.attestation.nvidia_verdict import judge_nvidia_gpu
 from keyquorum_core.attestation.roots import NVIDIA_DEVICE_ROOTS, NVIDIA_RIM_ROOTS
 from keyquorum_core.errors import KeyquorumError, MalformedError, Reason
-from keyquorum_core.transcript import H
 from tests.support import nvidia
 from tests.support.nvidia import CREATED_AT, GOLDEN, NONCE, SETTINGS, gpu, ocsp_response, rim_maker
 
@@ -91,10 +89,6 @@ def test_a_gpu_among_several_that_does_not_match_is_refused() -> None:
 
 def test_a_gpu_shown_twice_is_refused() -> None:
     refused(Reason.PROVENANCE, lambda: accept(nvidia.evidence(0, 1, 0)))
-
-
-def test_the_gpus_nonce_is_bound_to_challenge_and_key() -> None:
-    assert gpu_nonce(b"c" * 32, b"key") == H("keyquorum/v1/gpu-nonce", b"c" * 32, b"key")
 
 
 def test_a_report_for_another_challenge_is_refused() -> None:

@@ -1,8 +1,9 @@
 """The evidence document: what a worker shows every custodian, in one canonical JSON value (docs/spec/evidence.md).
 
-It holds the nonces that the challenge is made of, the two public keys that the evidence is bound to, and the evidence
-itself with its endorsements. Canonical (RFC 8785) bytes are required on reading, so that one document has one digest:
-the ledger leaf names the evidence by it, and appraisals are kept under it.
+It holds the nonces that the challenge is made of, the two public keys that the evidence is bound to, and one or more
+items: what each piece of hardware signed, with its endorsements. Items of type ``nvidia-gpu`` may be several and stand
+first, as they are collected first; every other type stands once. Canonical (RFC 8785) bytes are required on reading, so
+that one document has one digest: the ledger leaf names the evidence by it, and appraisals are kept under it.
 """
 
 from __future__ import annotations
@@ -14,19 +15,22 @@ from dataclasses import dataclass
 
 import rfc8785
 
+from keyquorum_core.attestation.binding import gpu_digest, gpu_nonce, report_data
 from keyquorum_core.errors import MalformedError, Reason
 from keyquorum_core.release import challenge
 from keyquorum_core.strictjson import Fields, loads
 
-__all__ = ["MAX_DOCUMENT_BYTES", "EvidenceDocument", "EvidenceItem", "WindowNonce"]
+__all__ = ["MAX_DOCUMENT_BYTES", "NVIDIA_GPU", "EvidenceDocument", "EvidenceItem", "WindowNonce"]
 
-MAX_DOCUMENT_BYTES = 1 << 20
+MAX_DOCUMENT_BYTES = 4 << 20
+NVIDIA_GPU = "nvidia-gpu"
+"""The one type of which a document may hold several items."""
 
 _WHAT = "evidence document"
 _MAX_NONCES = 128
-_MAX_ITEMS = 16
-_MAX_ENDORSEMENTS = 16
-_MAX_PART_BYTES = 256 << 10
+_MAX_ITEMS = 24
+_MAX_ENDORSEMENTS = 64
+_MAX_PART_BYTES = 512 << 10
 _MAX_HPKE_KEY_BYTES = 512 << 10  # room for the largest second-layer KEM that still fits the document
 _SIGNING_KEY_BYTES = 1984
 _CUSTODIAN_ID = re.compile(r"[a-z0-9]([a-z0-9-]{0,30}[a-z0-9])?")
@@ -44,7 +48,8 @@ class WindowNonce:
 
 @dataclass(frozen=True, slots=True)
 class EvidenceItem:
-    """What one piece of hardware signed, as it came from it, and the vendor certificates that go with it (DER)."""
+    """What one piece of hardware signed, and the vendor's certificates, collateral or manifests that go with it; in
+    which form and order, the type's own specification says."""
 
     type: str
     evidence: bytes
@@ -53,7 +58,7 @@ class EvidenceItem:
 
 @dataclass(frozen=True, slots=True)
 class EvidenceDocument:
-    """Nonces sorted by custodian id, each custodian once; items of distinct types.
+    """Nonces sorted by custodian id, each custodian once; GPU items, then items of distinct other types.
 
     Raises :class:`MalformedError` where that does not hold.
     """
@@ -74,11 +79,17 @@ class EvidenceDocument:
         if any(len(entry.nonce) != 32 or entry.window < 0 for entry in self.nonces):
             raise MalformedError(Reason.MALFORMED, f"{_WHAT}: bad nonce", expected="32 bytes and a window from 0")
         types = [item.type for item in self.items]
-        if not types or len(set(types)) != len(types) or not all(_TYPE.fullmatch(each) for each in types):
+        others = types[types.count(NVIDIA_GPU) :]
+        if (
+            not types
+            or NVIDIA_GPU in others
+            or len(set(others)) != len(others)
+            or not all(_TYPE.fullmatch(each) for each in types)
+        ):
             raise MalformedError(
                 Reason.MALFORMED,
                 f"{_WHAT}: bad list of items",
-                expected="at least one item, each type once",
+                expected=f"at least one item, those of type {NVIDIA_GPU} first, every other type once",
                 actual=", ".join(types)[:200],
             )
         if len(self.signing_key) != _SIGNING_KEY_BYTES or not 0 < len(self.hpke_key) <= _MAX_HPKE_KEY_BYTES:
@@ -113,7 +124,7 @@ class EvidenceDocument:
 
     @classmethod
     def parse(cls, data: bytes) -> EvidenceDocument:
-        """Read a document of at most 1 MiB. Raises :class:`MalformedError` for anything but canonical bytes of one."""
+        """Read a document of at most 4 MiB. Raises :class:`MalformedError` for anything but canonical bytes of one."""
         fields = Fields(loads(data, _WHAT, max_bytes=MAX_DOCUMENT_BYTES), _WHAT)
         fields.integer("v", 1, 1)
         document = cls(
@@ -134,6 +145,15 @@ class EvidenceDocument:
     def challenge(self) -> bytes:
         """``H("keyquorum/v1/challenge", id₁, nonce₁, …)`` over the list, 32 bytes."""
         return challenge({each.custodian: each.nonce for each in self.nonces})
+
+    def gpu_nonce(self) -> bytes:
+        """What each GPU must have been asked with, 32 bytes."""
+        return gpu_nonce(self.challenge(), self.hpke_key)
+
+    def report_data(self) -> bytes:
+        """What every item but the GPUs' must be bound to, 64 bytes."""
+        gpus = [item.evidence for item in self.items if item.type == NVIDIA_GPU]
+        return report_data(self.hpke_key, self.signing_key, self.challenge(), gpu_digest(gpus))
 
     def nonce_of(self, custodian: str) -> WindowNonce | None:
         """The entry of one custodian, or ``None`` where it is not in the list."""

@@ -32,6 +32,7 @@ from dataclasses import dataclass
 
 import rfc8785
 
+from keyquorum_core.attestation.evidence import NVIDIA_GPU
 from keyquorum_core.attestation.nvidia_certificates import Certificate
 from keyquorum_core.attestation.nvidia_gpu import (
     GoldenMatch,
@@ -48,7 +49,6 @@ from keyquorum_core.attestation.nvidia_rim import Rim, looks_like_rim, verify_ri
 from keyquorum_core.attestation.roots import NVIDIA_DEVICE_ROOTS, NVIDIA_RIM_ROOTS
 from keyquorum_core.errors import MalformedError, Reason, RefusedError
 from keyquorum_core.strictjson import Fields, loads
-from keyquorum_core.transcript import H
 
 __all__ = [
     "NVIDIA_GPU",
@@ -60,10 +60,8 @@ __all__ = [
     "appraise",
     "check_reference",
     "check_settings",
-    "gpu_nonce",
 ]
 
-NVIDIA_GPU = "nvidia-gpu"
 MAX_GPUS = 16
 
 _WHAT = "NVIDIA reference values"
@@ -77,11 +75,6 @@ _PRODUCTION = "production"
 _CHIP = re.compile(r"G[A-Z][0-9]{3}|G[A-Z][0-9A-Z]{3}", re.ASCII)
 _DRIVER = re.compile(r"[0-9]{1,4}(?:\.[0-9]{1,4}){1,3}", re.ASCII)
 _VBIOS = re.compile(r"[0-9A-F]{2}(?:\.[0-9A-F]{2}){4}", re.ASCII)
-
-
-def gpu_nonce(challenge: bytes, hpke_key: bytes) -> bytes:
-    """The 32 bytes put to each GPU: bound to the challenge and to the worker's encoded HPKE public key (DESIGN §7)."""
-    return H("keyquorum/v1/gpu-nonce", challenge, hpke_key)
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,7 +105,8 @@ class GpuEvidence:
     gpus: tuple[ShownGpu, ...]
 
     def to_bytes(self) -> bytes:
-        """RFC 8785 JSON, whose SHA-256 the CPU evidence binds."""
+        """RFC 8785 JSON: the evidence of one item, which all other evidence binds
+        (:func:`~keyquorum_core.attestation.binding.gpu_digest`)."""
         return rfc8785.dumps(
             {
                 "v": 1,
@@ -235,7 +229,7 @@ def appraise(
 ) -> AppraisedGpus:
     """Appraise a worker's GPU evidence with its RIMs (XML) and OCSP responses (DER) at ``now`` (unix seconds).
 
-    ``expected_nonce`` is that of :func:`gpu_nonce`.
+    ``expected_nonce`` is that of :func:`~keyquorum_core.attestation.binding.gpu_nonce`.
     Raises :class:`MalformedError` and :class:`RefusedError` with the reasons in the module's list.
     """
     shown = GpuEvidence.parse(evidence)
