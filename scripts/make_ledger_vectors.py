@@ -30,7 +30,7 @@ from keyquorum_core.ledger.log_keys import LogSigner, SignedCheckpoint
 from keyquorum_core.ledger.merkle import EMPTY_ROOT, leaf_hash
 from keyquorum_core.ledger.notes import Note, NoteSignature, parse_note
 from keyquorum_core.ledger.proofs import consistency_proof, inclusion_proof, reader_of, tree_root
-from keyquorum_core.ledger.tiles import Bundle, Tile, encode_bundle
+from keyquorum_core.ledger.tiles import Bundle, Tile, encode_bundle, encode_tile, tiles_between
 from keyquorum_core.ledger.tlog_proof import TlogProof
 from keyquorum_core.ledger.verifier_keys import SignatureType, VerifierKey
 from keyquorum_core.ledger.witness_policy import witness_policy
@@ -450,6 +450,97 @@ def files(out: Vectors, signed: SignedCheckpoint, leaves: list[bytes], nodes: di
     parse_note(signed.encode())
 
 
+def served_files(count: int) -> tuple[dict[str, bytes], list[bytes]]:
+    """The files of a log whose leaves are ``leaf 0``, ``leaf 1`` …, and its root at every size."""
+    leaves = [b"leaf %d" % number for number in range(count)]
+    nodes: dict[tuple[int, int], bytes] = {}
+    tree, roots = CompactRange(), [EMPTY_ROOT]
+    for leaf in leaves:
+        tree.append(leaf_hash(leaf), lambda level, index, value: nodes.__setitem__((level, index), value))
+        roots.append(tree.root())
+    out = {}
+    for tile in tiles_between(0, count):
+        first = 256 * tile.index
+        out[tile.path] = encode_tile([nodes[8 * tile.level, first + n] for n in range(tile.width)])
+        if tile.level == 0:
+            bundle = Bundle(tile.index, tile.width)
+            out[bundle.path] = encode_bundle(leaves[first : first + tile.width])
+    return out, roots
+
+
+def whole_logs(out: Vectors) -> None:
+    """What is served of a log of 600 leaves: as it should be, or with files exchanged, cut, or changed."""
+    served, roots = served_files(600)
+
+    def log(title: str, expect: str = "ok", past: int | None = None, resume: bool = False, **members: object) -> None:
+        vector: Vector = {"leaves": 600, "root": roots[600].hex(), "changes": {}, "resume": resume}
+        if past is not None:
+            vector["past"] = {"size": past, "root": roots[past].hex()}
+        out.add(f"served: {title}", "replay", expect, **{**vector, **members})
+
+    def change(base: str, at: int = 0, remove: int = 0, insert: bytes = b"") -> Vector:
+        return {"base": base, "at": at, "remove": remove, "insert": {"hex": insert.hex()}}
+
+    def flip(path: str, at: int) -> dict[str, Vector]:
+        return {path: change(path, at, 1, bytes([served[path][at] ^ 1]))}
+
+    leaves, tile, above = "tile/entries/001", "tile/0/001", "tile/1/000.p/2"
+    last = "tile/0/002.p/88"
+    log("whole")
+    log("whole, after 300 leaves", past=300, resume=True)
+    log("whole, after 512 leaves", past=512, resume=True)
+    log("whole, after itself", past=600, resume=True)
+    log("whole, compared with 300 leaves", past=300)
+    log("a bit of a leaf", "LEDGER_PROOF", changes=flip(leaves, 2))
+    log("a bit of a tile", "LEDGER_PROOF", changes=flip(tile, 8191))
+    log("a bit of a tile above", "LEDGER_PROOF", changes=flip(above, 40))
+    log("a bit of a tile above, after 300 leaves", "LEDGER_PROOF", past=300, resume=True, changes=flip(above, 0))
+    log("a bit of an old leaf, after 300 leaves", "LEDGER_PROOF", past=300, resume=True, changes=flip(leaves, 3))
+    log("a bundle cut short", "MALFORMED", changes={leaves: change(leaves, len(served[leaves]) - 1, 1)})
+    log("a tile cut short", "MALFORMED", changes={tile: change(tile, 8160, 32)})
+    log("a tile with a hash more", "MALFORMED", changes={last: change(last, 0, 0, bytes(32))})
+    log("an empty tile", "MALFORMED", changes={tile: change(tile, 0, 8192)})
+    log("tiles exchanged", "LEDGER_PROOF", changes={tile: change("tile/0/000"), "tile/0/000": change(tile)})
+    both = {"tile/entries/000": change(leaves), leaves: change("tile/entries/000")}
+    log("bundles exchanged", "LEDGER_PROOF", changes=both)
+    both |= {tile: change("tile/0/000"), "tile/0/000": change(tile)}
+    log("bundles and tiles exchanged", "LEDGER_PROOF", changes=both)
+    twice = {tile: change("tile/0/000"), leaves: change("tile/entries/000")}
+    log("a tile and its leaves twice", "LEDGER_PROOF", changes=twice)
+    log("under another root", "LEDGER_PROOF", root=roots[599].hex())
+    roots[300] = roots[299]
+    log("a fork, after it", "LEDGER_PROOF", past=300, resume=True)
+    log("a fork, from the first leaf", "LEDGER_FORK", past=300)
+    log("a fork that is not proven", "LEDGER_PROOF", past=300, root=roots[599].hex())
+
+
+def quorums(out: Vectors, signed: SignedCheckpoint, witnesses: list[Cosigner]) -> None:
+    """A reader by the roster: its quorum rule, over custodians both of whose keys cosigned."""
+    laws = ("CH", "DE", "FR")
+    custodians = {
+        each.name.partition(".")[0]: {"jurisdiction": law, "witness_key": each.witness_key.encode()}
+        for law, each in zip(laws, witnesses, strict=True)
+    }
+    log, lines = signed.note.signatures[:2], signed.note.signatures[2:]
+    two: Vector = {"at_least": 2}
+    home: Vector = {"at_least": 2, "include": {"jurisdiction": "FR"}}
+    for title, expect, rule, cosigned, now, oldest in (
+        ("three", "ok", two, lines, NOW, 0),
+        ("two", "ok", two, lines[:4], NOW, 0),
+        ("one and a half", "NO_QUORUM", two, lines[:3], NOW, 0),
+        ("two of another law than the rule asks for", "NO_QUORUM", home, lines[:4], NOW, 0),
+        ("two, one by the law that the rule asks for", "ok", home, lines[2:], NOW, 0),
+        ("nobody", "NO_QUORUM", two, (), NOW, 0),
+        ("three, too long ago", "STALE", two, lines, NOW + 601, NOW + 1),
+        ("three, in the future", "STALE", two, lines, NOW - 61, 0),
+    ):
+        note = Note(signed.note.text, (*log, *cosigned)).encode()
+        members: Vector = {"rule": rule, "custodians": custodians, "now": now, "oldest": oldest}
+        if expect == "ok":
+            members["quorum_time"] = NOW
+        out.add(f"a quorum by the roster: {title}", "quorum", expect, note, **members)
+
+
 def build() -> str:
     out, kept = Vectors(), Kept()
     log = LogSigner(ORIGIN, ed25519("log"), ml_dsa_44("log"))
@@ -460,7 +551,9 @@ def build() -> str:
     tiles(out, leaves)
     vkeys(out, log, witnesses[0])
     signed = checkpoints(out, kept, log, witnesses, tree_root(len(leaves), reader_of(nodes)))
+    quorums(out, signed, witnesses)
     files(out, signed, leaves, nodes)
+    whole_logs(out)
     seeds = {
         name: {"ed25519_seed": seed(name + " ed25519").hex(), "ml_dsa_44_seed": seed(name + " ml-dsa-44").hex()}
         for name in ("log", *names)

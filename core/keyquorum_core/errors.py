@@ -97,6 +97,7 @@ class Reason(StrEnum):
     LEDGER_ORIGIN = "LEDGER_ORIGIN"
     LEDGER_PROOF = "LEDGER_PROOF"
     LEDGER_FORK = "LEDGER_FORK"
+    LEDGER_ROLLBACK = "LEDGER_ROLLBACK"
 
 
 class KeyquorumError(Exception):

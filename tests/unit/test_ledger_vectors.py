@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +17,17 @@ from keyquorum_core.ledger.checkpoints import Checkpoint
 from keyquorum_core.ledger.compact import CompactRange
 from keyquorum_core.ledger.cosignatures import cosignature_message, subtree_message
 from keyquorum_core.ledger.log_keys import LogKeys, open_checkpoint
+from keyquorum_core.ledger.log_trust import LogTrust
 from keyquorum_core.ledger.merkle import leaf_hash, verify_consistency, verify_inclusion
+from keyquorum_core.ledger.replay import Replay, edge_tiles
 from keyquorum_core.ledger.tiles import Bundle, decode_bundle, decode_tile, encode_bundle, parse_path
 from keyquorum_core.ledger.tlog_proof import TlogProof
 from keyquorum_core.ledger.verifier_keys import VerifierKey
+from keyquorum_core.ledger.witness_keys import WitnessKeys
 from keyquorum_core.ledger.witness_policy import WitnessPolicy
+from keyquorum_core.quorum import Custodian, Quorum
 from keyquorum_core.release import Leaf
+from tests.support.ledger_world import TestLog, World
 
 Vector = dict[str, Any]
 FILE = Path(__file__).resolve().parents[2] / "docs" / "spec" / "vectors" / "ledger.json"
@@ -91,6 +97,14 @@ def replay(v: Vector) -> Vector:
             plain = cosignature_message(checkpoint.text(), v["time"])
             hybrid = subtree_message(v["cosigner"], v["time"], v["origin"], 0, v["size"], checkpoint.root)
             return {"message_0x04": plain.hex(), "message_0x06": hybrid.hex()}
+        case "quorum":
+            custodians = {name: WitnessKeys.parse(each["witness_key"]) for name, each in v["custodians"].items()}
+            committee = [Custodian(name, each["jurisdiction"]) for name, each in v["custodians"].items()]
+            witnesses = {name: keys.pair for name, keys in custodians.items()}
+            trust = LogTrust(LogKeys.parse(DOCUMENT["log"]), witnesses, Quorum(v["rule"], committee))
+            return {"quorum_time": trust.verify(data, now=v["now"], oldest=v["oldest"]).quorum_time}
+        case "replay":
+            replay_log(v)
         case "policy":
             policy = WitnessPolicy.parse(data)
             return {"quorum": policy.quorum, "witnesses": len(policy.witnesses)}
@@ -110,6 +124,27 @@ def replay(v: Vector) -> Vector:
         case other:
             raise AssertionError(other)
     return {}
+
+
+@cache
+def served(count: int) -> dict[str, bytes]:
+    """The files of a log whose leaves are ``leaf 0``, ``leaf 1`` …"""
+    return TestLog(World(), [b"leaf %d" % number for number in range(count)]).files
+
+
+def replay_log(v: Vector) -> None:
+    files = dict(served(v["leaves"]))
+    for path, edit in v["changes"].items():
+        base = served(v["leaves"])[edit["base"]]
+        files[path] = base[: edit["at"]] + resolve(edit["insert"]) + base[edit["at"] + edit["remove"] :]
+    past = None if "past" not in v else Checkpoint("log", v["past"]["size"], bytes.fromhex(v["past"]["root"]))
+    edge = None
+    if past is not None and v["resume"]:
+        edge = {tile: files[tile.path] for tile in edge_tiles(past.size, v["leaves"])}
+    run = Replay(v["leaves"], past, edge)
+    while (name := run.expected) is not None:
+        run.accept(name, files[name.path])
+    run.finish(bytes.fromhex(v["root"]))
 
 
 @pytest.mark.parametrize("vector", DOCUMENT["vectors"], ids=lambda vector: ascii(vector["name"]))
