@@ -166,7 +166,8 @@ class Release:
 
 
 class Fanout:
-    """``tls`` is the coordinator's identity towards custodians. ``deadline``: seconds a release may take at most."""
+    """``tls`` is the coordinator's identity towards custodians. ``deadline``: seconds a release may take at most;
+    ``hedge_at_least``: seconds without an answer after which a request may be sent once more."""
 
     def __init__(
         self,
@@ -174,6 +175,7 @@ class Fanout:
         tls: TlsIdentity,
         *,
         deadline: float = 10.0,
+        hedge_at_least: float = 0.1,
         max_releases: int = 256,
         clock: Callable[[], float] = time.time,
         on_latency: Callable[[str, float], None] = lambda custodian, seconds: None,
@@ -194,7 +196,13 @@ class Fanout:
 
         self.links = {
             custodian.id: Link(
-                custodian, roster.cluster, connect, deadline=deadline, clock=clock, on_latency=on_latency
+                custodian,
+                roster.cluster,
+                connect,
+                deadline=deadline,
+                hedge_at_least=hedge_at_least,
+                clock=clock,
+                on_latency=on_latency,
             )
             for custodian in roster.custodians
         }

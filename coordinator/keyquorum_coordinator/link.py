@@ -35,7 +35,6 @@ __all__ = ["Link", "Waiting"]
 
 _RELEASE = "/keyquorum.v1.Custodian/Release"
 _MAX_PENDING = 1024
-_HEDGE_AT_LEAST = 0.1
 _HEDGE_FACTOR = 3
 _PROBE_TIMEOUT = 5.0
 _POLL = 10.0
@@ -115,7 +114,11 @@ class _Lane:
 
 
 class Link:
-    """``connect`` makes a channel to the custodian. :meth:`start` and :meth:`close` belong to the event loop."""
+    """``connect`` makes a channel to the custodian. :meth:`start` and :meth:`close` belong to the event loop.
+
+    A request without an answer for ``hedge_at_least`` seconds, or three times the 95th percentile of this custodian's
+    recent latency where that is longer, is sent once more over a second stream.
+    """
 
     def __init__(
         self,
@@ -124,6 +127,7 @@ class Link:
         connect: Callable[[RosterCustodian], grpc.aio.Channel],
         *,
         deadline: float,
+        hedge_at_least: float,
         clock: Callable[[], float] = time.time,
         on_latency: Callable[[str, float], None] = lambda custodian, seconds: None,
     ) -> None:
@@ -138,6 +142,7 @@ class Link:
         self._cluster = cluster
         self._connect = connect
         self._deadline = deadline
+        self._hedge_at_least = hedge_at_least
         self._clock = clock
         self._on_latency = on_latency
         self._pending: dict[str, _Pending] = {}
@@ -285,17 +290,19 @@ class Link:
             waiting.answered(self.id, answer, statement)
 
     def _hedge_after(self) -> float:
-        return max(_HEDGE_AT_LEAST, _HEDGE_FACTOR * self.latency.p95)
+        return min(max(self._hedge_at_least, _HEDGE_FACTOR * self.latency.p95), self._deadline)
 
     def _overdue(self) -> None:
         """Send overdue requests once more over the second stream; give up those past the deadline."""
         self._timer = None
         now = time.monotonic()
         hedge_after = self._hedge_after()
+        next_due = hedge_after
         late: list[str] = []
         for request_id, pending in self._pending.items():  # oldest first
             age = now - pending.sent_at
             if age < hedge_after:
+                next_due = hedge_after - age
                 break
             if age >= self._deadline:
                 late.append(request_id)
@@ -309,7 +316,7 @@ class Link:
             if pending.waiting is not None:
                 pending.waiting.failed(self.id, self.last_error)
         if self._pending:
-            self._timer = asyncio.get_running_loop().call_later(hedge_after, self._overdue)
+            self._timer = asyncio.get_running_loop().call_later(next_due, self._overdue)
 
     def _second_lane(self) -> _Lane:
         if self._second is None and self._channel is not None:
@@ -343,7 +350,9 @@ class Link:
             if self._channel is None:
                 return
             lane = self._primary = _Lane(self._channel, self._answer)
+            now = time.monotonic()
             for pending in self._pending.values():
+                pending.sent_at = now  # neither hedging nor latency counts the wait for a connection
                 pending.lane = lane
                 lane.send(pending.data)
             error = await lane.run(self.id)

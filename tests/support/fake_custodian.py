@@ -38,14 +38,16 @@ RULE = {"at_least": 3, "jurisdictions": 2}
 @dataclass
 class Behaviour:
     """``delay``: seconds before each answer. ``refusal``: what to answer instead of a share. ``name``: in whose name.
-    ``break_after``: end the stream with an error after so many requests. ``stall``: never answer the first stream.
-    ``reverse``: hold this many requests, then answer them last first. ``sealed``: size of a share."""
+    ``break_after``: end the stream with an error after so many requests. ``stall``: never answer on the first stream
+    that carried a request. ``holding``: answers wait until it is set. ``reverse``: hold this many requests, then answer
+    them last first. ``sealed``: size of a share."""
 
     delay: float = 0.0
     refusal: KeyquorumError | None = None
     name: str = ""
     break_after: int = -1
     stall: bool = False
+    holding: asyncio.Event | None = None
     reverse: int = 0
     window_shift: int = 0
     sealed: int = 1500
@@ -64,6 +66,8 @@ class FakeCustodian(rpc.CustodianServicer):
         self.behaviour = Behaviour()
         self.requests: list[pb.ReleaseRequest] = []
         self.streams = 0
+        self.asked: dict[int, list[str]] = {}  # request ids by stream, streams numbered from 1 as they were opened
+        self.open: set[int] = set()
         self.port = port
         self.add_services: Callable[[grpc.aio.Server], None] = lambda server: None
         self._boot = secrets.token_bytes(32)
@@ -101,16 +105,27 @@ class FakeCustodian(rpc.CustodianServicer):
 
     async def Release(self, request_iterator: Any, context: Any) -> AsyncIterator[pb.ReleaseAnswer]:
         self.streams += 1
-        stalled = self.behaviour.stall and self.streams == 1
+        stream = self.streams
+        self.open.add(stream)
+        try:
+            async for answer in self._release(stream, request_iterator, context):
+                yield answer
+        finally:
+            self.open.discard(stream)
+
+    async def _release(self, stream: int, request_iterator: Any, context: Any) -> AsyncIterator[pb.ReleaseAnswer]:
         held: list[pb.ReleaseRequest] = []
         count = 0
         async for request in request_iterator:
             self.requests.append(request)
+            self.asked.setdefault(stream, []).append(request.request_id)
             count += 1
             if 0 <= self.behaviour.break_after < count:
                 await context.abort(grpc.StatusCode.UNAVAILABLE, "gone")
-            if stalled:
+            if self.behaviour.stall and stream == next(iter(self.asked)):
                 continue
+            if self.behaviour.holding is not None:
+                await self.behaviour.holding.wait()
             if self.behaviour.reverse:
                 held.append(request)
                 if len(held) < self.behaviour.reverse:

@@ -23,9 +23,15 @@ async def committee() -> AsyncIterator[FakeCommittee]:
     await committee.stop()
 
 
+HEDGE = 0.1
+
+
 @pytest.fixture
 async def fanout(committee: FakeCommittee) -> AsyncIterator[Fanout]:
-    async with Fanout(committee.roster, committee.coordinator, deadline=1.5, max_releases=8) as fanout:
+    """Hedges nothing, however loaded the machine is."""
+    async with Fanout(
+        committee.roster, committee.coordinator, deadline=1.5, hedge_at_least=60, max_releases=8
+    ) as fanout:
         await fanout.ready()
         yield fanout
 
@@ -70,14 +76,15 @@ async def test_all_five_answer_with_statements_and_the_stream_ends(committee: Fa
 
 
 async def test_a_slow_custodian_does_not_delay_a_quorum(committee: FakeCommittee, fanout: Fanout) -> None:
-    committee.custodians["ch-1"].behaviour.delay = 0.6
-    started = time.monotonic()
+    holding = committee.custodians["ch-1"].behaviour.holding = asyncio.Event()
     async with fanout.release(request()) as release:
         first = [(await anext(release)).custodian for _ in range(4)]
-    assert time.monotonic() - started < 0.5
+        assert release.quorum_after is not None
+        release.conclude()
+        assert not holding.is_set()  # nobody waited for it
+        holding.set()
+        assert (await anext(release)).custodian == "ch-1"
     assert set(first) == {"de-1", "de-2", "is-1", "jp-1"}
-    assert release.quorum_after is not None
-    assert release.quorum_after < 0.5
 
 
 async def test_answers_out_of_order_reach_the_release_they_belong_to(committee: FakeCommittee, fanout: Fanout) -> None:
@@ -92,18 +99,26 @@ async def test_answers_out_of_order_reach_the_release_they_belong_to(committee: 
     assert len(set.union(*ids)) == 3
 
 
-async def test_a_stalled_stream_is_hedged_over_a_second_one(committee: FakeCommittee, fanout: Fanout) -> None:
-    await fanout.close()
+async def test_a_stalled_stream_is_hedged_over_a_second_one(committee: FakeCommittee) -> None:
     stalled = committee.custodians["jp-1"]
-    stalled.streams = 0
     stalled.behaviour.stall = True
-    async with Fanout(committee.roster, committee.coordinator, deadline=5) as hedging:
-        started = time.monotonic()
+    async with Fanout(committee.roster, committee.coordinator, deadline=60, hedge_at_least=HEDGE) as hedging:
         arrivals = await collect(hedging.release(request()))
         assert shares(arrivals) == set(committee.custodians)
-        assert 0.09 < time.monotonic() - started < 2
-        assert stalled.streams == 2
-        assert len(stalled.requests) == 2
+        # The first stream is open still, and silent: nothing but hedging sent the request again, over a second one.
+        request_id = arrivals["jp-1"].answer.request_id
+        first, second = stalled.asked
+        assert stalled.asked == {first: [request_id], second: [request_id]}
+        assert {first, second} <= stalled.open
+        # What was measured is the wait for the answer, from the request's being sent: it was hedged no sooner.
+        assert hedging.links["jp-1"].latency.mean >= HEDGE
+
+
+async def test_a_stalled_stream_is_not_hedged_before_its_time(committee: FakeCommittee, fanout: Fanout) -> None:
+    stalled = committee.custodians["jp-1"]
+    stalled.behaviour.stall = True
+    assert reason((await collect(fanout.release(request())))["jp-1"]) is Reason.TIMEOUT
+    assert len(stalled.asked) == 1
 
 
 async def test_two_down_of_five_still_make_a_quorum(committee: FakeCommittee, fanout: Fanout) -> None:
@@ -120,11 +135,10 @@ async def test_three_down_of_five_is_a_prompt_refusal_that_names_them(committee:
     down = {"de-1", "is-1", "jp-1"}
     for name in down:
         await committee.custodians[name].stop()
-    started = time.monotonic()
     release = fanout.release(request())
     arrivals = await collect(release)
-    assert time.monotonic() - started < 1.2
     assert shares(arrivals) == {"ch-1", "de-2"}
+    assert {reason(arrivals[name]) for name in down} == {Reason.UNAVAILABLE}  # not TIMEOUT: the deadline was not used
     with pytest.raises(UnavailableError) as caught:
         release.conclude()
     assert caught.value.reason is Reason.NO_QUORUM
@@ -167,16 +181,13 @@ async def test_a_broken_stream_is_asked_once_more(committee: FakeCommittee, fano
 
 async def test_silence_ends_at_the_deadline_and_opens_the_circuit(committee: FakeCommittee, fanout: Fanout) -> None:
     committee.custodians["is-1"].behaviour.delay = 30
-    started = time.monotonic()
     outcomes = await asyncio.gather(*(collect(fanout.release(request())) for _ in range(4)))
-    assert 1.4 < time.monotonic() - started < 2.5
     assert all(reason(outcome["is-1"]) is Reason.TIMEOUT for outcome in outcomes)
     await asyncio.sleep(0.2)
-    assert fanout.links["is-1"].circuit_state() is CircuitState.OPEN
-    started = time.monotonic()
-    arrivals = await collect(fanout.release(request()))
-    assert time.monotonic() - started < 0.5
-    assert reason(arrivals["is-1"]) is Reason.UNAVAILABLE
+    assert fanout.links["is-1"].circuit_state() is not CircuitState.CLOSED
+    # Of two, one at most is sent as a trial; the other is refused at once, since it is not asked.
+    outcomes = await asyncio.gather(*(collect(fanout.release(request())) for _ in range(2)))
+    assert Reason.UNAVAILABLE in {reason(outcome["is-1"]) for outcome in outcomes}
 
 
 async def test_a_custodian_that_comes_back_is_used_again(committee: FakeCommittee, fanout: Fanout) -> None:
