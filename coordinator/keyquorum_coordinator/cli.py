@@ -55,15 +55,23 @@ def init(
     listen: Annotated[str, typer.Option(help="host:port for callers; port 0 chooses a free one now.")],
     name: Annotated[str, typer.Option(help="This coordinator's name in its certificate.")] = "main",
     metrics_listen: Annotated[str, typer.Option(help="host:port for Prometheus; empty serves none.")] = "",
+    ledger_listen: Annotated[str, typer.Option(help="host:port for the ledger's readers; empty serves none.")] = "",
+    ledger_origin: Annotated[str, typer.Option(help="The log's name, as a URL without scheme.")] = "",
     as_json: _Json = False,
 ) -> None:
-    """Make a new coordinator: TLS identity, the authority for its callers, configuration. Never overwrites."""
+    """Make a new coordinator: TLS identity, the authority for its callers, an empty ledger with its keys,
+    configuration. Never overwrites."""
     from keyquorum_coordinator.config import CoordinatorConfig
     from keyquorum_coordinator.init import initialise
+    from keyquorum_coordinator.log_key import log_origin
+    from keyquorum_core.ledger.log_keys import LogSigner
 
     with _refusals(as_json):
+        signer = LogSigner.generate(ledger_origin or log_origin(cluster))
         config = initialise(
-            CoordinatorConfig(directory.absolute(), name, cluster, listen, metrics_listen), now=int(time.time())
+            CoordinatorConfig(directory.absolute(), name, cluster, listen, metrics_listen, ledger_listen=ledger_listen),
+            now=int(time.time()),
+            signer=signer,
         )
         out = {
             "name": name,
@@ -72,12 +80,15 @@ def init(
             "address": config.listen,
             "tls_certificate": str(config.path(config.tls_certificate)),
             "clients_ca": str(config.path(config.clients_ca)),
+            "ledger": config.ledger_listen,
+            "log_key": signer.keys.encode(),
         }
         if as_json:
             typer.echo(json.dumps(out))
         else:
             typer.echo(f"Coordinator {name} made in {config.directory}, listening at {config.listen}")
-            typer.echo(f"Give {out['tls_certificate']} to the operators for the roster.")
+            typer.echo(f"Give {out['tls_certificate']} and this log key to the operators for the roster:")
+            typer.echo(f"  {signer.keys.encode()}")
             typer.echo(f"Put their {config.roster} and {config.operators} into the folder, then serve.")
 
 

@@ -26,8 +26,10 @@ _ADDRESS = re.compile(r"(?:\[[0-9a-fA-F:]{2,45}\]|[A-Za-z0-9.-]{1,253}):[0-9]{1,
 
 @dataclass(frozen=True, slots=True)
 class CoordinatorConfig:
-    """Durations in seconds. ``metrics_listen`` is empty when metrics are not served. ``database`` is a SQLAlchemy URL
-    or a SQLite file's path; ``store`` an object store's URL or a folder's path."""
+    """Durations in seconds. ``metrics_listen`` and ``ledger_listen`` are empty when nothing is served there.
+    ``database``, ``ledger_database`` and ``ledger_checkpoint`` are SQLAlchemy URLs or SQLite files' paths; ``store``
+    and ``ledger_tiles`` object stores' URLs or folders' paths. ``ledger_batch_ms``: milliseconds for which the ledger
+    waits for more leaves before it commits; at 0 a batch is what came during the commit before it."""
 
     directory: Path
     name: str
@@ -43,6 +45,13 @@ class CoordinatorConfig:
     clients_ca: str = "clients-ca.pem"
     clients_ca_key: str = "clients-ca-key.pem"
     log_key: str = "log-key.json"
+    ledger_database: str = "ledger.db"
+    ledger_checkpoint: str = "ledger-checkpoint.db"
+    ledger_tiles: str = "ledger"
+    ledger_listen: str = ""
+    ledger_tls_certificate: str = ""
+    ledger_tls_key: str = ""
+    ledger_batch_ms: int = 0
     worker_timeout: int = 30
     release_deadline: int = 10
     max_releases: int = 256
@@ -55,11 +64,29 @@ class CoordinatorConfig:
 
     @property
     def database_url(self) -> str:
-        return self.database if "://" in self.database else f"sqlite:///{self.path(self.database)}"
+        return self._url(self.database)
+
+    @property
+    def ledger_database_url(self) -> str:
+        return self._url(self.ledger_database)
+
+    @property
+    def ledger_checkpoint_url(self) -> str:
+        return self._url(self.ledger_checkpoint)
 
     @property
     def store_place(self) -> str:
-        return self.store if "://" in self.store else str(self.path(self.store))
+        return self._place(self.store)
+
+    @property
+    def ledger_tiles_place(self) -> str:
+        return self._place(self.ledger_tiles)
+
+    def _url(self, database: str) -> str:
+        return database if "://" in database else f"sqlite:///{self.path(database)}"
+
+    def _place(self, store: str) -> str:
+        return store if "://" in store else str(self.path(store))
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +109,11 @@ _TEXTS = (
     "clients_ca",
     "clients_ca_key",
     "log_key",
+    "ledger_database",
+    "ledger_checkpoint",
+    "ledger_tiles",
 )
+_LEDGER_TLS = ("ledger_tls_certificate", "ledger_tls_key")
 _LIMITS = (
     ("worker_timeout", 2, 3600),
     ("release_deadline", 1, 120),
@@ -90,6 +121,7 @@ _LIMITS = (
     ("max_open_jobs_per_owner", 1, 10**6),
     ("max_artifact_mib", 1, 1 << 24),
     ("shutdown_grace", 0, 600),
+    ("ledger_batch_ms", 0, 10_000),
 )
 
 
@@ -127,13 +159,26 @@ def load_config(directory: Path) -> CoordinatorConfig:
     check_names(name, cluster)
     listen = fields.text("listen", max_length=300)
     parse_address(listen, f"{CONFIG_NAME}: listen")
-    metrics = fields.text("metrics_listen", max_length=300, allow_empty=True) if "metrics_listen" in fields else ""
-    if metrics:
-        parse_address(metrics, f"{CONFIG_NAME}: metrics_listen")
+    metrics, ledger = _optional_address(fields, "metrics_listen"), _optional_address(fields, "ledger_listen")
+    pair = {
+        name: fields.text(name, max_length=4096, allow_empty=True) if name in fields else "" for name in _LEDGER_TLS
+    }
+    if len({bool(text) for text in pair.values()}) != 1:
+        raise MalformedError(
+            Reason.MALFORMED, f"{CONFIG_NAME}: half a TLS identity", expected=f"both of {' and '.join(_LEDGER_TLS)}"
+        )
     texts = {name: fields.text(name, max_length=4096) for name in _TEXTS if name in fields}
     limits = {name: fields.integer(name, low, high) for name, low, high in _LIMITS if name in fields}
     fields.done()
+    texts |= {"ledger_listen": ledger, **pair}
     return CoordinatorConfig(directory.absolute(), name, cluster, listen, metrics, **texts, **limits)  # type: ignore[arg-type]
+
+
+def _optional_address(fields: Fields, name: str) -> str:
+    text = fields.text(name, max_length=300, allow_empty=True) if name in fields else ""
+    if text:
+        parse_address(text, f"{CONFIG_NAME}: {name}")
+    return text
 
 
 def check_names(name: str, cluster: str) -> None:
@@ -145,7 +190,8 @@ def check_names(name: str, cluster: str) -> None:
 def render_config(config: CoordinatorConfig) -> str:
     """The file that :func:`load_config` reads; everything in it was checked, so nothing needs escaping."""
     return (
-        "# A keyquorum coordinator. It holds no key; what it must keep is its database and its artifacts.\n"
+        "# A keyquorum coordinator. It holds no key to any job. What it must keep is its databases, its artifacts,\n"
+        "# the ledger's key and tiles, and before all the ledger's latest checkpoint.\n"
         f'name = "{config.name}"\n'
         f'cluster = "{config.cluster}"\n'
         f'listen = "{config.listen}"\n'
@@ -159,6 +205,10 @@ def render_config(config: CoordinatorConfig) -> str:
         f'clients_ca = "{config.clients_ca}"\n'
         f'clients_ca_key = "{config.clients_ca_key}"\n'
         f'log_key = "{config.log_key}"\n'
+        f'ledger_listen = "{config.ledger_listen}"\n'
+        f'ledger_database = "{config.ledger_database}"\n'
+        f'ledger_checkpoint = "{config.ledger_checkpoint}"\n'
+        f'ledger_tiles = "{config.ledger_tiles}"\n'
         f"worker_timeout = {config.worker_timeout}\n"
         f"max_open_jobs_per_owner = {config.max_open_jobs_per_owner}\n"
     )

@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any, TypeVar
 
 from sqlalchemy import (
@@ -46,6 +47,7 @@ __all__ = [
     "KeyRow",
     "ReceiptRow",
     "ReleaseRow",
+    "database_file",
     "make_engine",
 ]
 
@@ -204,6 +206,12 @@ def make_engine(url: str) -> Engine:
         event.listen(engine, "connect", _sqlite_pragmas)
         event.listen(engine, "begin", _sqlite_begin)
     return engine
+
+
+def database_file(engine: Engine) -> Path | None:
+    """The file that must be there before a connection is made, where SQLite would make an empty one in its place."""
+    database = engine.url.database
+    return Path(database) if engine.dialect.name == "sqlite" and database else None
 
 
 def _sqlite_pragmas(connection: Any, _record: object) -> None:

@@ -19,6 +19,7 @@ from keyquorum_coordinator.config import (
     read_bytes,
     render_config,
 )
+from keyquorum_coordinator.ledger.setup import create_ledger
 from keyquorum_coordinator.log_key import LOG_VKEY, encode_log_key, log_origin
 from keyquorum_core import names
 from keyquorum_core.errors import MalformedError, Reason, StateError, UnavailableError
@@ -31,16 +32,17 @@ __all__ = ["CALLER_ROLES", "initialise", "issue_certificate"]
 CALLER_ROLES = ("owner", "worker", "operator")
 
 
-def initialise(config: CoordinatorConfig, *, now: int) -> CoordinatorConfig:
-    """Make the folder: TLS identity, callers' authority, the ledger's keys, configuration.
+def initialise(config: CoordinatorConfig, *, now: int, signer: LogSigner | None = None) -> CoordinatorConfig:
+    """Make the folder: TLS identity, callers' authority, an empty ledger with its keys, configuration.
 
     Returns the configuration as written: a port 0 was replaced by one that is free now, so that the address survives
-    restarts. Raises ``EXISTS``, ``STORAGE``."""
+    restarts. ``signer``: the ledger's keys, by default new ones. Raises ``EXISTS``, ``STORAGE``."""
     check_names(config.name, config.cluster)
     config = dataclasses.replace(
         config,
         listen=_choose_port(config.listen, "--listen"),
         metrics_listen=_choose_port(config.metrics_listen, "--metrics-listen") if config.metrics_listen else "",
+        ledger_listen=_choose_port(config.ledger_listen, "--ledger-listen") if config.ledger_listen else "",
     )
     target = config.directory
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
@@ -52,7 +54,7 @@ def initialise(config: CoordinatorConfig, *, now: int) -> CoordinatorConfig:
     stage = target.with_name(f"{target.name}.init")
     identity = self_signed(config.cluster, "coordinator", config.name, now=now)
     authority = CertificateAuthority.create(config.cluster, now=now).identity
-    signer = LogSigner.generate(log_origin(config.cluster))
+    signer = signer or LogSigner.generate(log_origin(config.cluster))
     try:
         shutil.rmtree(stage, ignore_errors=True)
         stage.mkdir(parents=True, mode=0o700)
@@ -64,6 +66,7 @@ def initialise(config: CoordinatorConfig, *, now: int) -> CoordinatorConfig:
         _write(stage / LOG_VKEY, signer.keys.encode().encode() + b"\n", 0o644)
         _write(stage / CONFIG_NAME, render_config(config).encode(), 0o644)
         (stage / "artifacts").mkdir(mode=0o700)
+        create_ledger(dataclasses.replace(config, directory=stage), signer, now=now)
         stage.rename(target)
     except OSError as error:
         raise UnavailableError(

@@ -1,4 +1,4 @@
-"""The object store under the artifacts: local disk by default, S3, GCS or Azure by URL, through obstore.
+"""The object store under artifacts and the ledger's tiles: local disk by default, S3, GCS or Azure by URL (obstore).
 
 obstore's blocking calls run on threads: they do not need the interpreter's lock, and its asynchronous ones were seen
 to abort the process when it ends while one is being dropped.
@@ -7,7 +7,10 @@ to abort the process when it ends while one is being dropped.
 from __future__ import annotations
 
 import asyncio
+import os
+import secrets
 from collections.abc import Callable
+from pathlib import Path
 from typing import ParamSpec, Protocol, TypeVar
 
 import obstore
@@ -34,14 +37,60 @@ class ObjectStorage(Protocol):
 class Objects:
     """An obstore store as :class:`ObjectStorage`."""
 
-    def __init__(self, store: ObjectStore) -> None:
+    def __init__(self, store: ObjectStore, folder: Path | None = None) -> None:
+        """``folder``: where a store on local disk is."""
         self._store = store
+        self._folder = folder
 
     def put(self, path: str, data: bytes) -> None:
         obstore.put(self._store, path, data, use_multipart=False)
 
     def get(self, path: str, offset: int, size: int) -> bytes:
         return bytes(obstore.get_range(self._store, path, start=offset, length=size))
+
+    def read(self, path: str, max_bytes: int) -> bytes | None:
+        """The whole object, None where there is none. Raises :class:`OSError` for one larger than ``max_bytes``."""
+        try:
+            found = obstore.get(self._store, path)
+        except FileNotFoundError:
+            return None
+        if found.meta["size"] > max_bytes:
+            raise OSError(f"object {path} has {found.meta['size']} bytes, over {max_bytes}")
+        return bytes(found.bytes())
+
+    def exists(self, path: str) -> bool:
+        try:
+            obstore.head(self._store, path)
+        except FileNotFoundError:
+            return False
+        return True
+
+    def put_durable(self, path: str, data: bytes) -> None:
+        """As :meth:`put`, and whole or absent after a power cut too. An object store on the network promises that with
+        its answer; on local disk it takes care."""
+        if self._folder is None:
+            self.put(path, data)
+            return
+        target = self._folder / path
+        target.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        stage = target.with_name(f"{target.name}#{secrets.token_hex(8)}")  # as obstore names what it stages
+        try:
+            with stage.open("xb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            stage.replace(target)
+        except BaseException:
+            stage.unlink(missing_ok=True)
+            raise
+        for folder in target.parents:  # one of them may be new
+            descriptor = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
+            try:
+                os.fsync(descriptor)
+            finally:
+                os.close(descriptor)
+            if folder == self._folder:
+                break
 
     def paths(self, prefix: str) -> list[str]:
         return [found["path"] for batch in obstore.list(self._store, prefix) for found in batch]
@@ -55,7 +104,7 @@ def open_objects(place: str) -> Objects:
     try:
         if "://" in place:
             return Objects(from_url(place))
-        return Objects(LocalStore(place, mkdir=True, automatic_cleanup=True))
+        return Objects(LocalStore(place, mkdir=True, automatic_cleanup=True), Path(place))
     except (BaseError, OSError, ValueError) as error:
         raise UnavailableError(
             Reason.STORAGE, "the artifact store cannot be opened", expected="a folder or a URL", actual=str(error)[:200]

@@ -30,9 +30,11 @@ from keyquorum_coordinator.database import Database, make_engine
 from keyquorum_coordinator.desk import Desk
 from keyquorum_coordinator.fanout import Fanout
 from keyquorum_coordinator.jobs import JobStore
+from keyquorum_coordinator.ledger.setup import check_log_key, open_log
 from keyquorum_coordinator.metrics import Metrics
 from keyquorum_coordinator.objects import ObjectStorage, open_objects
 from keyquorum_coordinator.releases import Releases
+from keyquorum_coordinator.sequencer import Sequencer
 from keyquorum_coordinator.services import (
     ROLES,
     ArtifactsService,
@@ -96,9 +98,12 @@ class CoordinatorServer:
             migrations.upgrade(engine)
             self.database = Database(engine)
             store = objects or open_objects(config.store_place)
+            log = open_log(config, clock=clock)
+            check_log_key(log.keys, trust.roster.log_key)
         except BaseException:
             self._lock.close()
             raise
+        self.sequencer = Sequencer(log, batch_window=config.ledger_batch_ms / 1000)
         self.fanout = Fanout(
             trust.roster,
             trust.tls,
@@ -198,6 +203,7 @@ class CoordinatorServer:
         await self.ceremonies.close()
         await self.fanout.close()
         await self.releases.settled()
+        await self.sequencer.close()
         await asyncio.to_thread(self.metrics.close)
         await asyncio.to_thread(self.database.close)
         self._lock.close()

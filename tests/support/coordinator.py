@@ -128,7 +128,8 @@ def make_folder(directory: Path, committee: FakeCommittee | Committee, **changes
         tls, operator = committee.coordinator, committee.operator
     else:
         tls, operator = committee.coordinator_tls, committee.operator.identity
-    config = initialise(CoordinatorConfig(directory, "main", CLUSTER, "127.0.0.1:0", ""), now=int(time.time()))
+    config = CoordinatorConfig(directory, "main", CLUSTER, "127.0.0.1:0", "")
+    config = initialise(config, now=int(time.time()), signer=committee.log)
     config.path(config.tls_certificate).write_bytes(tls.certificate)
     config.path(config.tls_key).write_bytes(tls.key)
     write_roster(config, committee.roster, operator)

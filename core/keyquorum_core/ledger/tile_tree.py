@@ -13,7 +13,7 @@ from typing import Final
 from keyquorum_core.errors import MalformedError, Reason
 from keyquorum_core.ledger import proofs
 from keyquorum_core.ledger.merkle import MAX_SIZE, node_hash
-from keyquorum_core.ledger.tiles import Tile, decode_tile, tile_width
+from keyquorum_core.ledger.tiles import TILE_WIDTH, Tile, decode_tile, tile_width
 
 __all__ = ["TileReader", "TileTree"]
 
@@ -41,6 +41,19 @@ class TileTree:
     @property
     def size(self) -> int:
         return self._size
+
+    def grow(self, size: int) -> None:
+        """The log now has ``size`` leaves: tiles that were partial are read again, full ones stay.
+
+        Raises :class:`MalformedError` for fewer than before.
+        """
+        if not self._size <= size <= MAX_SIZE:
+            raise MalformedError(
+                Reason.LEDGER_PROOF, "a tree that shrinks", expected=f"{self._size}…{MAX_SIZE}", actual=size
+            )
+        for name in [name for name, rows in self._kept.items() if len(rows[0]) < TILE_WIDTH]:
+            del self._kept[name]
+        self._size = size
 
     def root(self, size: int | None = None) -> bytes:
         """The root of the first ``size`` leaves, by default of all."""
