@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 import ctypes.util
 import importlib
+import logging
 from collections.abc import Callable
 from functools import lru_cache
 from typing import Any, Final, Protocol
@@ -81,6 +82,8 @@ def _load_oqs() -> Any:
     path = ctypes.util.find_library("oqs")
     if not path:
         return None
+    # On import it logs to standard output, which belongs to our callers (`--json`).
+    logging.getLogger("oqs.oqs").disabled = True
     try:
         ctypes.CDLL(path)
         module = importlib.import_module("oqs")
