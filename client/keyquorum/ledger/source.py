@@ -42,15 +42,15 @@ async def read_name(source: LogSource, name: Bundle | Tile) -> bytes:
     tlog-tiles). Raises as :meth:`LogSource.read`, and :class:`MalformedError` for a full bundle that is none."""
     try:
         return await source.read(name.path, largest(name))
-    except UnavailableError as error:
-        if error.reason is not Reason.NOT_FOUND or name.width == TILE_WIDTH:
+    except UnavailableError as gone:
+        if gone.reason is not Reason.NOT_FOUND or name.width == TILE_WIDTH:
             raise
-        gone = error
+        missing = gone
     full = Bundle(name.index) if isinstance(name, Bundle) else Tile(name.level, name.index)
     try:
         data = await source.read(full.path, largest(full))
     except UnavailableError as error:
-        raise gone if error.reason is Reason.NOT_FOUND else error from None
+        raise missing if error.reason is Reason.NOT_FOUND else error from None
     if isinstance(name, Bundle):
         return encode_bundle(decode_bundle(data, TILE_WIDTH)[: name.width])
     return data[: name.width * HASH_SIZE]
