@@ -58,7 +58,8 @@ def test_members_missing_added_or_wrong_are_refused(parse: Parse, data: bytes) -
     whole = json.loads(data)
     forms = [{key: value for key, value in whole.items() if key != name} for name in whole]
     forms += [{**whole, "extra": 1}, {**whole, "v": 2}, {**whole, "kind": "tpm2-other"}]
-    forms += [{**whole, name: wrong} for name in whole for wrong in (None, "", "!", -1, [], {})]
+    wrongs: tuple[object, ...] = (None, "", "!", -1, [], {})
+    forms += [{**whole, name: wrong} for name in whole for wrong in wrongs]
     for form in forms:
         with pytest.raises(MalformedError):
             parse(json.dumps(form).encode())
