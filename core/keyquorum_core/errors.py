@@ -81,6 +81,7 @@ class Reason(StrEnum):
     PROVENANCE = "PROVENANCE"
     REGION = "REGION"
     REVOKED = "REVOKED"
+    POLICY = "POLICY"
     # service
     QUOTA = "QUOTA"
     SEALED = "SEALED"

@@ -22,8 +22,6 @@ _TITLES = {
     "download": "downloading",
     "decrypt": "decrypting",
     "ceremony": "ceremony",
-    "verify": "verifying the ledger",
-    "prove": "proving",
 }
 _BYTES = ("encrypt", "upload", "download", "decrypt")
 
