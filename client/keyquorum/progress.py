@@ -22,6 +22,8 @@ class Stage(StrEnum):
     DOWNLOAD = "download"  # bytes of ciphertext
     DECRYPT = "decrypt"  # bytes of plaintext
     CEREMONY = "ceremony"  # custodians done with the step named in ``detail``
+    VERIFY = "verify"  # leaves of the ledger
+    PROVE = "prove"  # leaves of the ledger
 
 
 @dataclass(frozen=True, slots=True)

@@ -75,6 +75,13 @@ class CoordinatorConfig:
         return self._url(self.ledger_checkpoint)
 
     @property
+    def ledger_tls(self) -> tuple[Path, Path] | tuple[()]:
+        """Certificate and key for the ledger's readers; nothing where it is served in the clear."""
+        if not self.ledger_tls_certificate:
+            return ()
+        return self.path(self.ledger_tls_certificate), self.path(self.ledger_tls_key)
+
+    @property
     def store_place(self) -> str:
         return self._place(self.store)
 

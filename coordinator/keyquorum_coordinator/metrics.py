@@ -16,6 +16,7 @@ from keyquorum_coordinator.fanout import Fanout
 from keyquorum_coordinator.job_states import JobState
 from keyquorum_coordinator.link import Link
 from keyquorum_core.errors import KeyquorumError, Reason, UnavailableError
+from keyquorum_core.ledger.log_keys import SignedCheckpoint
 
 __all__ = ["Metrics"]
 
@@ -57,7 +58,33 @@ class Metrics:
         self.artifact_bytes = Counter(
             "keyquorum_coordinator_artifact_bytes", "Artifact bytes", ["direction"], registry=registry
         )
+        self.ledger_append_seconds = Histogram(
+            "keyquorum_coordinator_ledger_append_seconds",
+            "From a leaf's arrival to its durable checkpoint, the longest of each batch",
+            buckets=_SECONDS,
+            registry=registry,
+        )
+        self.ledger_batch_leaves = Histogram(
+            "keyquorum_coordinator_ledger_batch_leaves",
+            "Leaves under one new checkpoint",
+            buckets=(1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024),
+            registry=registry,
+        )
+        self.ledger_size = Gauge(
+            "keyquorum_coordinator_ledger_size", "Leaves under the latest checkpoint", registry=registry
+        )
+        self.ledger_checkpoint_time = Gauge(
+            "keyquorum_coordinator_ledger_checkpoint_time", "When it was signed, unix seconds", registry=registry
+        )
         self._server: WSGIServer | None = None
+
+    def ledger_batch(self, leaves: int, seconds: float) -> None:
+        self.ledger_batch_leaves.observe(leaves)
+        self.ledger_append_seconds.observe(seconds)
+
+    def track_ledger(self, latest: Callable[[], SignedCheckpoint]) -> None:
+        self.ledger_size.set_function(lambda: latest().checkpoint.size)
+        self.ledger_checkpoint_time.set_function(lambda: latest().signed_at)
 
     def released(self, recipient: str, seconds: float | None) -> None:
         if seconds is None:

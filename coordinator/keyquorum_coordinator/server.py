@@ -30,6 +30,7 @@ from keyquorum_coordinator.database import Database, make_engine
 from keyquorum_coordinator.desk import Desk
 from keyquorum_coordinator.fanout import Fanout
 from keyquorum_coordinator.jobs import JobStore
+from keyquorum_coordinator.ledger.http import LedgerReader
 from keyquorum_coordinator.ledger.setup import check_log_key, open_log
 from keyquorum_coordinator.metrics import Metrics
 from keyquorum_coordinator.objects import ObjectStorage, open_objects
@@ -88,6 +89,7 @@ class CoordinatorServer:
         self.metrics = Metrics()
         self.address = ""
         self.metrics_address = ""
+        self.ledger_url = ""
         self._trust = trust
         self._tasks: list[asyncio.Task[None]] = []
         self._server: grpc.aio.Server | None = None
@@ -103,7 +105,8 @@ class CoordinatorServer:
         except BaseException:
             self._lock.close()
             raise
-        self.sequencer = Sequencer(log, batch_window=config.ledger_batch_ms / 1000)
+        self.sequencer = Sequencer(log, batch_window=config.ledger_batch_ms / 1000, on_batch=self.metrics.ledger_batch)
+        self._reader = LedgerReader(self.sequencer)
         self.fanout = Fanout(
             trust.roster,
             trust.tls,
@@ -164,7 +167,10 @@ class CoordinatorServer:
             )
         if self.config.metrics_listen:
             self.metrics_address = self.metrics.serve(self.config.metrics_listen)
+        self.metrics.track_ledger(lambda: self.sequencer.latest)
         self.metrics.track(self.fanout, lambda: self.database.run_read(self.jobs.count_by_state))
+        if self.config.ledger_listen:
+            self.ledger_url = await self._reader.start(self.config.ledger_listen, *self.config.ledger_tls)
         await self.fanout.start()
         self._server = server
         await server.start()
@@ -203,6 +209,7 @@ class CoordinatorServer:
         await self.ceremonies.close()
         await self.fanout.close()
         await self.releases.settled()
+        await self._reader.stop()
         await self.sequencer.close()
         await asyncio.to_thread(self.metrics.close)
         await asyncio.to_thread(self.database.close)
@@ -246,6 +253,7 @@ async def serve(directory: Path) -> None:
                     "cluster": config.cluster,
                     "address": server.address,
                     "metrics": server.metrics_address,
+                    "ledger": server.ledger_url,
                     "pid": os.getpid(),
                     "version": __version__,
                 }

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from keyquorum_gpu_worker import tpm_commands
+
 if TYPE_CHECKING:
     from keyquorum_core.errors import KeyquorumError
     from keyquorum_gpu_worker.ending import JobEnd
@@ -22,6 +24,8 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+
+app.add_typer(tpm_commands.app, name="tpm")
 
 Dir = Annotated[Path, typer.Option("--dir", help="Folder with worker.toml and what it names.", file_okay=False)]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON on standard output.")]
@@ -105,52 +109,49 @@ async def _run(worker: Any, job_id: str, once: bool, as_json: bool) -> int:
 
 
 @app.command()
-def attest(directory: Dir, as_json: AsJson = False) -> None:
-    """Make and show what evidence this machine can give, over a challenge of its own that nobody else will accept."""
+def attest(
+    directory: Dir,
+    nonce: Annotated[
+        list[str] | None,
+        typer.Option(metavar="CUSTODIAN:WINDOW:HEX", help="A nonce to answer; without one, of our own making."),
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="Folder for document.json and each item's files, as `keyquorum attest verify` reads them."),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Make and show the evidence that this machine gives: over nonces of custodians, or one that nobody accepts."""
     from keyquorum_core.errors import KeyquorumError
 
     try:
-        shown = _attest(directory)
+        from keyquorum_gpu_worker.attest import made_document, parse_nonce, shown, write_files
+        from keyquorum_gpu_worker.config import load_config, load_sources
+
+        sources = load_sources(load_config(directory))
+        document = made_document(sources, [parse_nonce(each) for each in nonce or []])
+        found = shown(document, development=sources.development)
+        written = [] if out is None else write_files(document, out)
     except KeyquorumError as error:
         raise typer.Exit(_refuse(error, as_json)) from None
     if as_json:
-        _print_json(shown)
+        _print_json(found | {"files": [str(path) for path in written]})
         return
-    for name, value in shown.items():
-        text = ", ".join(str(each)[:64] for each in value) if isinstance(value, list) else str(value)
-        print(f"{name:>14}  {text[:96]}")
+    _print_evidence(found)
+    for path in written:
+        print(f"{'written':>16}  {path}")
 
 
-def _attest(directory: Path) -> dict[str, object]:
-    import base64
-    import secrets
-
-    from keyquorum_core.attestation.binding import report_data
-    from keyquorum_core.attestation.snp_report import parse_report
-    from keyquorum_core.sealing import Suite
-    from keyquorum_gpu_worker.config import load_config, load_source
-    from keyquorum_gpu_worker.keys import JobKeys
-
-    source = load_source(load_config(directory))
-    keys = JobKeys.generate(Suite.MLKEM768_X25519)
-    challenge = secrets.token_bytes(32)
-    bound = report_data(keys.recipient.public, keys.identity.public.to_bytes(), challenge)
-    item = source.collect(bound)
-    report = parse_report(item.evidence)
-    return {
-        "type": item.type,
-        "source": source.kind,
-        "development": source.kind == "development",
-        "measurement": report.measurement.hex(),
-        "chip_id": report.chip_id.hex(),
-        "reported_tcb": report.reported_tcb.hex(),
-        "debug": report.debug_allowed,
-        "vmpl": report.vmpl,
-        "report_data": report.report_data.hex(),
-        "bound": report.report_data == bound,
-        "evidence": base64.b64encode(item.evidence).decode(),
-        "endorsements": [base64.b64encode(each).decode() for each in item.endorsements],
-    }
+def _print_evidence(found: dict[str, Any]) -> None:
+    for name, value in found.items():
+        if name != "items":
+            print(f"{name:>16}  {', '.join(value) if isinstance(value, list) else value}")
+    for item in found["items"]:
+        print()
+        for name, value in item.items():
+            if name not in ("evidence", "endorsements"):
+                print(f"{name:>16}  {str(value)[:160]}")
+        print(f"{'endorsements':>16}  {len(item['endorsements'])}")
 
 
 def main() -> None:

@@ -12,18 +12,22 @@ Read strictly: an unknown member is refused. Paths are relative to the file's fo
     tls_key = "gpu-1-key.pem"
     # scratch = "/mnt/job-memory"      where job folders go; by default shared memory
 
-    [sev-snp]                          # or [development], with dir = "platform"
-    # report_dir = "/sys/kernel/config/tsm/report"
+    [sev-snp]
     # endorsements = "endorsements"    DER or PEM files, where the host hands the guest none
+    # vmpl = 2                         where the guest does not run at VMPL 0
 
-Exactly one of ``[sev-snp]`` and ``[development]`` says where evidence comes from.
+    [nvidia-gpu]
+    endorsements = "gpu"               RIMs (.xml, .swidtag) and OCSP responses (.der, .ocsp)
+
+A section for each kind of evidence that the machine gives: ``[sev-snp]``, ``[tdx]``, ``[tpm2]``, ``[nitro]`` or
+``[development]`` (with ``dir``), one or more of them; beside them ``[nvidia-gpu]``. docs/workers.md has all members.
 """
 
 from __future__ import annotations
 
 import time
 import tomllib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -31,18 +35,32 @@ from keyquorum_core import names
 from keyquorum_core.errors import MalformedError, Reason, UnavailableError
 from keyquorum_core.roster import MAX_ROSTER, Roster, open_roster, parse_operators
 from keyquorum_core.strictjson import Fields
-from keyquorum_gpu_worker.evidence import DevelopmentPlatform, EvidenceSource, TsmReports
+from keyquorum_gpu_worker.evidence import Collection, EvidenceSource
+from keyquorum_gpu_worker.evidence.development import DevelopmentPlatform
+from keyquorum_gpu_worker.evidence.nitro import Nitro
+from keyquorum_gpu_worker.evidence.nvidia import NvidiaGpus
+from keyquorum_gpu_worker.evidence.sev_snp import SevSnp
+from keyquorum_gpu_worker.evidence.tdx import Tdx
+from keyquorum_gpu_worker.evidence.tpm2 import Tpm2
 from keyquorum_protos.wire.tls import TlsIdentity
 
-__all__ = ["CONFIG_NAME", "WorkerConfig", "load_config", "load_roster", "load_source", "load_tls"]
+__all__ = ["CONFIG_NAME", "WorkerConfig", "load_config", "load_roster", "load_sources", "load_tls", "read_file"]
 
 CONFIG_NAME = "worker.toml"
 _MAX_FILE = 1 << 20
+_SECTIONS: Mapping[str, Callable[[Fields, Path], Callable[[], EvidenceSource]]] = {
+    "development": DevelopmentPlatform.from_section,
+    "sev-snp": SevSnp.from_section,
+    "tdx": Tdx.from_section,
+    "tpm2": Tpm2.from_section,
+    "nitro": Nitro.from_section,
+    "nvidia-gpu": NvidiaGpus.from_section,
+}
 
 
 @dataclass(frozen=True, slots=True)
 class WorkerConfig:
-    """Paths are absolute. Either ``platform`` or ``report_dir`` is set."""
+    """Paths are absolute."""
 
     name: str
     cluster: str
@@ -53,12 +71,11 @@ class WorkerConfig:
     tls_certificate: Path
     tls_key: Path
     scratch: Path | None
-    platform: Path | None
-    report_dir: Path | None
-    endorsements: Path | None
+    sources: tuple[Callable[[], EvidenceSource], ...]
+    """Each makes one source of evidence, and raises as that does where it cannot work."""
 
 
-def _read(path: Path, what: str, max_bytes: int = _MAX_FILE) -> bytes:
+def read_file(path: Path, what: str, max_bytes: int = _MAX_FILE) -> bytes:
     """Raises :class:`UnavailableError` (``NOT_FOUND``, ``STORAGE``) or :class:`MalformedError` (``TOO_LARGE``)."""
     try:
         with path.open("rb") as file:
@@ -77,7 +94,7 @@ def _read(path: Path, what: str, max_bytes: int = _MAX_FILE) -> bytes:
 def load_config(directory: Path) -> WorkerConfig:
     """Read ``directory``/worker.toml. Raises :class:`MalformedError` or :class:`UnavailableError`."""
     base = directory.absolute()
-    data = _read(base / CONFIG_NAME, "the worker's configuration")
+    data = read_file(base / CONFIG_NAME, "the worker's configuration")
     try:
         parsed = tomllib.loads(data.decode("utf-8"))
     except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
@@ -87,14 +104,13 @@ def load_config(directory: Path) -> WorkerConfig:
     def path(members: Fields, name: str) -> Path:
         return base / members.text(name, max_length=4096)
 
-    development = fields.object("development") if "development" in fields else None
-    snp = fields.object("sev-snp") if "sev-snp" in fields else None
-    if (development is None) == (snp is None):
+    sections = [name for name in _SECTIONS if name in fields]
+    if not sections or {"development", "sev-snp"} <= set(sections):
         raise MalformedError(
             Reason.MALFORMED,
             f"{CONFIG_NAME} must say where evidence comes from",
-            expected="one section: [sev-snp], or [development] with dir",
-            actual="none" if snp is None else "both",
+            expected=f"sections out of [{'], ['.join(_SECTIONS)}]; [development] stands for [sev-snp]",
+            actual=", ".join(sections) or "none",
         )
     config = WorkerConfig(
         name=fields.text("name", max_length=64),
@@ -106,13 +122,9 @@ def load_config(directory: Path) -> WorkerConfig:
         tls_certificate=path(fields, "tls_certificate"),
         tls_key=path(fields, "tls_key"),
         scratch=path(fields, "scratch") if "scratch" in fields else None,
-        platform=path(development, "dir") if development is not None else None,
-        report_dir=None if snp is None else path(snp, "report_dir") if "report_dir" in snp else TsmReports.DEFAULT_ROOT,
-        endorsements=path(snp, "endorsements") if snp is not None and "endorsements" in snp else None,
+        sources=tuple(_SECTIONS[name](fields.object(name), base) for name in sections),
     )
-    for section in (development, snp, fields):
-        if section is not None:
-            section.done()
+    fields.done()
     names.check(names.PRINCIPAL, config.name, "worker name")
     names.check(names.PRINCIPAL, config.coordinator_name, "coordinator name")
     names.check(names.CLUSTER, config.cluster, "cluster name")
@@ -121,19 +133,19 @@ def load_config(directory: Path) -> WorkerConfig:
 
 def load_tls(config: WorkerConfig) -> TlsIdentity:
     return TlsIdentity(
-        _read(config.tls_certificate, "the worker's TLS certificate"), _read(config.tls_key, "the worker's TLS key")
+        read_file(config.tls_certificate, "the worker's TLS certificate"),
+        read_file(config.tls_key, "the worker's TLS key"),
     )
 
 
 def load_roster(config: WorkerConfig, clock: Callable[[], float] = time.time) -> Roster:
     """The roster, signed by the operators that this worker pins, current. Raises as :func:`open_roster`."""
-    operators, threshold = parse_operators(_read(config.operators, "operators file"))
-    envelope = _read(config.roster, "the roster", 2 * MAX_ROSTER)
+    operators, threshold = parse_operators(read_file(config.operators, "operators file"))
+    envelope = read_file(config.roster, "the roster", 2 * MAX_ROSTER)
     return open_roster(envelope, operators, threshold, int(clock()), cluster=config.cluster)
 
 
-def load_source(config: WorkerConfig) -> EvidenceSource:
-    """Where this worker's evidence comes from. Raises as the source does when it cannot work."""
-    if config.platform is not None:
-        return DevelopmentPlatform.load(config.platform)
-    return TsmReports(config.report_dir or TsmReports.DEFAULT_ROOT, config.endorsements)
+def load_sources(config: WorkerConfig) -> Collection:
+    """Where this worker's evidence comes from. Raises as the sources do when they cannot work, and
+    :class:`MalformedError` for sources that do not make a worker's evidence."""
+    return Collection([make() for make in config.sources])

@@ -30,7 +30,7 @@ from keyquorum_core.roster import Roster
 from keyquorum_core.sealing import suite_of
 from keyquorum_gpu_worker.documents import JobDocuments, open_documents
 from keyquorum_gpu_worker.ending import NOT_RUN, Ending, JobEnd
-from keyquorum_gpu_worker.evidence import EvidenceSource
+from keyquorum_gpu_worker.evidence import Collection
 from keyquorum_gpu_worker.heartbeat import HEARTBEAT_SECONDS, Heartbeat
 from keyquorum_gpu_worker.keys import JobKeys, wipe
 from keyquorum_gpu_worker.link import Link
@@ -60,7 +60,7 @@ class Surroundings:
 
     link: Link
     roster: Roster
-    source: EvidenceSource
+    sources: Collection
     scratch: Path
     said: Callable[[str, dict[str, object]], None] = lambda event, values: None
     clock: Callable[[], float] = time.time
@@ -148,7 +148,7 @@ class _Work:
             documents,
             around.roster,
             keys,
-            around.source,
+            around.sources,
             clock=around.clock,
             patience=around.release_patience,
             said=around.said,

@@ -16,15 +16,13 @@ from dataclasses import dataclass
 import grpc.aio
 
 from keyquorum_core.answers import Answers
-from keyquorum_core.attestation.binding import report_data
-from keyquorum_core.attestation.evidence import EvidenceDocument, WindowNonce
+from keyquorum_core.attestation.evidence import WindowNonce
 from keyquorum_core.derivation import Combination
 from keyquorum_core.errors import KeyquorumError, Reason, UnavailableError
 from keyquorum_core.release import Answer, Window, open_window
-from keyquorum_core.release import challenge as challenge_of
 from keyquorum_core.roster import Roster
 from keyquorum_gpu_worker.documents import JobDocuments
-from keyquorum_gpu_worker.evidence import EvidenceSource
+from keyquorum_gpu_worker.evidence import Collection
 from keyquorum_gpu_worker.keys import JobKeys
 from keyquorum_gpu_worker.link import Link
 from keyquorum_protos.v1 import coordinator_pb2 as pb
@@ -71,7 +69,7 @@ def read_windows(statements: Iterable[bytes], roster: Roster, now: int) -> Chall
     return Challenge(windows, doubts)
 
 
-def make_evidence(challenge: Challenge, keys: JobKeys, source: EvidenceSource) -> bytes:
+def make_evidence(challenge: Challenge, keys: JobKeys, sources: Collection) -> bytes:
     """The evidence document over every valid window's nonce. Blocking. Raises :class:`UnavailableError`.
 
     A custodian whose window is missing will refuse; whether the others suffice is seen when they answer.
@@ -87,15 +85,7 @@ def make_evidence(challenge: Challenge, keys: JobKeys, source: EvidenceSource) -
     nonces = tuple(
         WindowNonce(name, window.window, window.nonce_bytes) for name, window in sorted(challenge.windows.items())
     )
-    signing = keys.identity.public.to_bytes()
-    bound = report_data(keys.recipient.public, signing, challenge_of({each.custodian: each.nonce for each in nonces}))
-    document = EvidenceDocument(
-        nonces,
-        keys.recipient.public,
-        signing,
-        (source.collect(bound),),
-    )
-    return document.to_bytes()
+    return sources.document(nonces, keys.recipient.public, keys.identity.public.to_bytes()).to_bytes()
 
 
 async def obtain_key(
@@ -103,7 +93,7 @@ async def obtain_key(
     documents: JobDocuments,
     roster: Roster,
     keys: JobKeys,
-    source: EvidenceSource,
+    sources: Collection,
     *,
     clock: Callable[[], float] = time.time,
     patience: float = 30.0,
@@ -128,10 +118,10 @@ async def obtain_key(
     while True:
         response = await link.unary(link.workers.GetChallenge, pb.GetChallengeRequest())
         challenge = await asyncio.to_thread(read_windows, response.window_statements, roster, int(clock()))
-        evidence = await asyncio.to_thread(make_evidence, challenge, keys, source)
+        evidence = await asyncio.to_thread(make_evidence, challenge, keys, sources)
         answers.ask(evidence=evidence, windows=challenge.windows.values())
         answers.rejected |= challenge.doubts
-        said("asking for the key", {"windows": sorted(challenge.windows), "evidence": source.kind})
+        said("asking for the key", {"windows": sorted(challenge.windows), "evidence": sources.name})
         found = await _ask_once(link, documents, answers, evidence)
         if found is not None:
             if found.blamed:

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from keyquorum_core.errors import KeyquorumError, Reason, RefusedError, StateError, UnavailableError
-from keyquorum_gpu_worker.config import WorkerConfig, load_roster, load_source, load_tls
+from keyquorum_gpu_worker.config import WorkerConfig, load_roster, load_sources, load_tls
 from keyquorum_gpu_worker.ending import JobEnd
 from keyquorum_gpu_worker.job import JobLostError, Surroundings, run_one
 from keyquorum_gpu_worker.link import Link
@@ -30,7 +30,7 @@ class Worker:
         self._config = config
         self._log = logger().bind(worker=config.name)
         self._scratch: Path = choose_base(config.scratch)
-        self._source = load_source(config)
+        self._sources = load_sources(config)
         self._tls = load_tls(config)
         self._roster = load_roster(config)
         self._link: Link | None = None
@@ -41,7 +41,7 @@ class Worker:
         swept = sweep(self._scratch)
         if swept:
             self._log.warning("removed what a killed worker left", folders=swept)
-        if self._source.kind == "development":
+        if self._sources.development:
             self._log.warning("DEVELOPMENT EVIDENCE: this worker proves nothing about its hardware")
         kind = file_system_of(self._scratch)
         if kind not in ("tmpfs", "ramfs"):
@@ -52,7 +52,7 @@ class Worker:
             "ready": True,
             "worker": self._config.name,
             "address": self._config.coordinator,
-            "evidence": self._source.kind,
+            "evidence": self._sources.name,
             "confinement": layers,
         }
 
@@ -116,7 +116,7 @@ class Worker:
         surroundings = Surroundings(
             link=self._connect(),
             roster=self._roster,
-            source=self._source,
+            sources=self._sources,
             scratch=self._scratch,
             said=lambda event, values: log.info(event, **values),
         )

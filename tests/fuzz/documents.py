@@ -203,7 +203,7 @@ DOCUMENTS: Sequence[Target] = (
            lambda: [(0, each) for each in of_signed("release", "leaf", "leaf")]
            + [(1, each) for each in of_signed("release", "window", "payload")]),
     Target("envelope", lambda data: peek_payload(data, MANIFEST_TYPE, "fuzz"), envelopes),
-    one_of("roster", [Roster.parse, parse_operators, EnrolmentCard.parse], rosters, 1 << 15),
+    one_of("roster", [Roster.parse, parse_operators, EnrolmentCard.parse], rosters, 1 << 16),
     one_of("ceremony", [CeremonyPlan.parse, PartsHeader.parse, Commitments.parse, EpochCertificate.parse],
            ceremony_documents),
     Target("quorum-rule", rule, rules, 1024),

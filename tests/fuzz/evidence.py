@@ -25,7 +25,18 @@ from keyquorum_core.attestation.tpm2 import Tpm2Evidence
 from keyquorum_core.attestation.tpm2 import verify as verify_tpm2
 from keyquorum_core.attestation.tpm2_appraisal import Tpm2ReferenceValues
 from keyquorum_core.attestation.tpm2_endorsement import verify_ek_certificates
+from keyquorum_core.attestation.tpm2_enrolment import challenge
 from keyquorum_core.attestation.tpm2_keys import read_key, read_spki, verify_signature
+from keyquorum_core.attestation.tpm2_messages import (
+    answer_bytes,
+    candidate_bytes,
+    credential_bytes,
+    parse_answer,
+    parse_candidate,
+    parse_credential,
+    parse_pending,
+    pending_bytes,
+)
 from keyquorum_core.attestation.tpm2_structures import hash_by_name, parse_public, parse_quote, parse_signature
 from keyquorum_core.strictjson import loads
 from tests.fuzz.target import Target, of_genuine, one_of
@@ -74,6 +85,13 @@ def tpm_keys() -> list[tuple[int, bytes]]:
     rsa, ecc = soft_tpm.soft_key(), soft_tpm.soft_key("p256")
     found = [(0, rsa.pem.encode()), (0, ecc.pem.encode()), (0, base64.b64encode(rsa.spki))]
     return [*found, (1, rsa.spki), (1, ecc.spki), (2, rsa.sign(b"a quote")), (2, rsa.sign(b"a quote", form="plain"))]
+
+
+def tpm_messages() -> list[tuple[int, bytes]]:
+    maker = tpm_maker.maker()
+    credential, pending = challenge(maker.candidate(), pinned_roots={maker.root}, now=tpm_maker.NOW)
+    made = (candidate_bytes(maker.candidate()), credential_bytes(credential), answer_bytes(bytes(32)))
+    return list(enumerate((*made, pending_bytes(pending))))
 
 
 def tpm_evidence() -> list[bytes]:
@@ -157,6 +175,7 @@ EVIDENCE: Sequence[Target] = (
     one_of("tpm2-event-log", [partial(event_log, bank) for bank in ("sha256", "sha384")],
            lambda: [(0, soft_tpm.secure_boot_log()[0]),
                     (1, soft_tpm.secure_boot_log(banks=("sha256", "sha384"))[0])]),
+    one_of("tpm2-messages", [parse_candidate, parse_credential, parse_answer, parse_pending], tpm_messages, 4096),
     one_of("tpm2-endorsement", [partial(ek_certificates, which) for which in range(3)],
            lambda: enumerate(tpm_maker.maker().certificates()), 4096),
     one_of("nvidia-report", [parse_gpu_report, lambda data: parse_gpu_report(read_gpu_report(data))],

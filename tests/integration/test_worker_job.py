@@ -435,7 +435,7 @@ async def test_attest_shows_what_this_machine_can_give(cluster: FakeCluster, tmp
     done = await asyncio.to_thread(subprocess.run, command, capture_output=True, text=True, check=False)
     shown = json.loads(done.stdout)
     assert done.returncode == 0
-    assert (shown["type"], shown["development"], shown["bound"]) == ("sev-snp", True, True)
+    assert (shown["types"], shown["development"], shown["items"][0]["bound"]) == (["sev-snp"], True, True)
     (directory / "platform" / "vek-key.pem").unlink()
     done = await asyncio.to_thread(subprocess.run, command, capture_output=True, text=True, check=False)
     assert done.returncode == 1

@@ -31,7 +31,7 @@ from keyquorum_core.attestation.verdict import Verdict, judge_sev_snp
 from tests.support import intel_vendor, nitro_vendor, nvidia, soft_tpm, vendor
 from tests.support.vectors import vector
 
-__all__ = ["OWN", "REAL", "Genuine", "nitro_reference_json", "tdx_reference_json"]
+__all__ = ["OWN", "REAL", "Genuine", "nitro_reference", "nitro_reference_json", "tdx_reference_json"]
 
 Parts = Mapping[str, bytes]
 
@@ -224,8 +224,11 @@ def _outside_signature(rim: bytes) -> Sequence[range]:
 
 
 def _nitro(parts: Parts, *, now: int, own: bool) -> Verdict:
-    reference = NitroReferenceValues.parse(nitro_reference_json()) if own else None
-    return judge_nitro(parts["document"], now=now, reference=reference)
+    return judge_nitro(parts["document"], now=now, reference=nitro_reference() if own else None)
+
+
+def nitro_reference() -> NitroReferenceValues:
+    return NitroReferenceValues.parse(nitro_reference_json())
 
 
 def nitro_reference_json() -> dict[str, object]:

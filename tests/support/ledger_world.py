@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -23,10 +23,11 @@ from keyquorum_core.ledger.tile_tree import TileTree
 from keyquorum_core.ledger.tiles import Bundle, encode_bundle, encode_tile, tiles_between
 from keyquorum_core.quorum import Custodian, Quorum
 
-__all__ = ["CUSTODIANS", "ORIGIN", "LogServer", "TestLog", "World", "serve"]
+__all__ = ["CUSTODIANS", "ORIGIN", "LogServer", "TestLog", "World", "log_signer", "serve"]
 
 ORIGIN = "log.example/keyquorum"
-CUSTODIANS = {"ch-1": "CH", "de-1": "DE", "fr-1": "FR", "is-1": "IS", "jp-1": "JP"}
+CUSTODIANS = {"ch-1": "CH", "de-1": "DE", "de-2": "DE", "fr-1": "FR", "is-1": "IS"}
+QUORUM = ("ch-1", "de-1", "fr-1")
 NOW = 1_800_000_000
 
 
@@ -41,18 +42,27 @@ def _keys(name: str) -> tuple[Ed25519PrivateKey, MLDSA44PrivateKey]:
     )
 
 
+def log_signer(origin: str = ORIGIN, keys: str = "log") -> LogSigner:
+    return LogSigner(origin, *_keys(keys))
+
+
 class World:
     """A log's keys, five custodians as witnesses, and the quorum: three of them."""
 
-    def __init__(self, origin: str = ORIGIN, keys: str = "log") -> None:
-        self.signer = LogSigner(origin, *_keys(keys))
-        self.witnesses = {name: Cosigner(f"{name}.custodian.example", *_keys(name)) for name in CUSTODIANS}
-        self.quorum = Quorum({"at_least": 3}, [Custodian(name, law) for name, law in CUSTODIANS.items()])
+    def __init__(
+        self,
+        signer: LogSigner | None = None,
+        witnesses: Mapping[str, Cosigner] | None = None,
+        quorum: Quorum | None = None,
+    ) -> None:
+        self.signer = signer or log_signer()
+        self.witnesses = witnesses or {name: Cosigner(f"test/{name}", *_keys(name)) for name in CUSTODIANS}
+        self.quorum = quorum or Quorum({"at_least": 3}, [Custodian(name, law) for name, law in CUSTODIANS.items()])
         self.trust = LogTrust(
             self.signer.keys, {name: cosigner.keys for name, cosigner in self.witnesses.items()}, self.quorum
         )
 
-    def cosigned(self, size: int, root: bytes, now: int = NOW, by: Sequence[str] = ("ch-1", "de-1", "fr-1")) -> bytes:
+    def cosigned(self, size: int, root: bytes, now: int = NOW, by: Sequence[str] = QUORUM) -> bytes:
         signed = self.signer.sign(size, root, now)
         return self.cosign(signed, now, by).encode()
 
@@ -100,15 +110,11 @@ class TestLog:
     def _visit(self, level: int, index: int, value: bytes) -> None:
         self._nodes[level, index] = value
 
-    def checkpoint(
-        self, now: int = NOW, by: Sequence[str] = ("ch-1", "de-1", "fr-1"), size: int | None = None
-    ) -> bytes:
+    def checkpoint(self, now: int = NOW, by: Sequence[str] = QUORUM, size: int | None = None) -> bytes:
         size = self.size if size is None else size
         return self.world.cosigned(size, self.root(size), now, by)
 
-    def publish(
-        self, leaves: Iterable[bytes] = (), now: int = NOW, by: Sequence[str] = ("ch-1", "de-1", "fr-1")
-    ) -> bytes:
+    def publish(self, leaves: Iterable[bytes] = (), now: int = NOW, by: Sequence[str] = QUORUM) -> bytes:
         """Grow, and show a checkpoint of it; the signed note."""
         self.grow(leaves)
         self.files["checkpoint"] = self.checkpoint(now, by)

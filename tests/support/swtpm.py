@@ -5,6 +5,7 @@ Each :class:`Swtpm` is one process that listens on Unix sockets in its own folde
 
 from __future__ import annotations
 
+import importlib
 import os
 import shutil
 import subprocess
@@ -15,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-__all__ = ["AttestationKey", "Manufacturer", "Swtpm"]
+__all__ = ["AttestationKey", "Manufacturer", "Swtpm", "require_pytss"]
 
 _PROGRAMS = ("swtpm", "swtpm_setup", "swtpm_localca", "swtpm_ioctl", "tpm2_quote", "tpm2_activatecredential")
 _SECONDS = 60
@@ -28,6 +29,16 @@ def require_swtpm() -> None:
     missing = [each for each in _PROGRAMS if shutil.which(each) is None]
     if missing:
         pytest.skip(f"no {', '.join(missing)}: install swtpm, swtpm-tools and tpm2-tools")
+
+
+def require_pytss() -> None:
+    """Skip the test, saying why, where the worker's own way to a TPM is absent."""
+    require_swtpm()
+    os.environ.setdefault("TSS2_LOG", "all+NONE")
+    try:
+        importlib.import_module("tpm2_pytss")
+    except ImportError:
+        pytest.skip("no tpm2-pytss: it needs a C compiler and libtss2-dev (scripts/system_packages.sh)")
 
 
 def _run(arguments: Sequence[str | Path], folder: Path, **environment: str) -> bytes:

@@ -14,7 +14,7 @@ from keyquorum_core.errors import KeyquorumError, MalformedError, Reason, Refuse
 from keyquorum_core.ledger.checkpoints import Checkpoint
 from keyquorum_core.ledger.replay import Replay, check_growth, edge_tiles, plan
 from keyquorum_core.ledger.tiles import Bundle, Tile, tiles_between
-from tests.support.ledger_world import NOW, ORIGIN, TestLog, World
+from tests.support.ledger_world import NOW, ORIGIN, TestLog, World, log_signer
 
 WORLD = World()
 LEAVES = [b'{"type":"test","n":%d}' % number for number in range(70_000)]
@@ -247,7 +247,7 @@ def test_the_time_of_a_quorum_is_when_its_last_needed_member_had_signed(log: Tes
 
 
 def test_another_logs_checkpoint_and_half_a_witness_do_not_count(log: TestLog) -> None:
-    other = World("other.log", "other")
+    other = World(log_signer("other.log", "other"))
     with pytest.raises(RefusedError) as caught:
         WORLD.trust.verify(other.cosigned(1, bytes(32)), now=NOW)
     assert caught.value.reason is Reason.LEDGER_ORIGIN

@@ -17,7 +17,8 @@ from keyquorum_core.errors import KeyquorumError, Reason, RefusedError, Unavaila
 from keyquorum_core.manifest import open_opening, payload
 from keyquorum_core.release import WINDOW_SECONDS, Leaf
 from keyquorum_gpu_worker.documents import JobDocuments
-from keyquorum_gpu_worker.evidence import DevelopmentPlatform
+from keyquorum_gpu_worker.evidence import Collection
+from keyquorum_gpu_worker.evidence.development import DevelopmentPlatform
 from keyquorum_gpu_worker.keys import JobKeys, wipe
 from keyquorum_gpu_worker.plaintext import unpack
 from keyquorum_gpu_worker.release import make_evidence, read_windows
@@ -35,8 +36,8 @@ class Release:
         self.job: FakeJob = self.cluster.submit({"main.py": b""})
         self.keys = JobKeys.generate("MLKEM768_X25519")
         self.challenge = read_windows(self.cluster.windows(), self.cluster.roster, self.cluster.now())
-        source = DevelopmentPlatform(development_chip(), MEASUREMENT)
-        self.evidence = make_evidence(self.challenge, self.keys, source)
+        sources = Collection([DevelopmentPlatform(development_chip(), MEASUREMENT)])
+        self.evidence = make_evidence(self.challenge, self.keys, sources)
         self.document = EvidenceDocument.parse(self.evidence)
         opening = open_opening(self.job.opening, self.cluster.owner.public, self.job.id)
         self.documents = JobDocuments(self.job.id, self.job.manifest, payload(self.job.manifest), opening)
@@ -175,7 +176,7 @@ def test_failure_names_everyone_and_says_whether_asking_again_helps(release: Rel
 def test_no_window_means_no_evidence(release: Release) -> None:
     empty = read_windows([], release.cluster.roster, release.cluster.now())
     with pytest.raises(UnavailableError, match="nothing to attest to"):
-        make_evidence(empty, release.keys, DevelopmentPlatform(development_chip(), MEASUREMENT))
+        make_evidence(empty, release.keys, Collection([DevelopmentPlatform(development_chip(), MEASUREMENT)]))
 
 
 def test_keys_show_nothing(release: Release) -> None:

@@ -15,7 +15,7 @@ os.environ.setdefault("GRPC_VERBOSITY", "NONE")
 
 import typer
 
-from keyquorum.cli import attest, identity, job, key, output, policy, quorum, roster, version
+from keyquorum.cli import attest, audit, identity, job, key, ledger, output, policy, quorum, roster, version
 from keyquorum_core.errors import KeyquorumError, Reason, UnavailableError
 
 __all__ = ["build", "main", "run"]
@@ -41,6 +41,8 @@ def build() -> typer.Typer:
     app.add_typer(key.app)
     app.add_typer(quorum.app)
     app.add_typer(attest.app)
+    app.add_typer(ledger.app)
+    app.add_typer(audit.app)
     app.add_typer(identity.app)
     app.add_typer(roster.app)
     app.add_typer(policy.app)

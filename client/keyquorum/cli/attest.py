@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from keyquorum.cli import output
+from keyquorum.cli import enrol, output
 from keyquorum_core.errors import MalformedError, Reason
 
 if TYPE_CHECKING:
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 __all__ = ["app"]
 
 app = typer.Typer(name="attest", help="Hardware evidence.", no_args_is_help=True)
+app.add_typer(enrol.app)
 TYPES = ("sev-snp", "tdx", "tpm2", "nvidia-gpu", "nitro")
 _MAX_FILE = 16 << 20
 _MAX_NITRO = 64 << 10

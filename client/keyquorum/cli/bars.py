@@ -22,6 +22,8 @@ _TITLES = {
     "download": "downloading",
     "decrypt": "decrypting",
     "ceremony": "ceremony",
+    "verify": "verifying the ledger",
+    "prove": "proving",
 }
 _BYTES = ("encrypt", "upload", "download", "decrypt")
 

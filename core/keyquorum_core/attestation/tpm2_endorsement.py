@@ -18,7 +18,8 @@ from __future__ import annotations
 
 import hashlib
 import warnings
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 from cryptography import x509
@@ -29,7 +30,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from keyquorum_core.errors import MalformedError, Reason, RefusedError
 
-__all__ = ["EkCertificate", "verify_ek_certificates"]
+__all__ = ["EkCertificate", "root_fingerprint", "verify_ek_certificates"]
 
 _MAX_CERTIFICATES = 8
 _MAX_BYTES = 64 << 10
@@ -67,10 +68,29 @@ def verify_ek_certificates(certificates: Sequence[bytes], *, pinned_roots: Colle
         raise MalformedError(
             Reason.TOO_LARGE, "the EK's certificates are too large", expected=f"at most {_MAX_BYTES} bytes"
         )
+    with _malformed():
+        found = _parse(certificates)
+        if not 2 <= len(found) <= _MAX_CERTIFICATES:
+            raise _broken("certificates", f"2 … {_MAX_CERTIFICATES}, the EK's and its issuers'", f"{len(found)}")
+        return _verify(found, frozenset(pinned_roots), now)
+
+
+def root_fingerprint(certificate: bytes) -> str:
+    """What ``pinned_roots`` hold of a root certificate (DER or PEM): SHA-256 of its SubjectPublicKeyInfo, hex.
+
+    Raises :class:`MalformedError`, also for more than one certificate.
+    """
+    with _malformed():
+        (found,) = _parse([certificate])
+        return hashlib.sha256(_spki(found)).hexdigest()
+
+
+@contextmanager
+def _malformed() -> Iterator[None]:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # what the parser only warns of is judged by key and signature
-            return _verify(_parse(certificates), frozenset(pinned_roots), now)
+            yield
     except (
         ValueError,
         TypeError,
@@ -134,8 +154,6 @@ def _parse(certificates: Sequence[bytes]) -> list[x509.Certificate]:
             out += x509.load_pem_x509_certificates(each)
         else:
             out.append(x509.load_der_x509_certificate(each))
-    if not 2 <= len(out) <= _MAX_CERTIFICATES:
-        raise _broken("certificates", f"2 … {_MAX_CERTIFICATES}, the EK's and its issuers'", f"{len(out)}")
     return out
 
 

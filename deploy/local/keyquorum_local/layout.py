@@ -103,7 +103,8 @@ def create(
     root.mkdir(mode=0o700, parents=True, exist_ok=True)
     layout.logs.mkdir(mode=0o700)
     now = int(time.time())
-    ports = _choose_ports(3 * len(layout.custodians) + 2)
+    ports = _choose_ports(3 * len(layout.custodians) + 3)
+    coordinator = ports[-3:]
     step(f"{len(layout.custodians)} custodians make their identities and keystores")
     with ThreadPoolExecutor(max_workers=os.cpu_count() or 1) as pool:
         jobs = [
@@ -111,15 +112,15 @@ def create(
             for i, (name, jurisdiction) in enumerate(layout.custodians)
         ]
         vendor = pool.submit(DevelopmentVendor.create, now=now)
-        jobs.append(pool.submit(_init_coordinator, layout, ports[-2:]))
+        jobs.append(pool.submit(_init_coordinator, layout, coordinator))
         for job in jobs:
             job.result()
     step("an operator signs the roster")
-    roster_digest = _sign_roster(layout, quorum, now)
+    roster_digest = _sign_roster(layout, quorum, f"http://127.0.0.1:{coordinator[2]}", now)
     step("the development vendor makes a chip; custodians list its measurement")
     _hand_out(layout, vendor.result(), now)
-    _write_profile(layout, roster_digest, ports[-2])
-    _configure_worker(layout, WORKER, ports[-2])
+    _write_profile(layout, roster_digest, coordinator[0])
+    _configure_worker(layout, WORKER, coordinator[0])
     marker = {"custodians": [list(each) for each in layout.custodians], "version": 1}
     _write(root / _MARKER, json.dumps(marker).encode())
     return layout
@@ -190,11 +191,12 @@ def _init_coordinator(layout: Layout, ports: Sequence[int]) -> None:
         [
             *program("keyquorum-coordinator"), "init", "--dir", str(layout.coordinator), "--cluster", CLUSTER,
             "--name", "main", "--listen", f"127.0.0.1:{ports[0]}", "--metrics-listen", f"127.0.0.1:{ports[1]}",
+            "--ledger-listen", f"127.0.0.1:{ports[2]}",
         ]
     )  # fmt: skip
 
 
-def _sign_roster(layout: Layout, quorum: Mapping[str, object], now: int) -> str:
+def _sign_roster(layout: Layout, quorum: Mapping[str, object], log_url: str, now: int) -> str:
     """Operator and owner make their keys; the roster is signed and handed to everyone. Its digest, hex."""
     passphrase = secrets.token_urlsafe(24)
     _write(layout.owner_passphrase, passphrase.encode())
@@ -216,6 +218,7 @@ def _sign_roster(layout: Layout, quorum: Mapping[str, object], now: int) -> str:
         operator_threshold=1,
         coordinator_tls=((layout.coordinator / "tls-cert.pem").read_text(),),
         log_key=LogKeys.parse((layout.coordinator / "log.vkey").read_text().strip()),
+        log_url=log_url,
     )
     pinned = {"ops": base64.b64encode(operator.identity.public.to_bytes()).decode()}
     operators = json.dumps({"threshold": 1, "operators": pinned}).encode()

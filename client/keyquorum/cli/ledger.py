@@ -1,0 +1,171 @@
+"""``keyquorum ledger``: read the transparency log and believe none of it before it is verified."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from keyquorum.cli import auditor, output
+from keyquorum.cli.bars import bars
+
+if TYPE_CHECKING:
+    from keyquorum_core.ledger.log_keys import SignedCheckpoint
+    from keyquorum_core.ledger.log_trust import LogTrust
+
+__all__ = ["app"]
+
+app = typer.Typer(
+    name="ledger",
+    help="The ledger: which keys were released, verified from scratch with nothing but the roster.",
+    no_args_is_help=True,
+)
+
+MaxAgeOption = Annotated[
+    int | None,
+    typer.Option("--max-age", metavar="SECONDS", min=1, help="Refuse cosignatures older than this. Default: any age."),
+]
+
+
+def _oldest(max_age: int | None) -> int:
+    return 0 if max_age is None else int(time.time()) - max_age
+
+
+@app.command()
+def checkpoint(
+    out: Annotated[Path | None, typer.Option(help="Also keep the signed checkpoint in this file.")] = None,
+    max_age: MaxAgeOption = None,
+    log: auditor.LogOption = None,
+    roster: auditor.RosterOption = None,
+    operators: auditor.OperatorsOption = None,
+    roster_sha256: auditor.RosterPinOption = None,
+    ca: auditor.CaOption = None,
+    profile: output.ProfileOption = None,
+    as_json: output.JsonOption = False,
+) -> None:
+    """Fetch the latest checkpoint; verify the log's two signatures and a quorum's cosignatures. Reads no leaf."""
+    from keyquorum.atomic import replace_file
+    from keyquorum.ledger.verification import latest_checkpoint
+
+    who = auditor.auditor_of(profile, roster, operators, roster_sha256)
+    oldest = _oldest(max_age)
+    latest = auditor.read_log(who, log, ca, lambda source: latest_checkpoint(source, who.trust, oldest=oldest))
+    if out is not None:
+        replace_file(out, latest.signed.encode())
+    if as_json:
+        output.emit(auditor.checkpoint_facts(latest))
+    else:
+        output.table("", ("", ""), auditor.checkpoint_rows(latest))
+
+
+@app.command()
+def verify(
+    since: Annotated[
+        Path | None,
+        typer.Option(help="A signed checkpoint that was verified before: read only what was added, and that it was."),
+    ] = None,
+    save: Annotated[
+        Path | None, typer.Option(help="Keep the checkpoint in this file once all is verified: for the next --since.")
+    ] = None,
+    max_age: MaxAgeOption = None,
+    log: auditor.LogOption = None,
+    roster: auditor.RosterOption = None,
+    operators: auditor.OperatorsOption = None,
+    roster_sha256: auditor.RosterPinOption = None,
+    ca: auditor.CaOption = None,
+    profile: output.ProfileOption = None,
+    as_json: output.JsonOption = False,
+) -> None:
+    """Verify the whole log: every leaf hashed, every tile recomputed, the root that of the cosigned checkpoint."""
+    from keyquorum.atomic import replace_file
+    from keyquorum.ledger.verification import verify_log
+
+    who = auditor.auditor_of(profile, roster, operators, roster_sha256)
+    past = None if since is None else _saved(who.trust, since)
+    oldest, started = _oldest(max_age), time.monotonic()
+    with bars() as report:
+        done = auditor.read_log(
+            who,
+            log,
+            ca,
+            lambda source: verify_log(
+                source, who.trust, None if past is None else past.checkpoint, oldest=oldest, progress=report
+            ),
+        )
+    if save is not None:
+        replace_file(save, done.latest.signed.encode())
+    seconds = time.monotonic() - started
+    if as_json:
+        facts = {"verified": True, "first_leaf": done.begin, "leaves_read": done.size - done.begin}
+        output.emit({**auditor.checkpoint_facts(done.latest), **facts, "seconds": round(seconds, 3)})
+        return
+    read = f"{done.size - done.begin} leaves" + (f", after the {done.begin} of {since}" if done.begin else "")
+    output.table("", ("", ""), [*auditor.checkpoint_rows(done.latest), ("verified", f"{read}, in {seconds:.1f} s")])
+
+
+def _saved(trust: LogTrust, path: Path) -> SignedCheckpoint:
+    from keyquorum.profile import read_file
+    from keyquorum_core.ledger.notes import MAX_NOTE
+
+    return trust.open(read_file(path, "saved checkpoint", max_bytes=MAX_NOTE))
+
+
+@app.command()
+def prove(
+    job: Annotated[str, typer.Argument(metavar="JOB", help="The job's id.")],
+    out: Annotated[
+        Path | None,
+        typer.Option(help="Folder for the proofs, made if missing. Default: JOB-proofs.", show_default=False),
+    ] = None,
+    log: auditor.LogOption = None,
+    roster: auditor.RosterOption = None,
+    operators: auditor.OperatorsOption = None,
+    roster_sha256: auditor.RosterPinOption = None,
+    ca: auditor.CaOption = None,
+    profile: output.ProfileOption = None,
+    as_json: output.JsonOption = False,
+) -> None:
+    """Write a proof file (C2SP tlog-proof) for every leaf about a job, each verified, after verifying the whole log."""
+    from keyquorum.ledger.jobs import prove_job
+    from keyquorum_core.names import JOB_ID, check
+
+    check(JOB_ID, job, "job id")
+    who = auditor.auditor_of(profile, roster, operators, roster_sha256)
+    folder = Path(f"{job}-proofs") if out is None else out
+    with bars() as report:
+        found = auditor.read_log(who, log, ca, lambda source: prove_job(source, who.trust, job, folder, report))
+    if as_json:
+        proofs = [{"index": each.index, "type": each.type, "file": str(each.file)} for each in found.proofs]
+        output.emit({**auditor.checkpoint_facts(found.latest), "job_id": job, "proofs": proofs})
+        return
+    output.table(
+        f"Leaves about {job}",
+        ("leaf", "type", "proof"),
+        [(each.index, each.type, each.file) for each in found.proofs],
+    )
+
+
+@app.command()
+def export(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Where the copy goes; made, continued or updated.")],
+    log: auditor.LogOption = None,
+    roster: auditor.RosterOption = None,
+    operators: auditor.OperatorsOption = None,
+    roster_sha256: auditor.RosterPinOption = None,
+    ca: auditor.CaOption = None,
+    profile: output.ProfileOption = None,
+    as_json: output.JsonOption = False,
+) -> None:
+    """Copy the log into a folder, verified on the way, that 'verify --log DIR' reads offline. It can be resumed."""
+    from keyquorum.ledger.export import export as copy
+
+    who = auditor.auditor_of(profile, roster, operators, roster_sha256)
+    with bars() as report:
+        done = auditor.read_log(who, log, ca, lambda source: copy(source, who.trust, folder, progress=report))
+    if as_json:
+        output.emit({**auditor.checkpoint_facts(done.latest), "folder": str(done.folder), "files_fetched": done.files})
+        return
+    rows = [*auditor.checkpoint_rows(done.latest), ("copied to", done.folder), ("files fetched", done.files)]
+    output.table("", ("", ""), rows)
