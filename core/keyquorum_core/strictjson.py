@@ -17,6 +17,7 @@ from keyquorum_core.errors import MalformedError, Reason
 __all__ = ["Fields", "loads"]
 
 _STRING = re.compile(rb'"(?:[^"\\]|\\.)*"', re.DOTALL)
+_HEX = re.compile(r"[0-9a-f]*")
 _BRACKET = re.compile(rb"[\[\]{}]")
 _MAX_INTEGER = 2**53 - 1  # RFC 8785 §3.2.2.3 inherits I-JSON's range of exact integers
 
@@ -145,7 +146,7 @@ class Fields:
     def hex(self, name: str, size: int) -> bytes:
         """Exactly ``size`` bytes as lower-case hex."""
         value = self._take(name, f"{size} bytes as lower-case hex")
-        if not isinstance(value, str) or len(value) != 2 * size or any(c not in "0123456789abcdef" for c in value):
+        if not isinstance(value, str) or len(value) != 2 * size or not _HEX.fullmatch(value):
             self._fail(name, f"{size} bytes as lower-case hex", value)
         return bytes.fromhex(value)
 

@@ -9,7 +9,7 @@ import base64
 import json
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import cache, partial
 
@@ -31,7 +31,7 @@ from keyquorum_core.attestation.verdict import Verdict, judge_sev_snp
 from tests.support import intel_vendor, nitro_vendor, nvidia, soft_tpm, vendor
 from tests.support.vectors import vector
 
-__all__ = ["OWN", "REAL", "Genuine", "nitro_reference", "nitro_reference_json", "tdx_reference_json"]
+__all__ = ["OWN", "REAL", "Genuine", "nitro_reference", "nitro_reference_json", "tdx_reference", "tdx_reference_json"]
 
 Parts = Mapping[str, bytes]
 
@@ -42,9 +42,15 @@ class Genuine:
 
     type: str
     parts: Parts
-    judge: Callable[[Parts], Verdict]
-    unsigned: Mapping[str, Sequence[range]]
+    judge_then: Callable[[Parts, int], Verdict]
+    """Judges parts at a moment (unix seconds)."""
+    now: int
+    """When it is acceptable."""
+    unsigned: Mapping[str, Sequence[range]] = field(default_factory=dict)
     """Bytes of a part that no signature or digest covers; a part that is not here is covered whole."""
+
+    def judge(self, parts: Parts) -> Verdict:
+        return self.judge_then(parts, self.now)
 
     def with_part(self, name: str, data: bytes) -> Verdict:
         """The verdict with one part replaced."""
@@ -55,7 +61,7 @@ def _moment(text: str) -> int:
     return int(datetime.fromisoformat(text).replace(tzinfo=UTC).timestamp())
 
 
-def _snp(parts: Parts, *, now: int, own: bool) -> Verdict:
+def _snp(parts: Parts, now: int, *, own: bool) -> Verdict:
     endorsements = [parts[each] for each in ("vek", "intermediate", "root") if each in parts]
     reference = vendor.reference_values() if own else None
     return judge_sev_snp(parts["report"], endorsements, now=now, reference=reference)
@@ -67,7 +73,7 @@ def own_sev_snp() -> Genuine:
     names = ("vek", "intermediate", "root")
     parts = {"report": chip.sign_report(bytes(range(64)), vendor.MEASUREMENT)}
     parts |= dict(zip(names, chip.endorsements, strict=True))
-    return Genuine("sev-snp", parts, partial(_snp, now=vendor.CREATED_AT + 1000, own=True), {})
+    return Genuine("sev-snp", parts, partial(_snp, own=True), vendor.CREATED_AT + 1000)
 
 
 @cache
@@ -77,7 +83,7 @@ def real_sev_snp() -> Genuine:
         "vek": vector("sev_snp/vcek_milan.der"),
         **dict(zip(("intermediate", "root"), _ders(vector("sev_snp/ask_ark_milan.pem")), strict=True)),
     }
-    return Genuine("sev-snp", parts, partial(_snp, now=_moment("2024-06-01"), own=False), {})
+    return Genuine("sev-snp", parts, partial(_snp, own=False), _moment("2024-06-01"))
 
 
 def _ders(pem: bytes) -> list[bytes]:
@@ -98,22 +104,24 @@ def tdx_reference_json() -> dict[str, object]:
     }
 
 
-def _tdx(parts: Parts, *, now: int, own: bool) -> Verdict:
-    reference = TdxReferenceValues.parse(tdx_reference_json()) if own else None
-    return judge_tdx(parts["quote"], parts["collateral"], now=now, reference=reference)
+def _tdx(parts: Parts, now: int, *, own: bool) -> Verdict:
+    return judge_tdx(parts["quote"], parts["collateral"], now=now, reference=tdx_reference() if own else None)
+
+
+def tdx_reference() -> TdxReferenceValues:
+    return TdxReferenceValues.parse(tdx_reference_json())
 
 
 @cache
 def own_tdx() -> Genuine:
     parts = {"quote": intel_vendor.intel_vendor().quote(), "collateral": intel_vendor.good_collateral()}
-    return Genuine("tdx", parts, partial(_tdx, now=intel_vendor.NOW, own=True), _around_strings(parts["collateral"]))
+    return Genuine("tdx", parts, partial(_tdx, own=True), intel_vendor.NOW, _around_strings(parts["collateral"]))
 
 
 @cache
 def real_tdx() -> Genuine:
     parts = {"quote": vector("tdx/tdx_quote"), "collateral": vector("tdx/tdx_quote_collateral.json")}
-    judge = partial(_tdx, now=_moment("2025-07-01"), own=False)
-    return Genuine("tdx", parts, judge, _around_strings(parts["collateral"]))
+    return Genuine("tdx", parts, partial(_tdx, own=False), _moment("2025-07-01"), _around_strings(parts["collateral"]))
 
 
 def _around_strings(collateral: bytes) -> Mapping[str, Sequence[range]]:
@@ -131,7 +139,7 @@ def _around_strings(collateral: bytes) -> Mapping[str, Sequence[range]]:
     return {"collateral": (*ranges, range(at, len(collateral)))}
 
 
-def _tpm2(parts: Parts, *, template: Tpm2Evidence, enrolled: frozenset[str]) -> Verdict:
+def _tpm2(parts: Parts, now: int, *, template: Tpm2Evidence, enrolled: frozenset[str]) -> Verdict:
     bank, size = template.bank, len(next(iter(template.pcrs.values())))
     values = [parts["pcrs"][at : at + size] for at in range(0, len(parts["pcrs"]), size)]
     evidence = Tpm2Evidence(
@@ -161,7 +169,7 @@ def own_tpm2() -> Genuine:
     log, pcrs = soft_tpm.secure_boot_log()
     evidence = soft_tpm.evidence(fields=soft_tpm.QuoteFields(pcrs=pcrs), event_log=log)
     judge = partial(_tpm2, template=evidence, enrolled=frozenset({soft_tpm.soft_key().fingerprint}))
-    return Genuine("tpm2", _tpm_parts(evidence), judge, {"event_log": (range(len(log)),)})
+    return Genuine("tpm2", _tpm_parts(evidence), judge, 0, {"event_log": (range(len(log)),)})
 
 
 @cache
@@ -176,10 +184,10 @@ def real_tpm2() -> Genuine:
         {index: bytes.fromhex(value) for index, value in enumerate(quote["pcrs"])},
     )
     enrolled = frozenset({read_key(evidence.ak_public).fingerprint})
-    return Genuine("tpm2", _tpm_parts(evidence), partial(_tpm2, template=evidence, enrolled=enrolled), {})
+    return Genuine("tpm2", _tpm_parts(evidence), partial(_tpm2, template=evidence, enrolled=enrolled), 0)
 
 
-def _gpu(parts: Parts, *, now: int, own: bool) -> Verdict:
+def _gpu(parts: Parts, now: int, *, own: bool) -> Verdict:
     endorsements = [data for name, data in parts.items() if name != "report"]
     reference = NvidiaReferenceValues.parse(nvidia.reference_json()) if own else None
     return judge_nvidia_gpu(parts["report"], endorsements, now=now, reference=reference)
@@ -195,7 +203,8 @@ def own_nvidia_gpu() -> Genuine:
     return Genuine(
         "nvidia-gpu",
         parts,
-        partial(_gpu, now=nvidia.CREATED_AT + 2000, own=True),
+        partial(_gpu, own=True),
+        nvidia.CREATED_AT + 2000,
         {name: _outside_signature(parts[name]) for name in ("driver RIM", "VBIOS RIM")},
     )
 
@@ -207,8 +216,8 @@ def real_nvidia_gpu() -> Genuine:
     parts = {"report": bytes.fromhex(vector("nvidia/hopper_535.86.09_report.txt").decode().strip())}
     parts |= {f"certificate {index}": der for index, der in enumerate(chain)}
     parts["VBIOS RIM"] = rim
-    judge = partial(_gpu, now=_moment("2025-01-15"), own=False)
-    return Genuine("nvidia-gpu", parts, judge, {"VBIOS RIM": _outside_signature(rim)})
+    judge = partial(_gpu, own=False)
+    return Genuine("nvidia-gpu", parts, judge, _moment("2025-01-15"), {"VBIOS RIM": _outside_signature(rim)})
 
 
 _SIGNATURE = re.compile(rb"<(?:\w+:)?Signature[ >]")
@@ -223,7 +232,7 @@ def _outside_signature(rim: bytes) -> Sequence[range]:
     return range(rim.index(b"<SoftwareIdentity")), range(signature.start(), signed_info), range(end, len(rim))
 
 
-def _nitro(parts: Parts, *, now: int, own: bool) -> Verdict:
+def _nitro(parts: Parts, now: int, *, own: bool) -> Verdict:
     return judge_nitro(parts["document"], now=now, reference=nitro_reference() if own else None)
 
 
@@ -245,16 +254,15 @@ def nitro_reference_json() -> dict[str, object]:
 @cache
 def own_nitro() -> Genuine:
     document = nitro_vendor.nitro_vendor().document()
-    return Genuine("nitro", {"document": document}, partial(_nitro, now=nitro_vendor.NOW + 60, own=True), {})
+    return Genuine("nitro", {"document": document}, partial(_nitro, own=True), nitro_vendor.NOW + 60)
 
 
 @cache
 def real_nitro() -> Genuine:
     """It binds no key, so it is genuine and not acceptable."""
     captured = vector("nitro/nitro_attestation.bin")
-    judge = partial(_nitro, now=_moment("2025-12-25T13:15:37"), own=False)
     document = captured[4 : 4 + item_size(captured[4:], "document", max_depth=3)]
-    return Genuine("nitro", {"document": document}, judge, {})
+    return Genuine("nitro", {"document": document}, partial(_nitro, own=False), _moment("2025-12-25T13:15:37"))
 
 
 OWN: Mapping[str, Callable[[], Genuine]] = {
