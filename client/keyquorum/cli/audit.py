@@ -35,6 +35,58 @@ def group() -> None:
 
 
 @app.command()
+def report(
+    begin: Annotated[
+        str, typer.Option("--from", metavar="TIME", help="First moment: ISO 8601, unix seconds, or 30d, 12h ago.")
+    ] = "0",
+    end: Annotated[
+        str | None, typer.Option("--to", metavar="TIME", help="First moment after the period. Default: now.")
+    ] = None,
+    out: Annotated[Path, typer.Option(help="Folder for report.html and report.json, made if missing.")] = Path(
+        "audit-report"
+    ),
+    log: auditor.LogOption = None,
+    roster: auditor.RosterOption = None,
+    operators: auditor.OperatorsOption = None,
+    roster_sha256: auditor.RosterPinOption = None,
+    ca: auditor.CaOption = None,
+    profile: output.ProfileOption = None,
+    as_json: output.JsonOption = False,
+) -> None:
+    """Verify the whole log and sum up a period: releases, refusals, evidence, ceremonies, drills and alarms.
+
+    Writes one HTML page that needs nothing else and one JSON file, with the inclusion proof of each leaf in them.
+    """
+    from keyquorum.audit.report import make_report
+
+    now = int(time.time())
+    first, last = auditor.moment(begin, now, "--from"), now + 1 if end is None else auditor.moment(end, now, "--to")
+    if first >= last:
+        raise typer.BadParameter("--from is not before --to")
+    who = auditor.auditor_of(profile, roster, operators, roster_sha256)
+    with bars() as show:
+        made = auditor.read_log(who, log, ca, lambda source: make_report(source, who, out, first, last, progress=show))
+    found = made.summary
+    if as_json:
+        files = {"html": str(made.html), "json": str(made.json), "rows": made.rows}
+        facts = auditor.checkpoint_facts(made.verified.latest)
+        output.emit({**facts, "from": first, "to": last, "summary": found.as_dict(), **files})
+        return
+    output.table(
+        "",
+        ("", ""),
+        [
+            *auditor.checkpoint_rows(made.verified.latest),
+            ("releases", f"{found.to_workers} to workers, {found.to_owners} to owners"),
+            ("on development hardware", found.development),
+            ("refusals", sum(found.refusals.values())),
+            ("alarms", sum(found.alarms.values())),
+            ("written", f"{made.html}, {made.json}"),
+        ],
+    )
+
+
+@app.command()
 def watch(
     state: Annotated[Path, typer.Option(help="Where the last verified checkpoint is kept; made in the first round.")],
     key: Annotated[

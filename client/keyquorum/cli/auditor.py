@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import Callable, Coroutine
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
@@ -25,6 +27,7 @@ __all__ = [
     "auditor_of",
     "checkpoint_facts",
     "checkpoint_rows",
+    "moment",
     "read_log",
 ]
 
@@ -62,6 +65,21 @@ def auditor_of(profile: Path | None, roster: Path | None, operators: Path | None
             "nobody to believe: give --roster FILE and --operators FILE, or --profile FILE, or set KEYQUORUM_PROFILE"
         )
     return of_profile(profile)
+
+
+def moment(text: str, now: int, option: str) -> int:
+    """Unix seconds: given as such, as ISO 8601 (UTC unless it says otherwise), or as a span ago: 90m, 12h, 30d."""
+    if text.isascii() and text.isdigit() and len(text) <= 11:
+        return int(text)
+    if match := re.fullmatch(r"([1-9][0-9]{0,5})([mhd])", text):
+        return now - int(match[1]) * {"m": 60, "h": 3600, "d": 86400}[match[2]]
+    try:
+        parsed = datetime.fromisoformat(text)
+    except ValueError:
+        raise typer.BadParameter(
+            f"{text!r} is neither ISO 8601, nor unix seconds, nor a span such as 30d", param_hint=option
+        ) from None
+    return int((parsed if parsed.tzinfo else parsed.replace(tzinfo=UTC)).timestamp())
 
 
 def read_log(
