@@ -181,7 +181,6 @@ def refused(good: dict[str, bytes]) -> list[tuple[str, bytes, str]]:
         ("last that is 1", last.replace(b'"last":true', b'"last":1'), "LEAF"),
         ("completed with a reason", done.replace(b'"reason":""', b'"reason":"JOB_FAILED"'), "LEAF"),
         ("completed without a statement", done.replace(digest("statement").encode(), nothing), "LEAF"),
-        ("completed without evidence", done.replace(digest("evidence").encode(), nothing), "LEAF"),
         ("cancelled without a reason", quit_.replace(b'"CANCELLED"', b'""'), "LEAF"),
         ("an unknown outcome", quit_.replace(b'"cancelled"', b'"vanished"'), "LEAF"),
         ("a ceremony with certificate and reason", made.replace(b'"reason":""', b'"reason":"CEREMONY"'), "LEAF"),

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from keyquorum_coordinator.artifacts import ArtifactState
 from keyquorum_coordinator.job_states import JobState
 from keyquorum_coordinator.jobs import Job, NewJob
+from keyquorum_coordinator.leaf_records import submission_leaf
 from keyquorum_core import manifest as manifests
 from keyquorum_core.attestation.evidence import EvidenceDocument
 from keyquorum_core.errors import KeyquorumError, MalformedError, Reason, RefusedError, StateError
@@ -84,6 +85,7 @@ def admit(envelope: bytes, caller: str, now: int, epochs: Mapping[tuple[str, int
         epoch=manifest.epoch,
         manifest=envelope,
         not_after=manifest.not_after,
+        leaf=submission_leaf(manifest, payload, now),
     )
 
 

@@ -64,10 +64,19 @@ class _Run:
 
 
 class Ceremonies:
-    def __init__(self, database: Database, fanout: Fanout, *, clock: Callable[[], float] = time.time) -> None:
+    def __init__(
+        self,
+        database: Database,
+        fanout: Fanout,
+        *,
+        clock: Callable[[], float] = time.time,
+        on_leaf: Callable[[], None] = lambda: None,
+    ) -> None:
+        """``on_leaf`` hears when a ceremony's end was put into the outbox."""
         self._database = database
         self._fanout = fanout
         self._clock = clock
+        self._on_leaf = on_leaf
         self._runs: dict[str, _Run] = {}
 
     # -- keys ---------------------------------------------------------------------------------------------------------
@@ -213,6 +222,7 @@ class Ceremonies:
             raise
         finally:
             self._runs.pop(plan.ceremony_id, None)
+            self._on_leaf()
             # The task is done once this returns; those who watch look again then.
             asyncio.get_running_loop().call_soon(run.wake)
 

@@ -45,6 +45,7 @@ __all__ = [
     "EventRow",
     "JobRow",
     "KeyRow",
+    "OutboxRow",
     "ReceiptRow",
     "ReleaseRow",
     "database_file",
@@ -191,6 +192,16 @@ class KeyRow(Base):
     certificate: Mapped[bytes] = mapped_column(LargeBinary)
     ceremony_id: Mapped[str] = mapped_column(String(32))
     created_at: Mapped[int] = mapped_column(BigInteger)
+
+
+class OutboxRow(Base):
+    """A leaf for the ledger, stored with the change that it tells of, until it is in the ledger."""
+
+    __tablename__ = "ledger_outbox"
+
+    number: Mapped[int] = mapped_column(BigInteger().with_variant(Integer, "sqlite"), primary_key=True)
+    request_id: Mapped[bytes] = mapped_column(LargeBinary(64), unique=True)
+    leaf: Mapped[bytes] = mapped_column(LargeBinary)
 
 
 def make_engine(url: str) -> Engine:

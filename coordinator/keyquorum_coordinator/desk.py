@@ -10,14 +10,19 @@ import asyncio
 import time
 from collections.abc import AsyncGenerator, Callable
 
+import structlog
+
 from keyquorum_coordinator.admission import admit, check_opening, check_statement, facts_of
 from keyquorum_coordinator.artifacts import ArtifactStore, WriteRight
 from keyquorum_coordinator.ceremonies import Ceremonies
 from keyquorum_coordinator.fanout import Fanout
 from keyquorum_coordinator.job_states import FINAL, JobState
-from keyquorum_coordinator.jobs import Job, JobEvent, JobStore
+from keyquorum_coordinator.jobs import Job, JobEvent, JobStore, NewJob
+from keyquorum_coordinator.leaf_records import denial_of_submission
+from keyquorum_coordinator.outbox import Outbox, request_id
 from keyquorum_coordinator.releases import ReleaseRecord, Releases
 from keyquorum_core.errors import KeyquorumError, MalformedError, Reason, RefusedError, StateError, UnavailableError
+from keyquorum_core.ledger.leaves import JobSubmitted
 from keyquorum_protos.wire.guard import Peer
 
 __all__ = ["Desk"]
@@ -25,6 +30,8 @@ __all__ = ["Desk"]
 _MAX_CLAIM_WAIT = 300
 _POLL = 5.0  # seconds: another coordinator on the same database cannot wake our waiters
 _MIB = 1 << 20
+
+_log = structlog.get_logger("desk")
 
 
 class Desk:
@@ -38,6 +45,7 @@ class Desk:
         releases: Releases,
         ceremonies: Ceremonies,
         fanout: Fanout,
+        outbox: Outbox,
         roster_envelope: bytes,
         max_artifact_mib: int,
         clock: Callable[[], float] = time.time,
@@ -47,6 +55,7 @@ class Desk:
         self.releases = releases
         self.ceremonies = ceremonies
         self.fanout = fanout
+        self.outbox = outbox
         self.roster_envelope = roster_envelope
         self.stopping = asyncio.Event()
         self._max_artifact = max_artifact_mib * _MIB
@@ -55,16 +64,34 @@ class Desk:
     # -- owners -------------------------------------------------------------------------------------------------------
 
     async def submit(self, peer: Peer, manifest: bytes) -> Job:
+        """The job, and in the ledger that it was submitted, before its owner hears of it; or that it was denied."""
+        try:
+            job = await self.jobs.submit(await self._admit(peer, manifest))
+        except RefusedError as error:
+            await self._record_denial(peer, manifest, error)
+            raise
+        await self.outbox.settle(request_id(JobSubmitted.TYPE, job.job_id))
+        return job
+
+    async def _record_denial(self, peer: Peer, manifest: bytes, error: RefusedError) -> None:
+        denial = await asyncio.to_thread(denial_of_submission, manifest, peer.name, error, int(self._clock()))
+        if denial is None:
+            return
+        try:
+            await self.outbox.write(denial, denial.job_id, denial.seat, denial.reason)
+        except KeyquorumError as failure:  # the refusal stands, and its owner is told
+            _log.error("job.denial_not_recorded", job=denial.job_id, reason=str(failure.reason))
+
+    async def _admit(self, peer: Peer, manifest: bytes) -> NewJob:
         now = int(self._clock())
         try:
-            new = await asyncio.to_thread(admit, manifest, peer.name, now, await self._epochs())
+            return await asyncio.to_thread(admit, manifest, peer.name, now, await self._epochs())
         except RefusedError as error:
             if error.reason not in (Reason.UNKNOWN_KEY, Reason.EPOCH, Reason.KEY_STATE):
                 raise
             # What is known of keys may be older than the key, or this process too young to know any: ask.
             await self._ask_for_keys(error)
-            new = await asyncio.to_thread(admit, manifest, peer.name, now, await self._epochs())
-        return await self.jobs.submit(new)
+            return await asyncio.to_thread(admit, manifest, peer.name, now, await self._epochs())
 
     async def _ask_for_keys(self, doubt: RefusedError) -> None:
         """Have all custodians describe themselves. Raises ``NO_QUORUM`` when too few do for a "no" to mean anything."""

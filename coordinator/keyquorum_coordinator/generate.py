@@ -21,7 +21,9 @@ from sqlalchemy.orm import Session
 
 from keyquorum_coordinator.database import CeremonyAnswerRow, CeremonyRow, Database, KeyRow
 from keyquorum_coordinator.fanout import Fanout
+from keyquorum_coordinator.leaf_records import ceremony_leaf
 from keyquorum_coordinator.link import Link
+from keyquorum_coordinator.outbox import enter
 from keyquorum_coordinator.stored_errors import dump_error
 from keyquorum_core.ceremony import (
     CERTIFICATE_TYPE,
@@ -89,6 +91,7 @@ class Generate:
     ) -> None:
         self._database = database
         self._links = fanout.links
+        self._roster = fanout.roster
         self._identities = {custodian.id: custodian.identity for custodian in fanout.roster.custodians}
         self._plan = plan
         self._envelope = plan_envelope
@@ -251,8 +254,10 @@ class Generate:
             row = self._row(session)
             row.step = Step.CANCELLED
             row.error = dump_error(error)
-            row.updated_at = int(self._clock())
+            row.updated_at = now = int(self._clock())
             self._drop_answers(session)
+            leaf = ceremony_leaf("generate", self._plan, self._roster, now, reason=str(error.reason))
+            enter(session, leaf, self._plan.ceremony_id)
 
         await self._database.write(work)
 
@@ -308,6 +313,8 @@ class Generate:
                     created_at=now,
                 )
             )
+            leaf = ceremony_leaf("generate", plan, self._roster, now, certificate=certificate)
+            enter(session, leaf, plan.ceremony_id)
 
         await self._database.write(work)
 

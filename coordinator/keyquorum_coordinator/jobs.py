@@ -27,8 +27,11 @@ from keyquorum_coordinator.job_states import (
     illegal,
     is_legal,
 )
+from keyquorum_coordinator.leaf_records import result_leaf
+from keyquorum_coordinator.outbox import enter
 from keyquorum_coordinator.stored_errors import dump_error, load_error
 from keyquorum_core.errors import KeyquorumError, Reason, RefusedError, StateError, UnavailableError
+from keyquorum_core.ledger.leaves import JobSubmitted
 
 __all__ = ["Job", "JobEvent", "JobStore", "NewJob"]
 
@@ -47,7 +50,7 @@ _REPORTED = {
 
 @dataclass(frozen=True, slots=True)
 class NewJob:
-    """What a checked manifest says. ``not_after`` is unix seconds."""
+    """What a checked manifest says, and the leaf that tells of it. ``not_after`` is unix seconds."""
 
     job_id: str
     owner: str
@@ -55,6 +58,7 @@ class NewJob:
     epoch: int
     manifest: bytes
     not_after: int
+    leaf: JobSubmitted
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +92,8 @@ class JobEvent:
 
 
 class JobStore:
-    """``worker_timeout``: seconds without a sign of life after which a worker loses its job."""
+    """``worker_timeout``: seconds without a sign of life after which a worker loses its job. ``on_leaf`` hears when a
+    job's end was put into the outbox."""
 
     def __init__(
         self,
@@ -97,11 +102,13 @@ class JobStore:
         clock: Callable[[], float] = time.time,
         worker_timeout: int = 30,
         max_open_jobs_per_owner: int = 256,
+        on_leaf: Callable[[], None] = lambda: None,
     ) -> None:
         self._database = database
         self._clock = clock
         self._timeout = worker_timeout
         self._max_open = max_open_jobs_per_owner
+        self._on_leaf = on_leaf
         # While this process was down no worker could be heard, so silence counts from here at the earliest.
         self._started = clock()
         self._seen: dict[tuple[str, str], float] = {}  # by job and worker: only its holder's signs of life count
@@ -175,6 +182,7 @@ class JobStore:
             session.add(row)
             session.flush()
             _append(session, row, now, "", None)
+            enter(session, new.leaf, new.job_id)
             return _job(row)
 
         return await self._changed(new.job_id, work)
@@ -263,6 +271,7 @@ class JobStore:
             return _job(wanted)
 
         job = await self._database.write(work)
+        self._on_leaf()  # a job that it held before may have failed
         if job is not None:
             self.touch(job.job_id, worker)
             self._notify(job.job_id)
@@ -390,6 +399,7 @@ class JobStore:
             self._notify(job.job_id)
             if job.state is JobState.READY:
                 self._notify("")
+        self._on_leaf()
         return changed
 
     def _anything_due(self, session: Session, now: int, silent_since: int) -> bool:
@@ -421,6 +431,7 @@ class JobStore:
             self._notify("")
         if job.state in FINAL:
             self._seen.pop((job_id, job.worker), None)
+            self._on_leaf()
         return job
 
     def _notify(self, job_id: str) -> None:
@@ -445,6 +456,8 @@ def _move(
     if error is not None:
         row.error = dump_error(error)
     _append(session, row, now, detail, error)
+    if to in FINAL:
+        enter(session, result_leaf(session, row, now, error), row.job_id)
 
 
 def _is_news(session: Session, row: JobRow, detail: str) -> bool:

@@ -34,6 +34,7 @@ from keyquorum_coordinator.ledger.http import LedgerReader
 from keyquorum_coordinator.ledger.setup import check_log_key, open_log
 from keyquorum_coordinator.metrics import Metrics
 from keyquorum_coordinator.objects import ObjectStorage, open_objects
+from keyquorum_coordinator.outbox import Outbox
 from keyquorum_coordinator.releases import Releases
 from keyquorum_coordinator.sequencer import Sequencer
 from keyquorum_coordinator.services import (
@@ -45,6 +46,7 @@ from keyquorum_coordinator.services import (
     WorkersService,
 )
 from keyquorum_core.errors import KeyquorumError, Reason, StateError, UnavailableError
+from keyquorum_core.ledger.leaves import RosterInUse
 from keyquorum_protos.v1 import coordinator_pb2_grpc as rpc
 from keyquorum_protos.wire import tls
 from keyquorum_protos.wire.guard import Guard
@@ -91,6 +93,7 @@ class CoordinatorServer:
         self.metrics_address = ""
         self.ledger_url = ""
         self._trust = trust
+        self._clock = clock
         self._tasks: list[asyncio.Task[None]] = []
         self._server: grpc.aio.Server | None = None
         self._health = health.aio.HealthServicer()
@@ -115,11 +118,13 @@ class CoordinatorServer:
             clock=clock,
             on_latency=lambda custodian, seconds: self.metrics.custodian_seconds.labels(custodian).observe(seconds),
         )
+        self.outbox = Outbox(self.database, self.sequencer)
         self.jobs = JobStore(
             self.database,
             clock=clock,
             worker_timeout=config.worker_timeout,
             max_open_jobs_per_owner=config.max_open_jobs_per_owner,
+            on_leaf=lambda: self.outbox.wake(),
         )
         self.artifacts = ArtifactStore(
             self.database,
@@ -127,7 +132,7 @@ class CoordinatorServer:
             clock=clock,
             on_bytes=lambda direction, count: self.metrics.artifact_bytes.labels(direction).inc(count),
         )
-        self.ceremonies = Ceremonies(self.database, self.fanout, clock=clock)
+        self.ceremonies = Ceremonies(self.database, self.fanout, clock=clock, on_leaf=lambda: self.outbox.wake())
         self.releases = Releases(self.fanout, self.jobs, self.database, clock=clock, on_release=self.metrics.released)
         self.desk = Desk(
             jobs=self.jobs,
@@ -135,6 +140,7 @@ class CoordinatorServer:
             releases=self.releases,
             ceremonies=self.ceremonies,
             fanout=self.fanout,
+            outbox=self.outbox,
             roster_envelope=trust.roster_envelope,
             max_artifact_mib=config.max_artifact_mib,
             clock=clock,
@@ -172,10 +178,25 @@ class CoordinatorServer:
         if self.config.ledger_listen:
             self.ledger_url = await self._reader.start(self.config.ledger_listen, *self.config.ledger_tls)
         await self.fanout.start()
+        await self.outbox.write(self._roster_leaf(), self._trust.roster.digest)
         self._server = server
         await server.start()
         self.address = f"{self.config.listen.rpartition(':')[0]}:{port}"
-        self._tasks = [asyncio.create_task(self._sweep()), asyncio.create_task(self._resume())]
+        self._tasks = [
+            asyncio.create_task(self.outbox.run()),
+            asyncio.create_task(self._sweep()),
+            asyncio.create_task(self._resume()),
+        ]
+
+    def _roster_leaf(self) -> RosterInUse:
+        roster = self._trust.roster
+        return RosterInUse(
+            roster_sha256=roster.digest,
+            roster_version=roster.version,
+            custodians=len(roster.custodians),
+            expires_at=roster.expires_at,
+            time=int(self._clock()),
+        )
 
     async def _resume(self) -> None:
         with contextlib.suppress(TimeoutError):

@@ -16,10 +16,11 @@ from sqlalchemy.orm import Session
 
 from keyquorum_coordinator import migrations
 from keyquorum_coordinator.database import Base, Database, EventRow, JobRow, make_engine
-from keyquorum_coordinator.jobs import JobStore, NewJob
+from keyquorum_coordinator.jobs import JobStore
 from keyquorum_core.errors import MalformedError, Reason, StateError, UnavailableError
+from tests.support.coordinator import new_job
 
-JOB = NewJob("a" * 26, "alice", "k1", 1, b"manifest", 1 << 40)
+JOB = new_job()
 
 
 @pytest.fixture

@@ -19,9 +19,11 @@ from typing import Any
 
 from keyquorum_coordinator.config import CoordinatorConfig, load_config, load_trust
 from keyquorum_coordinator.init import initialise, issue_certificate
+from keyquorum_coordinator.jobs import NewJob
 from keyquorum_coordinator.objects import ObjectStorage
 from keyquorum_coordinator.server import CoordinatorServer
 from keyquorum_core.ceremony import PLAN_TYPE, CeremonyPlan, new_ceremony_id
+from keyquorum_core.ledger.leaves import NO_POLICY, JobSubmitted
 from keyquorum_core.manifest import (
     ArtifactDigest,
     Manifest,
@@ -105,6 +107,23 @@ class Worker:
         fingerprint = self.identity.public.fingerprint
         code, why = (0, "") if outcome == "completed" else (1, "it said no")
         return sign_result(ResultStatement(job, fingerprint, code, outcome, why, digests, now, now), self.identity)
+
+
+def new_job(job: str = "a" * 26, manifest: bytes = b"manifest", not_after: int = 1 << 40) -> NewJob:
+    """What admission makes of a manifest, without one."""
+    leaf = JobSubmitted(
+        **NO_POLICY.members(),  # type: ignore[arg-type]
+        job_id=job,
+        manifest_sha256="0" * 64,
+        owner_sha256="1" * 64,
+        key_id="k1",
+        epoch=1,
+        classification="internal",
+        export_control="",
+        regions=("CH",),
+        time=1,
+    )
+    return NewJob(job, "alice", "k1", 1, manifest, not_after, leaf)
 
 
 def plan_envelope(committee: FakeCommittee, key_id: str = "k2", **changes: Any) -> bytes:

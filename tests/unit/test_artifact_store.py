@@ -15,9 +15,10 @@ from sqlalchemy.orm import Session
 from keyquorum_coordinator import migrations
 from keyquorum_coordinator.artifacts import ArtifactState, ArtifactStore, Upload, WriteRight
 from keyquorum_coordinator.database import Database, make_engine
-from keyquorum_coordinator.jobs import JobStore, NewJob
+from keyquorum_coordinator.jobs import JobStore
 from keyquorum_coordinator.objects import Objects, open_objects
 from keyquorum_core.errors import MalformedError, Reason, RefusedError, StateError, UnavailableError
+from tests.support.coordinator import new_job
 
 JOB = "a" * 26
 PART = 1000
@@ -88,7 +89,7 @@ async def setting(tmp_path: Path) -> AsyncIterator[Setting]:
     engine = make_engine(f"sqlite:///{tmp_path / 'c.db'}")
     migrations.upgrade(engine)
     database = Database(engine)
-    await JobStore(database).submit(NewJob(JOB, "alice", "k1", 1, b"", 1 << 40))
+    await JobStore(database).submit(new_job(JOB))
     yield Setting(database, Disk(open_objects(str(tmp_path / "objects"))))
     database.close()
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import json
 from collections.abc import AsyncIterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -13,9 +14,10 @@ import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
+from sqlalchemy import select
 
 from keyquorum_coordinator import migrations
-from keyquorum_coordinator.database import Database, make_engine
+from keyquorum_coordinator.database import Database, OutboxRow, make_engine
 from keyquorum_coordinator.job_states import (
     FINAL,
     HELD,
@@ -27,8 +29,9 @@ from keyquorum_coordinator.job_states import (
     check_move,
     is_legal,
 )
-from keyquorum_coordinator.jobs import Job, JobStore, NewJob
+from keyquorum_coordinator.jobs import Job, JobStore
 from keyquorum_core.errors import Reason, RefusedError, StateError
+from tests.support.coordinator import new_job
 
 JOB = "a" * 26
 NOT_AFTER = 10_000
@@ -83,7 +86,7 @@ class JobStoreMachine(RuleBasedStateMachine):
         migrations.upgrade(engine)
         self.database = Database(engine)
         self.restart()
-        self.call(self.jobs.submit(NewJob(JOB, "alice", "k1", 1, b"manifest", NOT_AFTER)))
+        self.call(self.jobs.submit(new_job(JOB, not_after=NOT_AFTER)))
 
     def teardown(self) -> None:
         self.database.close()
@@ -95,6 +98,12 @@ class JobStoreMachine(RuleBasedStateMachine):
             return self.loop.run_until_complete(work)
         except (StateError, RefusedError):  # the only kinds that say no
             return None
+
+    def leaves(self) -> list[str]:
+        """Types of the leaves that wait for the ledger."""
+        query = select(OutboxRow.leaf).order_by(OutboxRow.number)
+        found = self.loop.run_until_complete(self.database.read(lambda session: list(session.scalars(query))))
+        return [json.loads(leaf)["type"] for leaf in found]
 
     def job(self) -> Job:
         job: Job = self.loop.run_until_complete(self.jobs.get(JOB))
@@ -161,6 +170,7 @@ class JobStoreMachine(RuleBasedStateMachine):
         assert states[-1] is job.state
         assert (job.state in HELD) <= bool(job.worker)
         assert job.attempts <= MAX_ATTEMPTS
+        assert self.leaves() == ["job.submitted"] + ["result"] * (job.state in FINAL)
         assert (job.state in (JobState.READY, *HELD)) <= bool(job.opening)
 
 
@@ -177,7 +187,7 @@ async def held(tmp_path: Path) -> AsyncIterator[JobStore]:
     migrations.upgrade(engine)
     database = Database(engine)
     jobs = JobStore(database, clock=lambda: 1000)
-    await jobs.submit(NewJob(JOB, "alice", "k1", 1, b"manifest", NOT_AFTER))
+    await jobs.submit(new_job(JOB, not_after=NOT_AFTER))
     await jobs.commit(JOB, b"opening")
     await jobs.claim("w1")
     yield jobs
@@ -208,7 +218,7 @@ async def test_only_the_holder_s_signs_of_life_keep_a_job(tmp_path: Path) -> Non
     migrations.upgrade(engine)
     database = Database(engine)
     jobs = JobStore(database, clock=lambda: now, worker_timeout=TIMEOUT)
-    await jobs.submit(NewJob(JOB, "alice", "k1", 1, b"manifest", NOT_AFTER))
+    await jobs.submit(new_job(JOB, not_after=NOT_AFTER))
     await jobs.commit(JOB, b"opening")
     await jobs.claim("w1")
     now += TIMEOUT + 5

@@ -41,12 +41,14 @@ __all__ = [
     "LEAF_TYPES",
     "MAX_LEAF",
     "NOTHING",
+    "NO_POLICY",
     "Alarm",
     "Ceremony",
     "Drill",
     "JobDenied",
     "JobSubmitted",
     "LedgerLeaf",
+    "PolicyDecision",
     "Result",
     "Revocation",
     "RosterInUse",
@@ -120,11 +122,30 @@ def _bad(what: str, message: str, expected: str, actual: object) -> MalformedErr
     return MalformedError(Reason.LEAF, f"{what} leaf: {message}", expected=expected, actual=ascii(actual)[:80])
 
 
+@dataclass(frozen=True, slots=True)
+class PolicyDecision:
+    """What a seat decided by: digest and version of the policy bundle, and the digest of the decision's record."""
+
+    policy_sha256: str
+    policy_version: int
+    decision_sha256: str
+
+    def members(self) -> dict[str, str | int]:
+        """As a leaf has them."""
+        return {
+            "policy_sha256": self.policy_sha256,
+            "policy_version": self.policy_version,
+            "decision_sha256": self.decision_sha256,
+        }
+
+
+NO_POLICY: Final = PolicyDecision(NOTHING, 0, NOTHING)
+"""No policy was consulted: none is installed, or an earlier check refused."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Decided(LedgerLeaf):
-    """A leaf about a policy's decision: ``policy_sha256`` is the digest of the policy bundle, ``policy_version`` its
-    version, ``decision_sha256`` the digest of the decision's record. Where no policy was consulted, all three say so:
-    :data:`NOTHING`, 0, :data:`NOTHING`."""
+    """A leaf about a policy's decision: the three members of a :class:`PolicyDecision`, all or none of them."""
 
     policy_sha256: Sha256
     policy_version: Count
@@ -230,10 +251,8 @@ class Result(LedgerLeaf):
     def __post_init__(self) -> None:
         LedgerLeaf.__post_init__(self)
         completed = self.outcome == "completed"
-        if completed != (self.reason == "") or (completed and NOTHING in (self.statement_sha256, self.evidence_sha256)):
-            raise _bad(
-                self.TYPE, "the outcome does not fit the rest", "a reason, or a worker's statement", self.outcome
-            )
+        if completed != (self.reason == "") or (completed and self.statement_sha256 == NOTHING):
+            raise _bad(self.TYPE, "the outcome does not fit", "a reason, or a worker's statement", self.outcome)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,0 +1,145 @@
+"""What the coordinator tells the ledger about jobs and ceremonies, made from what it stores of them."""
+
+from __future__ import annotations
+
+import hashlib
+
+from sqlalchemy.orm import Session
+
+from keyquorum_coordinator.database import ArtifactRow, JobRow, ReleaseRow
+from keyquorum_coordinator.job_states import JobState
+from keyquorum_core import manifest as manifests
+from keyquorum_core.attestation.appraisal import claims_development
+from keyquorum_core.attestation.evidence import EvidenceDocument
+from keyquorum_core.ceremony import CERTIFICATE_TYPE, MAX_CERTIFICATE, CeremonyPlan
+from keyquorum_core.errors import KeyquorumError, Reason, RefusedError
+from keyquorum_core.ledger.leaves import (
+    NO_POLICY,
+    NOTHING,
+    Ceremony,
+    JobDenied,
+    JobSubmitted,
+    PolicyDecision,
+    Result,
+)
+from keyquorum_core.manifest import Manifest
+from keyquorum_core.roster import Roster
+from keyquorum_core.signing import peek_payload
+
+__all__ = ["ceremony_leaf", "denial_of_release", "denial_of_submission", "result_leaf", "submission_leaf"]
+
+_WITHOUT_ERROR = {
+    JobState.COMPLETED: "",
+    JobState.FAILED: str(Reason.JOB_FAILED),
+    JobState.CANCELLED: "CANCELLED",
+    JobState.EXPIRED: str(Reason.EXPIRED),
+}
+
+
+def _sha256(data: bytes | None) -> str:
+    return hashlib.sha256(data or b"").hexdigest()
+
+
+def _job(manifest: Manifest, payload_sha256: str, job_id: str) -> dict[str, str | int]:
+    return {
+        "job_id": job_id,
+        "manifest_sha256": payload_sha256,
+        "owner_sha256": _sha256(manifest.owner_identity.to_bytes()),
+        "key_id": manifest.key_id,
+        "epoch": manifest.epoch,
+    }
+
+
+def submission_leaf(manifest: Manifest, payload: bytes, now: int, decision: PolicyDecision = NO_POLICY) -> JobSubmitted:
+    """``payload``: the manifest's. ``decision``: of the coordinator's seat."""
+    return JobSubmitted(
+        **_job(manifest, _sha256(payload), manifests.job_id(payload)),  # type: ignore[arg-type]
+        **decision.members(),  # type: ignore[arg-type]
+        classification=manifest.classification,
+        export_control=manifest.export_control,
+        regions=manifest.regions,
+        time=now,
+    )
+
+
+def denial_of_submission(
+    envelope: bytes, caller: str, error: RefusedError, now: int, decision: PolicyDecision = NO_POLICY
+) -> JobDenied | None:
+    """The denial of a manifest that its owner signed and handed in; None for any other: whoever may call could fill the
+    ledger with refusals in the name of others."""
+    try:
+        claimed = manifests.parse(peek_payload(envelope, manifests.MANIFEST_TYPE, "manifest"))
+        manifest, payload = manifests.open_manifest(envelope, claimed.owner_identity)
+    except KeyquorumError:
+        return None
+    if manifest.owner != caller:
+        return None
+    return JobDenied(
+        **_job(manifest, _sha256(payload), manifests.job_id(payload)),  # type: ignore[arg-type]
+        **decision.members(),  # type: ignore[arg-type]
+        intent_sha256=NOTHING,
+        seat="coordinator",
+        reason=str(error.reason),
+        time=now,
+    )
+
+
+def denial_of_release(
+    manifest: Manifest, manifest_sha256: str, job_id: str, intent: bytes, seat: str, reason: str, now: int
+) -> JobDenied:
+    """A custodian's refusal of the release that leaf ``intent`` announced. Which policy it decided by is the
+    custodian's to say, and its answer does not."""
+    return JobDenied(
+        **_job(manifest, manifest_sha256, job_id),  # type: ignore[arg-type]
+        **NO_POLICY.members(),  # type: ignore[arg-type]
+        intent_sha256=hashlib.sha256(b"\x00" + intent).hexdigest(),
+        seat=seat,
+        reason=reason,
+        time=now,
+    )
+
+
+def result_leaf(session: Session, row: JobRow, now: int, error: KeyquorumError | None) -> Result:
+    """How a job ended, inside the transaction in which it does."""
+    state = JobState(row.state)
+    digests = {"result": NOTHING, "log": NOTHING}
+    evidence = None
+    if row.statement:
+        release = session.get(ReleaseRow, row.job_id)
+        if release is not None and release.worker == row.worker:
+            evidence = release.evidence
+        for kind in digests:
+            artifact = session.get(ArtifactRow, (row.job_id, kind))
+            if artifact is not None and artifact.complete:
+                digests[kind] = (artifact.sha256 or b"").hex()
+    return Result(
+        job_id=row.job_id,
+        outcome=str(state),
+        reason=str(error.reason) if error is not None and state is not JobState.COMPLETED else _WITHOUT_ERROR[state],
+        statement_sha256=_sha256(row.statement),
+        evidence_sha256=_sha256(evidence),
+        result_sha256=digests["result"],
+        log_sha256=digests["log"],
+        development=evidence is not None and claims_development(EvidenceDocument.parse(evidence)),
+        time=now,
+    )
+
+
+def ceremony_leaf(
+    kind: str, plan: CeremonyPlan, roster: Roster, now: int, *, certificate: bytes = b"", reason: str = ""
+) -> Ceremony:
+    """How a ceremony ended: with the envelope of its ``certificate``, or given up for ``reason``."""
+    digest = NOTHING
+    if certificate:
+        digest = _sha256(peek_payload(certificate, CERTIFICATE_TYPE, "epoch certificate", max_bytes=MAX_CERTIFICATE))
+    return Ceremony(
+        ceremony_id=plan.ceremony_id,
+        kind=kind,
+        key_id=plan.key_id,
+        epoch=plan.epoch,
+        plan_sha256=plan.digest,
+        roster_sha256=roster.digest,
+        certificate_sha256=digest,
+        reason=reason,
+        time=now,
+    )
