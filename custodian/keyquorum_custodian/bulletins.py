@@ -30,8 +30,9 @@ from keyquorum_core.signing import PublicIdentity
 from keyquorum_custodian.config import read_bytes
 from keyquorum_custodian.keystore import Keystore
 from keyquorum_custodian.stamps import Stamp, settled, stamp_of
+from keyquorum_custodian.trust import Operators
 
-__all__ = ["Accepted", "Bulletins"]
+__all__ = ["Accepted", "Bulletins", "replace_file"]
 
 T = TypeVar("T", covariant=True)
 _SOON = 14 * 86400
@@ -72,7 +73,8 @@ class _Slot:
 
 
 class Bulletins:
-    """One custodian's documents of ``kinds``, used from one thread. ``clock`` gives unix seconds.
+    """One custodian's documents of ``kinds``, used from one thread. ``clock`` gives unix seconds. ``own_signers``:
+    for kinds whose signers this custodian's configuration names, in place of the roster's operators.
 
     What was accepted before is verified and read anew; where that fails (the operators changed, say) nothing of that
     kind is in force until a new one is accepted. Raises ``STORAGE``.
@@ -88,7 +90,9 @@ class Bulletins:
         threshold: int,
         keystore: Keystore,
         clock: Callable[[], float],
+        own_signers: Mapping[str, Operators] | None = None,
     ) -> None:
+        self._own_signers = dict(own_signers or {})
         self._folder = folder
         self._cluster = cluster
         self._operators = operators
@@ -159,7 +163,7 @@ class Bulletins:
         accepted = self._judge(slot, envelope, int(self._clock()))
         slot.problem = None
         with contextlib.suppress(OSError):  # accepted all the same; an older file left there is reported as one
-            _replace(slot.path, envelope)
+            replace_file(slot.path, envelope)
         return accepted
 
     def refresh(self) -> None:
@@ -202,7 +206,11 @@ class Bulletins:
         slot.settled = not transient and settled(stamp) is not None
 
     def _verify(self, slot: _Slot, envelope: bytes) -> Bulletin:
-        bulletin = verify_bulletin(envelope, slot.kind.name, self._operators, self._threshold, cluster=self._cluster)
+        signers, threshold = self._operators, self._threshold
+        own = self._own_signers.get(slot.kind.name)
+        if own is not None:
+            signers, threshold = own.identities, own.threshold
+        bulletin = verify_bulletin(envelope, slot.kind.name, signers, threshold, cluster=self._cluster)
         check_successor(bulletin, slot.version, slot.digest)
         return bulletin
 
@@ -261,7 +269,7 @@ def _accepted(bulletin: Bulletin, digest: str, value: object) -> Accepted[object
     )
 
 
-def _replace(path: Path, data: bytes) -> None:
+def replace_file(path: Path, data: bytes) -> None:
     """The file, whole or as it was. Raises :class:`OSError`."""
     path.parent.mkdir(mode=0o700, exist_ok=True)
     partial = path.with_name(f".{path.name}.partial")

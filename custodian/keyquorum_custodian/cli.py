@@ -30,6 +30,8 @@ owner_app = typer.Typer(no_args_is_help=True, help="The owners whose manifests t
 app.add_typer(owner_app, name="owner")
 bulletin_app = typer.Typer(no_args_is_help=True, help="The documents that the cluster's operators sign together.")
 app.add_typer(bulletin_app, name="bulletin")
+policy_app = typer.Typer(no_args_is_help=True, help="What this custodian releases keys by: its policies and lists.")
+app.add_typer(policy_app, name="policy")
 
 _Directory = Annotated[Path, typer.Option("--dir", help="The custodian's folder.")]
 _Json = Annotated[bool, typer.Option("--json", help="Print one JSON object, for scripts.")]
@@ -235,6 +237,54 @@ def bulletin_list(directory: _Directory, as_json: _Json = False) -> None:
             typer.echo(printable(show_bulletin(each)))
             if each["problem"]:
                 typer.echo(printable(f"  {each['problem']}"))
+
+
+@policy_app.command("install")
+def policy_install(
+    file: Annotated[Path, typer.Argument(help="A bundle or list, as `keyquorum policy sign` or `sign-list` wrote it.")],
+    directory: _Directory,
+    as_json: _Json = False,
+) -> None:
+    """Verify a signed policy bundle, export list or sanctions list, and have it decide from now on.
+
+    A running custodian takes it at once; for a stopped one it is left for the next start.
+    """
+    import asyncio
+
+    from keyquorum_core.bulletin import MAX_BULLETIN_ENVELOPE
+    from keyquorum_custodian.admin import accept_bulletin, show_bulletin
+    from keyquorum_custodian.config import read_bytes
+    from keyquorum_custodian.policy_files import leave_document
+
+    with _refusals(as_json):
+        envelope = read_bytes(file, "the document", MAX_BULLETIN_ENVELOPE)
+        try:
+            accepted = asyncio.run(accept_bulletin(directory, envelope))
+        except UnavailableError as error:
+            if error.reason is not Reason.UNAVAILABLE:
+                raise
+            left = leave_document(directory, envelope)
+            out = {"kind": left.kind, "version": left.version, "digest": left.digest, "accepted": False}
+            typer.echo(json.dumps(out) if as_json else f"Left for the next start: {left.name}, {left.digest[:16]}")
+        else:
+            shown = {**accepted, "accepted": True}
+            typer.echo(json.dumps(shown) if as_json else f"Accepted: {printable(show_bulletin(accepted))}")
+
+
+@policy_app.command("forget-time")
+def policy_forget_time(directory: _Directory, passphrase_file: _PassphraseFile = None, as_json: _Json = False) -> None:
+    """Take the machine's clock as right although it once showed a later time. Only for a clock that was ahead: what
+    expired in between counts again. The custodian must be stopped."""
+    from keyquorum_custodian.policy_files import forget_time
+    from keyquorum_protos.wire.process import harden
+
+    with _refusals(as_json):
+        harden()
+        before, now = forget_time(directory, _passphrase(passphrase_file))
+        if as_json:
+            typer.echo(json.dumps({"highest_before": before, "now": now}))
+        else:
+            typer.echo(f"The latest time known was {before}; it is {now} now.")
 
 
 def main() -> None:

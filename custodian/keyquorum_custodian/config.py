@@ -26,7 +26,8 @@ _ADDRESS = re.compile(r"(?:\[[0-9a-fA-F:]{2,45}\]|[A-Za-z0-9.-]{1,253}):[0-9]{1,
 @dataclass(frozen=True, slots=True)
 class CustodianConfig:
     """Durations in seconds. ``metrics_listen`` is empty when metrics are not served. ``bulletin_threshold``: how many
-    operators must sign a bulletin, where the roster asks for fewer."""
+    operators must sign a bulletin, where the roster asks for fewer. ``policy_signers``: a file of the form of
+    ``operators``, saying whose signatures count on this custodian's policies and lists."""
 
     directory: Path
     id: str
@@ -40,6 +41,7 @@ class CustodianConfig:
     owners: str = "owners"
     reference_values: str = "reference-values.json"
     bulletins: str = "bulletins"
+    policy_signers: str = "operators.json"
     bulletin_threshold: int = 1
     releases_per_owner_per_hour: int = 1000
     shutdown_grace: int = 10
@@ -95,7 +97,7 @@ def load_config(directory: Path) -> CustodianConfig:
         texts[name] = fields.text(name, max_length=300, allow_empty=name == "metrics_listen")
         if texts[name]:
             parse_address(texts[name], f"{CONFIG_NAME}: {name}")
-    for name in ("roster", "operators", "owners", "reference_values", "bulletins"):
+    for name in ("roster", "operators", "owners", "reference_values", "bulletins", "policy_signers"):
         if name in fields:
             texts[name] = fields.text(name, max_length=4096)
     limits: dict[str, int] = {}
@@ -125,6 +127,7 @@ def render_config(config: CustodianConfig) -> str:
         f'owners = "{config.owners}"\n'
         f'reference_values = "{config.reference_values}"\n'
         f'bulletins = "{config.bulletins}"\n'
+        f'policy_signers = "{config.policy_signers}"\n'
         f"bulletin_threshold = {config.bulletin_threshold}\n"
         f"releases_per_owner_per_hour = {config.releases_per_owner_per_hour}\n"
         f"shutdown_grace = {config.shutdown_grace}\n"

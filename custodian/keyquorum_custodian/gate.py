@@ -17,15 +17,19 @@ from dataclasses import dataclass
 from typing import Final
 
 from keyquorum_core import derivation, manifest
+from keyquorum_core.attestation.appraisal import Appraisal
 from keyquorum_core.attestation.evidence import MAX_DOCUMENT_BYTES
 from keyquorum_core.errors import KeyquorumError, MalformedError, Reason, RefusedError
 from keyquorum_core.manifest import Manifest
+from keyquorum_core.policy.engine import Decision
+from keyquorum_core.policy.facts import JobFacts
 from keyquorum_core.release import Answer, Leaf, share_info, sign_answer
 from keyquorum_core.sealing import seal, suite_of
 from keyquorum_core.signing import MAX_ENVELOPE, PublicIdentity
 from keyquorum_custodian.appraisals import Appraisals
 from keyquorum_custodian.epochs import Epochs, HeldEpoch
 from keyquorum_custodian.keystore import Keystore, ReleaseRecord
+from keyquorum_custodian.policy import CustodianPolicy
 from keyquorum_custodian.quota import Quota
 from keyquorum_custodian.trust import Owners
 from keyquorum_custodian.windows import Windows
@@ -57,12 +61,13 @@ class _Verified:
     subject_hex: str
     owner_hpke_sha256: str
     context: bytes
+    facts: JobFacts
 
 
 class _Case:
     """One request and what the checks so far have established about it."""
 
-    __slots__ = ("development", "epoch", "leaf", "now", "recipient", "request", "verified")
+    __slots__ = ("appraisal", "decision", "development", "epoch", "leaf", "now", "recipient", "request", "verified")
 
     def __init__(self, request: ReleaseRequest, now: int) -> None:
         self.request = request
@@ -72,6 +77,8 @@ class _Case:
         self.leaf: Leaf
         self.epoch: HeldEpoch
         self.recipient: bytes
+        self.appraisal: Appraisal | None = None
+        self.decision: Decision
 
 
 class Gate:
@@ -86,6 +93,7 @@ class Gate:
         epochs: Epochs,
         appraisals: Appraisals,
         windows: Windows,
+        policy: CustodianPolicy,
         quota: Quota,
         keystore: Keystore,
         clock: Callable[[], float],
@@ -96,6 +104,7 @@ class Gate:
         self._epochs = epochs
         self._appraisals = appraisals
         self._windows = windows
+        self._policy = policy
         self._quota = quota
         self._keystore = keystore
         self._clock = clock
@@ -121,6 +130,7 @@ class Gate:
     def flush(self) -> None:
         """Write what was left for after the answers. Raises ``STORAGE``."""
         self._appraisals.flush(int(self._clock()))
+        self._policy.flush()
 
     # -- the checks, in order --------------------------------------------------------------------------------------
 
@@ -151,14 +161,16 @@ class Gate:
         owner = self._owners.identity(manifest.claimed_owner(envelope))
         opened, payload = manifest.open_manifest(envelope, owner)
         subject = manifest.subject(payload)
+        job_id = manifest.job_id(payload)
         return _Verified(
             manifest=opened,
             owner=owner,
-            job_id=manifest.job_id(payload),
+            job_id=job_id,
             subject=subject,
             subject_hex=subject.hex(),
             owner_hpke_sha256=hashlib.sha256(opened.owner_hpke).hexdigest(),
             context=derivation.context(opened.key_id, opened.epoch, "job", subject),
+            facts=JobFacts.of(opened, job_id),
         )
 
     def _check_leaf(self, case: _Case) -> None:
@@ -216,6 +228,7 @@ class Gate:
                 case.now,
             )
             appraisal.require_region(signed.regions)
+            case.appraisal = appraisal
             case.recipient = appraisal.hpke_key
             case.development = appraisal.development
             digest = hashlib.sha256(case.recipient).hexdigest()
@@ -245,6 +258,10 @@ class Gate:
                 actual=suite,
                 next_step=f"Make the recipient's key with suite {case.epoch.suite}.",
             )
+
+    def _check_policy(self, case: _Case) -> None:
+        """This custodian's own policies permit it: for this job, to this owner or worker, now."""
+        case.decision = self._policy.check_recipient(case.verified.facts, case.appraisal, logged=False)
 
     def _check_quota(self, case: _Case) -> None:
         """The owner has releases left this hour. A leaf that was answered before is not counted twice."""
@@ -279,6 +296,9 @@ class Gate:
             released_at=case.now,
             window=window.number,
             development=case.development,
+            policy_sha256=case.decision.bundle_digest,
+            policy_version=case.decision.bundle_version,
+            decision_sha256=case.decision.digest.hex(),
         )
         if self._keystore.record_release(record):
             self._quota.count(record.owner, case.now)
@@ -300,5 +320,6 @@ CHECKS: Final[tuple[tuple[str, Callable[[Gate, _Case], None]], ...]] = (
     ("window", Gate._check_window),
     ("key", Gate._check_key),
     ("recipient", Gate._check_recipient),
+    ("policy", Gate._check_policy),
     ("quota", Gate._check_quota),
 )

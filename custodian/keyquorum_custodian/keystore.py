@@ -64,7 +64,7 @@ class EpochRow:
 
 @dataclass(frozen=True, slots=True)
 class ReleaseRecord:
-    """What is kept of an answered release; ``released_at`` in unix seconds."""
+    """What is kept of an answered release; ``released_at`` in unix seconds, digests in hex."""
 
     leaf_hash: bytes
     leaf: bytes
@@ -72,6 +72,9 @@ class ReleaseRecord:
     released_at: int
     window: int
     development: bool
+    policy_sha256: str
+    policy_version: int
+    decision_sha256: str
 
 
 @contextlib.contextmanager
@@ -273,6 +276,18 @@ class Keystore:
         rows = self._rows("SELECT payload FROM rosters WHERE digest = ?", digest)
         return _blob(rows[0][0]) if rows else None
 
+    # -- time ------------------------------------------------------------------------------------------------------
+
+    def highest_time(self) -> int:
+        """The latest time this custodian's clock is known to have shown, unix seconds; 0 for none."""
+        rows = self._rows("SELECT value FROM meta WHERE name = 'highest-time'")
+        return int.from_bytes(_blob(rows[0][0]), "big") if rows else 0
+
+    def save_highest_time(self, now: int) -> None:
+        """On the disk when this returns."""
+        with self.transaction():
+            self._put_meta("highest-time", now.to_bytes(8, "big"))
+
     # -- signed operator documents ---------------------------------------------------------------------------------
 
     def bulletin(self, kind: str) -> tuple[int, str, bytes] | None:
@@ -382,8 +397,8 @@ class Keystore:
         with _storage(self.path):
             self._synchronise("NORMAL")
             cursor = self._db.execute(
-                "INSERT OR IGNORE INTO releases (leaf_hash, leaf, owner, released_at, window, development)"
-                " VALUES (?, ?, ?, ?, ?, ?)",
+                "INSERT OR IGNORE INTO releases (leaf_hash, leaf, owner, released_at, window, development,"
+                " policy_sha256, policy_version, decision_sha256) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
                 (
                     record.leaf_hash,
                     record.leaf,
@@ -391,12 +406,24 @@ class Keystore:
                     record.released_at,
                     record.window,
                     record.development,
+                    record.policy_sha256,
+                    record.policy_version,
+                    record.decision_sha256,
                 ),
             )
             return cursor.rowcount == 1
 
     def has_release(self, leaf_hash: bytes) -> bool:
         return bool(self._rows("SELECT 1 FROM releases WHERE leaf_hash = ?", leaf_hash))
+
+    def release_record(self, leaf_hash: bytes) -> ReleaseRecord | None:
+        """What is kept of the release that this leaf announced."""
+        rows = self._rows(
+            "SELECT leaf_hash, leaf, owner, released_at, window, development, policy_sha256, policy_version,"
+            " decision_sha256 FROM releases WHERE leaf_hash = ?",
+            leaf_hash,
+        )
+        return ReleaseRecord(*rows[0]) if rows else None  # type: ignore[arg-type]
 
     def release_count(self) -> int:
         return _number(self._rows("SELECT count(*) FROM releases")[0][0])

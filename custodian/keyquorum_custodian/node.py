@@ -16,6 +16,7 @@ from keyquorum_core.attestation.reference import ReferenceValues
 from keyquorum_core.bulletin import Kind
 from keyquorum_core.errors import Reason, RefusedError
 from keyquorum_core.ledger.witness_keys import witness_name
+from keyquorum_core.policy.facts import QuorumFacts, Seat
 from keyquorum_core.roster import Roster, open_roster
 from keyquorum_custodian.appraisals import Appraisals
 from keyquorum_custodian.bulletins import Bulletins
@@ -25,6 +26,7 @@ from keyquorum_custodian.epochs import Epochs, load_epoch
 from keyquorum_custodian.gate import Gate
 from keyquorum_custodian.init import TLS_CERTIFICATE, TLS_KEY
 from keyquorum_custodian.keystore import Keystore
+from keyquorum_custodian.policy import POLICY_KINDS, CustodianPolicy, KeptTime, policy_kinds
 from keyquorum_custodian.quota import Quota
 from keyquorum_custodian.trust import Owners, load_operators
 from keyquorum_custodian.windows import Windows
@@ -45,6 +47,7 @@ class Node:
     roster: Roster
     roster_digest: str
     bulletins: Bulletins
+    policy: CustodianPolicy
     reference: ReferenceValues
     windows: Windows
     epochs: Epochs
@@ -121,7 +124,10 @@ def _assemble(config: CustodianConfig, store: Keystore, clock: Callable[[], floa
             )
     digest = roster.digest
     store.accept_roster(digest, roster.version, roster.payload())
-    bulletins = _open_bulletins(config, roster, store, clock)
+    seat = Seat("custodian", config.id, config.jurisdiction)
+    steady = KeptTime(clock, store)
+    bulletins = _open_bulletins(config, roster, store, seat, steady)
+    policy = CustodianPolicy(seat, QuorumFacts.of(roster.quorum_of()), bulletins, steady)
     reference = ReferenceValues.parse(
         read_bytes(config.path(config.reference_values), "the file of reference values", 16 << 20)
     )
@@ -136,6 +142,7 @@ def _assemble(config: CustodianConfig, store: Keystore, clock: Callable[[], floa
         epochs=epochs,
         appraisals=Appraisals(reference, config.id, windows, store),
         windows=windows,
+        policy=policy,
         quota=Quota(config.releases_per_owner_per_hour, store.releases_since(now - 3600)),
         keystore=store,
         clock=clock,
@@ -147,6 +154,7 @@ def _assemble(config: CustodianConfig, store: Keystore, clock: Callable[[], floa
         roster=roster,
         roster_digest=digest,
         bulletins=bulletins,
+        policy=policy,
         reference=reference,
         windows=windows,
         epochs=epochs,
@@ -158,8 +166,10 @@ def _assemble(config: CustodianConfig, store: Keystore, clock: Callable[[], floa
     )
 
 
-def _open_bulletins(config: CustodianConfig, roster: Roster, store: Keystore, clock: Callable[[], float]) -> Bulletins:
-    """The documents of :data:`BULLETIN_KINDS`, signed by as many operators as the roster and this custodian ask for."""
+def _open_bulletins(config: CustodianConfig, roster: Roster, store: Keystore, seat: Seat, time: KeptTime) -> Bulletins:
+    """The documents of :data:`BULLETIN_KINDS`, signed by as many operators as the roster and this custodian ask for;
+    its policies and lists, signed by whom its configuration says."""
+    signers = load_operators(config.path(config.policy_signers), "the file of policy signers")
     operators = roster.operator_identities()
     threshold = max(roster.operator_threshold, config.bulletin_threshold)
     if threshold > len(operators):
@@ -171,10 +181,11 @@ def _open_bulletins(config: CustodianConfig, roster: Roster, store: Keystore, cl
         )
     return Bulletins(
         config.path(config.bulletins),
-        BULLETIN_KINDS,
+        (*BULLETIN_KINDS, *policy_kinds(seat)),
         cluster=config.cluster,
         operators=operators,
         threshold=threshold,
         keystore=store,
-        clock=clock,
+        clock=time.now,
+        own_signers=dict.fromkeys(POLICY_KINDS, signers),
     )

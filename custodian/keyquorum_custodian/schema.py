@@ -108,7 +108,14 @@ CREATE TABLE bulletins (
 ) STRICT, WITHOUT ROWID;
 """
 
-_MIGRATIONS = (_V1, _V2)
+_V3 = """
+-- By which policy each release was decided: the bundle, its version, the decision.
+ALTER TABLE releases ADD COLUMN policy_sha256 TEXT NOT NULL DEFAULT '';
+ALTER TABLE releases ADD COLUMN policy_version INTEGER NOT NULL DEFAULT 0;
+ALTER TABLE releases ADD COLUMN decision_sha256 TEXT NOT NULL DEFAULT '';
+"""
+
+_MIGRATIONS = (_V1, _V2, _V3)
 VERSION = len(_MIGRATIONS)
 
 

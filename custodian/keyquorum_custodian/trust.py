@@ -35,9 +35,9 @@ class Operators:
     identities: Mapping[str, PublicIdentity]
 
 
-def load_operators(path: Path) -> Operators:
+def load_operators(path: Path, what: str = "operators file") -> Operators:
     """Raises ``NOT_FOUND`` or :class:`MalformedError`."""
-    identities, threshold = parse_operators(read_bytes(path, "operators file"))
+    identities, threshold = parse_operators(read_bytes(path, what))
     return Operators(threshold, identities)
 
 

@@ -40,6 +40,7 @@ from keyquorum_custodian.gate import ReleaseRequest
 from keyquorum_custodian.init import initialise
 from keyquorum_custodian.node import Node, open_node
 from keyquorum_protos.wire import tls
+from tests.support import policies
 from tests.support.vendor import MEASUREMENT, evidence_document, reference_json
 
 __all__ = [
@@ -301,12 +302,16 @@ def build_committee(
         log_key=log.keys,
     )
     envelope = sign_roster(roster, [operator.identity])
+    policy = policies.bundle(
+        [operator.identity], custodians=[entry.id for entry in entries], cluster=cluster, issued_at=now - 60
+    )
     operators = {operator.name: base64.b64encode(operator.identity.public.to_bytes()).decode()}
     owner_file = {"name": owner.name, "identity": base64.b64encode(owner.identity.public.to_bytes()).decode()}
     for target in (folder, *(folder / entry.id for entry in entries)):
         (target / "roster.json").write_bytes(envelope)
         (target / "operators.json").write_text(json.dumps({"threshold": 1, "operators": operators}))
     for entry in entries:
+        (folder / entry.id / "bulletins" / "policy.json").write_bytes(policy)
         (folder / entry.id / "reference-values.json").write_text(json.dumps(reference or reference_json()))
         (folder / entry.id / "owners" / f"{owner.name}.json").write_text(json.dumps(owner_file))
     return Committee(folder, roster, envelope, operator, owner, coordinator, log, clock)

@@ -139,7 +139,16 @@ def test_a_release_on_development_evidence_is_recorded_as_such(
 
 
 def test_the_list_of_checks_is_the_one_of_the_design() -> None:
-    assert [name for name, _ in CHECKS] == ["roster", "manifest", "leaf", "window", "key", "recipient", "quota"]
+    assert [name for name, _ in CHECKS] == [
+        "roster",
+        "manifest",
+        "leaf",
+        "window",
+        "key",
+        "recipient",
+        "policy",
+        "quota",
+    ]
 
 
 # -- roster ------------------------------------------------------------------------------------------------------------

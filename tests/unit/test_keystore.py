@@ -43,7 +43,7 @@ def fill(store: Keystore, seeds: dict[int, bytes]) -> EpochRow:
 
 
 def record(number: int) -> ReleaseRecord:
-    return ReleaseRecord(number.to_bytes(32, "big"), b"leaf", "alice", NOW + number, 5, False)
+    return ReleaseRecord(number.to_bytes(32, "big"), b"leaf", "alice", NOW + number, 5, False, "ab" * 32, 3, "cd" * 32)
 
 
 def _insert_twice(store: Keystore) -> None:
