@@ -20,11 +20,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from keyquorum.keyfiles import create_keys
+from keyquorum.policies import load_source, sign_policy
 from keyquorum_core.attestation.development import DEVELOPMENT_TCB, DevelopmentVendor
 from keyquorum_core.errors import KeyquorumError, Reason, StateError
 from keyquorum_core.keywrap import load_keys
 from keyquorum_core.ledger.log_keys import LogKeys
 from keyquorum_core.roster import Operator, Roster, open_card, sign_roster
+from keyquorum_core.signing import Identity
 from keyquorum_custodian.trust import add_owner
 from keyquorum_protos.wire.ports import choose_port
 from keyquorum_protos.wire.tls import CertificateAuthority, TlsIdentity
@@ -41,6 +43,7 @@ CUSTODIANS: tuple[tuple[str, str], ...] = (
 QUORUM: Mapping[str, object] = {"at_least": 3, "jurisdictions": 2}
 MEASUREMENT = "6b65797175" + "00" * 43  # the development platform's launch measurement: "keyqu", then zeros
 REGION = "eu"
+CONTROLS = "research-open"
 WORKER = "gpu-1"
 CLUSTER = "local"
 _MARKER = "cluster.json"
@@ -223,10 +226,28 @@ def _sign_roster(layout: Layout, quorum: Mapping[str, object], log_url: str, now
     pinned = {"ops": base64.b64encode(operator.identity.public.to_bytes()).decode()}
     operators = json.dumps({"threshold": 1, "operators": pinned}).encode()
     envelope = sign_roster(roster, [operator.identity])
+    _install_policies(layout, operator.identity, now)
     for place in (layout.root, layout.coordinator, layout.worker, *(layout.custodian(n) for n, _ in layout.custodians)):
         _write(place / "roster.json", envelope)
         _write(place / "operators.json", operators)
     return roster.digest
+
+
+def _install_policies(layout: Layout, operator: Identity, now: int) -> None:
+    """Every seat decides by the controls in :data:`CONTROLS`, in a bundle of its own that the operator signs."""
+    source = load_source(CONTROLS)
+    for custodian in (*(name for name, _ in layout.custodians), None):
+        bundle = sign_policy(
+            source,
+            [operator],
+            cluster=CLUSTER,
+            custodians=[custodian] if custodian else [],
+            version=1,
+            now=now,
+            days=365,
+        )
+        place = layout.custodian(custodian) if custodian else layout.coordinator
+        _write(place / "bulletins" / "policy.json", bundle)
 
 
 def _hand_out(layout: Layout, vendor: DevelopmentVendor, now: int) -> None:
