@@ -118,12 +118,33 @@ def test_another_root_of_the_same_size_is_a_fork_whoever_cosigned_it(
     assert kinds(watch()[1]) == ["fork"]
 
 
-def test_a_rollback_is_an_alarm(watched: Desk, watch: Watcher) -> None:
-    watch()
+async def test_a_rollback_is_an_alarm(watched: Desk, tmp_path: Path) -> None:
+    state = WatchState(tmp_path / "state", tmp_path / "evidence")
+    assert await said(watched, state) == ["verified"]
     TestLog(watched.world, EARLIER[:-1], int(time.time())).write(watched.folder / "log")
-    status, lines = watch()
-    assert (status, kinds(lines)) == (1, ["rollback"])
-    assert Path(lines[0]["evidence"]).is_dir()
+    events: list[Event] = []
+    await monitor(watched, state).round(events.append)
+    assert [str(event.kind) for event in events] == ["rollback"]
+    assert names(Path(str(events[0].details["evidence"])), "before", "served", "error") == [
+        "before.checkpoint", "error.json", "served.checkpoint"
+    ]  # fmt: skip
+
+
+async def test_a_coordinator_that_lags_behind_another_is_waited_for(watched: Desk, tmp_path: Path) -> None:
+    state = WatchState(tmp_path / "state", tmp_path / "evidence")
+    before = watched.log.files["checkpoint"]
+    watched.publish([b"more"])
+    assert await said(watched, state) == ["verified"]
+    shown = [before, watched.log.files["checkpoint"]]
+
+    class Lagging(DirectorySource):
+        async def read(self, path: str, max_bytes: int) -> bytes:
+            return shown.pop(0) if path == "checkpoint" else await super().read(path, max_bytes)
+
+    events: list[Event] = []
+    source = Lagging(watched.folder / "log")
+    await Monitor(source, lambda: watched.world.trust, state, Watching(patience=5.0)).round(events.append)
+    assert ([str(event.kind) for event in events], shown) == (["verified"], [])
 
 
 def test_a_log_that_stands_still_is_an_alarm(watched: Desk, watch: Watcher) -> None:
@@ -233,9 +254,9 @@ async def test_what_could_not_be_remembered_is_said_again(
     assert await said(watched, state) == ["verified", "release"]
 
 
-def names(folder: Path) -> list[str]:
-    """State files, half-written ones included."""
-    return sorted(path.name for path in folder.iterdir() if path.name.startswith((".", "state")))
+def names(folder: Path, *beginnings: str) -> list[str]:
+    """Files that begin so, by default those of the state; half-written ones included."""
+    return sorted(path.name for path in folder.iterdir() if path.name.startswith((".", *(beginnings or ["state"]))))
 
 
 def _full(*arguments: object) -> None:

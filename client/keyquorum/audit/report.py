@@ -25,7 +25,7 @@ from keyquorum.audit.summary import Summary, summarise
 from keyquorum.ledger.proving import LoggedLeaf, prove
 from keyquorum.ledger.source import LogSource
 from keyquorum.ledger.trust import Auditor
-from keyquorum.ledger.verification import Verified, verify_log
+from keyquorum.ledger.verification import QUORUM_SECONDS, Verified, verify_log
 from keyquorum.progress import Progress, ProgressCallback, Stage, silent
 from keyquorum_core.errors import Reason, UnavailableError
 
@@ -64,6 +64,7 @@ async def make_report(
     end: int,
     *,
     progress: ProgressCallback = silent,
+    patience: float = QUORUM_SECONDS,
 ) -> Report:
     """Verify the log, and write ``report.html`` and ``report.json`` about ``begin`` ≤ time < ``end`` into ``folder``.
 
@@ -71,7 +72,7 @@ async def make_report(
     """
     make_folder(folder)
     with _scratch() as scratch, contextlib.closing(Facts(scratch, begin, end)) as facts:
-        verified = await verify_log(source, auditor.trust, leaves=facts.add, progress=progress)
+        verified = await verify_log(source, auditor.trust, leaves=facts.add, progress=progress, patience=patience)
         scope = Scope(
             auditor.roster,
             verified.latest,

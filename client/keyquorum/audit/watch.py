@@ -35,6 +35,8 @@ _KINDS: Final = {
     Reason.LEDGER_ROLLBACK: Kind.ROLLBACK,
     Reason.NO_QUORUM: Kind.NO_QUORUM,
 }
+# Custodians cosign after the log signed, and one of several coordinators may lag behind another for a second.
+_PASSING: Final = (Reason.NO_QUORUM, Reason.LEDGER_ROLLBACK)
 # Leaves are canonical, so that one which is of a type has these bytes in it.
 _INTERESTING: Final = tuple(f'"type":"{name}"'.encode() for name in (LEAF_TYPE, Alarm.TYPE))
 
@@ -42,7 +44,7 @@ _INTERESTING: Final = tuple(f'"type":"{name}"'.encode() for name in (LEAF_TYPE, 
 @dataclass(frozen=True, slots=True)
 class Watching:
     """``keys`` whose releases are said; ``max_age`` seconds that may pass without a quorum's cosignatures, 0 for any;
-    ``patience`` seconds that a new checkpoint may go without them."""
+    ``patience`` seconds that the log may show a new checkpoint without them, or an older one than before."""
 
     keys: Set[str] = frozenset()
     max_age: int = 0
@@ -90,13 +92,13 @@ class _Round:
         while True:
             self.served = None
             self.served = self._trust.open(await read_checkpoint(self._source))
-            if past is not None:  # a fork is one whether or not custodians have cosigned it
-                check_growth(past, self.served.checkpoint)
             try:
+                if past is not None:  # a fork is one whether or not custodians have cosigned it
+                    check_growth(past, self.served.checkpoint)
                 latest = self._trust.check(self.served, now=int(time.time()))
                 break
             except RefusedError as error:
-                if error.reason is not Reason.NO_QUORUM or time.monotonic() + 0.5 > deadline:
+                if error.reason not in _PASSING or time.monotonic() + 0.5 > deadline:
                     raise
             await asyncio.sleep(0.5)
         await verify_since(self._source, latest.checkpoint, past, leaves=self.added, progress=progress)

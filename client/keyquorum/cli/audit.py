@@ -50,6 +50,7 @@ def report(
     operators: auditor.OperatorsOption = None,
     roster_sha256: auditor.RosterPinOption = None,
     ca: auditor.CaOption = None,
+    wait: auditor.WaitOption = auditor.WAIT,
     profile: output.ProfileOption = None,
     as_json: output.JsonOption = False,
 ) -> None:
@@ -65,7 +66,9 @@ def report(
         raise typer.BadParameter("--from is not before --to")
     who = auditor.auditor_of(profile, roster, operators, roster_sha256)
     with bars() as show:
-        made = auditor.read_log(who, log, ca, lambda source: make_report(source, who, out, first, last, progress=show))
+        made = auditor.read_log(
+            who, log, ca, lambda source: make_report(source, who, out, first, last, progress=show, patience=wait)
+        )
     found = made.summary
     if as_json:
         files = {"html": str(made.html), "json": str(made.json), "rows": made.rows}
@@ -113,6 +116,7 @@ def watch(
     operators: auditor.OperatorsOption = None,
     roster_sha256: auditor.RosterPinOption = None,
     ca: auditor.CaOption = None,
+    wait: auditor.WaitOption = auditor.WAIT,
     profile: output.ProfileOption = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object a line for each event.")] = False,
 ) -> None:
@@ -129,7 +133,7 @@ def watch(
 
     kept = WatchState(state, evidence or state.with_name(state.name + ".evidence"))
     voice = _Voice(as_json, filtered=not once)
-    watching = Watching(frozenset(key or ()), max_age)
+    watching = Watching(frozenset(key or ()), max_age, wait)
 
     async def follow(source: LogSource) -> None:
         await _follow(Monitor(source, trusted, kept, watching), voice, None if once else interval)

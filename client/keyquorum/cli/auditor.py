@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable, Coroutine
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Final, TypeVar
 
 import typer
 
@@ -19,11 +19,13 @@ if TYPE_CHECKING:
     from keyquorum_core.ledger.log_trust import QuorumCheckpoint
 
 __all__ = [
+    "WAIT",
     "CaOption",
     "LogOption",
     "OperatorsOption",
     "RosterOption",
     "RosterPinOption",
+    "WaitOption",
     "auditor_of",
     "checkpoint_facts",
     "checkpoint_rows",
@@ -32,6 +34,8 @@ __all__ = [
 ]
 
 T = TypeVar("T")
+WAIT: Final = 15.0
+"""Custodians cosign a moment after the log has signed."""
 
 RosterOption = Annotated[
     Path | None, typer.Option("--roster", help="The signed roster, instead of a profile.", show_default=False)
@@ -46,6 +50,10 @@ RosterPinOption = Annotated[
 LogOption = Annotated[
     str | None,
     typer.Option("--log", metavar="URL|DIR", help="The log's read side, or a folder that 'ledger export' made."),
+]
+WaitOption = Annotated[
+    float,
+    typer.Option("--wait", metavar="SECONDS", min=0, help="How long a checkpoint may lack a quorum's cosignatures."),
 ]
 CaOption = Annotated[Path | None, typer.Option("--ca", help="PEM: authorities for an https log, not the system's.")]
 

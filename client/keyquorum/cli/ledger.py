@@ -42,6 +42,7 @@ def checkpoint(
     operators: auditor.OperatorsOption = None,
     roster_sha256: auditor.RosterPinOption = None,
     ca: auditor.CaOption = None,
+    wait: auditor.WaitOption = auditor.WAIT,
     profile: output.ProfileOption = None,
     as_json: output.JsonOption = False,
 ) -> None:
@@ -51,7 +52,9 @@ def checkpoint(
 
     who = auditor.auditor_of(profile, roster, operators, roster_sha256)
     oldest = _oldest(max_age)
-    latest = auditor.read_log(who, log, ca, lambda source: latest_checkpoint(source, who.trust, oldest=oldest))
+    latest = auditor.read_log(
+        who, log, ca, lambda source: latest_checkpoint(source, who.trust, oldest=oldest, patience=wait)
+    )
     if out is not None:
         replace_file(out, latest.signed.encode())
     if as_json:
@@ -75,6 +78,7 @@ def verify(
     operators: auditor.OperatorsOption = None,
     roster_sha256: auditor.RosterPinOption = None,
     ca: auditor.CaOption = None,
+    wait: auditor.WaitOption = auditor.WAIT,
     profile: output.ProfileOption = None,
     as_json: output.JsonOption = False,
 ) -> None:
@@ -91,7 +95,12 @@ def verify(
             log,
             ca,
             lambda source: verify_log(
-                source, who.trust, None if past is None else past.checkpoint, oldest=oldest, progress=report
+                source,
+                who.trust,
+                None if past is None else past.checkpoint,
+                oldest=oldest,
+                progress=report,
+                patience=wait,
             ),
         )
     if save is not None:
@@ -124,6 +133,7 @@ def prove(
     operators: auditor.OperatorsOption = None,
     roster_sha256: auditor.RosterPinOption = None,
     ca: auditor.CaOption = None,
+    wait: auditor.WaitOption = auditor.WAIT,
     profile: output.ProfileOption = None,
     as_json: output.JsonOption = False,
 ) -> None:
@@ -135,7 +145,9 @@ def prove(
     who = auditor.auditor_of(profile, roster, operators, roster_sha256)
     folder = Path(f"{job}-proofs") if out is None else out
     with bars() as report:
-        found = auditor.read_log(who, log, ca, lambda source: prove_job(source, who.trust, job, folder, report))
+        found = auditor.read_log(
+            who, log, ca, lambda source: prove_job(source, who.trust, job, folder, progress=report, patience=wait)
+        )
     if as_json:
         proofs = [{"index": each.index, "type": each.type, "file": str(each.file)} for each in found.proofs]
         output.emit({**auditor.checkpoint_facts(found.latest), "job_id": job, "proofs": proofs})
@@ -155,6 +167,7 @@ def export(
     operators: auditor.OperatorsOption = None,
     roster_sha256: auditor.RosterPinOption = None,
     ca: auditor.CaOption = None,
+    wait: auditor.WaitOption = auditor.WAIT,
     profile: output.ProfileOption = None,
     as_json: output.JsonOption = False,
 ) -> None:
@@ -163,7 +176,9 @@ def export(
 
     who = auditor.auditor_of(profile, roster, operators, roster_sha256)
     with bars() as report:
-        done = auditor.read_log(who, log, ca, lambda source: copy(source, who.trust, folder, progress=report))
+        done = auditor.read_log(
+            who, log, ca, lambda source: copy(source, who.trust, folder, progress=report, patience=wait)
+        )
     if as_json:
         output.emit({**auditor.checkpoint_facts(done.latest), "folder": str(done.folder), "files_fetched": done.files})
         return

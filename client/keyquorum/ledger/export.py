@@ -15,7 +15,7 @@ from pathlib import Path
 
 from keyquorum.atomic import make_folder, replace_file, sync_file
 from keyquorum.ledger.source import CHECKPOINT, DirectorySource, LogSource, read_checkpoint
-from keyquorum.ledger.verification import latest_checkpoint, verify_since
+from keyquorum.ledger.verification import QUORUM_SECONDS, latest_checkpoint, verify_since
 from keyquorum.progress import ProgressCallback, silent
 from keyquorum_core.errors import KeyquorumError, Reason, UnavailableError
 from keyquorum_core.ledger.log_trust import LogTrust, QuorumCheckpoint
@@ -66,7 +66,14 @@ def _keep(file: Path, data: bytes) -> None:
     replace_file(file, data, durable=False)
 
 
-async def export(source: LogSource, trust: LogTrust, folder: Path, *, progress: ProgressCallback = silent) -> Exported:
+async def export(
+    source: LogSource,
+    trust: LogTrust,
+    folder: Path,
+    *,
+    progress: ProgressCallback = silent,
+    patience: float = QUORUM_SECONDS,
+) -> Exported:
     """Copy the log into ``folder``, made if it is missing, and verify all of it, what was there before included.
 
     Raises as :func:`verify_log`; a file that does not fit is deleted, so that the next try fetches it again.
@@ -75,7 +82,7 @@ async def export(source: LogSource, trust: LogTrust, folder: Path, *, progress: 
     past = None
     with contextlib.suppress(UnavailableError):
         past = trust.open(await read_checkpoint(DirectorySource(folder))).checkpoint
-    latest = await latest_checkpoint(source, trust)
+    latest = await latest_checkpoint(source, trust, patience=patience)
     mirror = _Mirror(folder, source)
     try:
         await verify_since(mirror, latest.checkpoint, past, progress=progress, scratch=True)

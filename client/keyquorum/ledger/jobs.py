@@ -10,7 +10,7 @@ from pathlib import Path
 from keyquorum.atomic import make_folder, replace_file
 from keyquorum.ledger.proving import LoggedLeaf, proof_file, prove
 from keyquorum.ledger.source import LogSource
-from keyquorum.ledger.verification import verify_log
+from keyquorum.ledger.verification import QUORUM_SECONDS, verify_log
 from keyquorum.progress import Progress, ProgressCallback, Stage, silent
 from keyquorum_core.errors import KeyquorumError, Reason, RefusedError
 from keyquorum_core.ledger.log_trust import LogTrust, QuorumCheckpoint
@@ -50,7 +50,13 @@ def belongs_to(leaf: bytes, job_id: str) -> str | None:
 
 
 async def prove_job(
-    source: LogSource, trust: LogTrust, job_id: str, folder: Path, progress: ProgressCallback = silent
+    source: LogSource,
+    trust: LogTrust,
+    job_id: str,
+    folder: Path,
+    *,
+    progress: ProgressCallback = silent,
+    patience: float = QUORUM_SECONDS,
 ) -> JobProofs:
     """Verify the log, then write ``<job>-<index>.tlog-proof`` into ``folder`` for each leaf about the job.
 
@@ -64,7 +70,7 @@ async def prove_job(
             if (kind := belongs_to(leaf, job_id)) is not None:
                 found.append((LoggedLeaf(first + number, leaf), kind))
 
-    verified = await verify_log(source, trust, leaves=look, progress=progress)
+    verified = await verify_log(source, trust, leaves=look, progress=progress, patience=patience)
     if not found:
         raise RefusedError(
             Reason.NOT_FOUND,
