@@ -6,6 +6,8 @@ missing=()
 for pair in swtpm:swtpm swtpm_setup:swtpm-tools tpm2_quote:tpm2-tools; do
     command -v "${pair%%:*}" >/dev/null 2>&1 || missing+=("${pair##*:}")
 done
+# Several coordinators share one log over PostgreSQL; its server's programs are not on the path.
+ls /usr/lib/postgresql/*/bin/initdb >/dev/null 2>&1 || command -v initdb >/dev/null 2>&1 || missing+=(postgresql)
 # The liboqs C library, for nested sealing suites: not every distribution packages it.
 if command -v apt-cache >/dev/null 2>&1 && ! ldconfig -p 2>/dev/null | grep -q 'liboqs\.so'; then
     liboqs=$(apt-cache search --names-only '^liboqs[0-9]*$' 2>/dev/null | head -n 1 | cut -d ' ' -f 1)

@@ -97,7 +97,12 @@ class Log:
         for _ in range(_ATTEMPTS):
             latest, witnessed = self._signed()
             stored = self._leaves.stored()
-            _check_sizes(latest.checkpoint.size, stored)
+            try:
+                _check_sizes(latest.checkpoint.size, stored)
+            except StateError:
+                if self._signed()[0].checkpoint == latest.checkpoint:
+                    raise
+                continue  # another coordinator went on between the two looks
             edge = self._edge
             if edge.tiled != stored.tiled or edge.size > stored.head:
                 edge = Edge(stored.tiled, stored.edge)

@@ -62,13 +62,16 @@ def open_log(
 ) -> Log:
     """The log, checked. Blocking. Raises as :class:`Log`, and as :func:`load_log_key`."""
     signer = load_log_key(config.path(config.log_key))
-    return Log(
-        signer,
-        LeafStore(config.ledger_database_url, signer.origin),
-        CheckpointStore(config.ledger_checkpoint_url, signer.origin),
-        TileStore(objects or open_objects(config.ledger_tiles_place)),
-        clock=clock,
-    )
+    leaves = LeafStore(config.ledger_database_url, signer.origin)
+    checkpoints = CheckpointStore(config.ledger_checkpoint_url, signer.origin)
+    try:
+        return Log(
+            signer, leaves, checkpoints, TileStore(objects or open_objects(config.ledger_tiles_place)), clock=clock
+        )
+    except BaseException:
+        leaves.close()
+        checkpoints.close()
+        raise
 
 
 def check_log_key(keys: LogKeys, roster: LogKeys | None) -> None:
