@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gzip
 import time
 from collections.abc import Callable, Coroutine, Iterator
 from http.server import BaseHTTPRequestHandler
@@ -45,10 +46,6 @@ def log() -> TestLog:
 def server(log: TestLog) -> Iterator[LogServer]:
     with serve(log.files) as running:
         yield running
-
-
-def impatient(url: str) -> HttpSource:
-    return HttpSource(url, file_seconds=0.3, patience=0.3)
 
 
 async def refused(call: Coroutine[object, object, object]) -> KeyquorumError:
@@ -111,6 +108,11 @@ def reply(handler: BaseHTTPRequestHandler, status: int, body: bytes = b"", **hea
     return True
 
 
+def packed(handler: BaseHTTPRequestHandler, body: bytes, cut: int = 0, more: bytes = b"") -> bool:
+    data = gzip.compress(body)
+    return reply(handler, 200, data[: len(data) - cut] + more, Content_Encoding="gzip")
+
+
 def drip(handler: BaseHTTPRequestHandler, path: str) -> bool:
     handler.send_response(200)
     handler.send_header("Content-Length", "100000")
@@ -165,7 +167,11 @@ HOSTILE: dict[str, tuple[Answer, type[KeyquorumError], Reason]] = {
     "half a file": (cut, UnavailableError, Reason.UNAVAILABLE),
     "not HTTP": (nonsense, UnavailableError, Reason.UNAVAILABLE),
     "a redirect": (lambda h, p: reply(h, 302, Location="http://127.0.0.1:1/"), RefusedError, Reason.UNAVAILABLE),
-    "compression": (lambda h, p: reply(h, 200, b"x", Content_Encoding="gzip"), MalformedError, Reason.UNSUPPORTED),
+    "another coding": (lambda h, p: reply(h, 200, b"x", Content_Encoding="br"), MalformedError, Reason.UNSUPPORTED),
+    "no gzip": (lambda h, p: reply(h, 200, b"x", Content_Encoding="gzip"), MalformedError, Reason.MALFORMED),
+    "half a gzip": (lambda h, p: packed(h, b"x" * 99, cut=3), MalformedError, Reason.MALFORMED),
+    "more than a gzip": (lambda h, p: packed(h, b"x", more=b"x"), MalformedError, Reason.MALFORMED),
+    "a gzip bomb": (lambda h, p: packed(h, bytes(5 << 20)), MalformedError, Reason.TOO_LARGE),
     "no such file": (lambda h, p: reply(h, 404), UnavailableError, Reason.NOT_FOUND),
     "a forbidden file": (lambda h, p: reply(h, 403), UnavailableError, Reason.UNAVAILABLE),
     "a server out of order": (lambda h, p: reply(h, 503), UnavailableError, Reason.UNAVAILABLE),
@@ -175,11 +181,18 @@ HOSTILE: dict[str, tuple[Answer, type[KeyquorumError], Reason]] = {
 @pytest.mark.parametrize("name", HOSTILE)
 async def test_a_hostile_server_is_held_off(server: LogServer, name: str) -> None:
     server.answer, kind, reason = HOSTILE[name]
-    source = impatient(server.url)
+    source = HttpSource(server.url, file_seconds=0.3 if reason is Reason.TIMEOUT else 30.0, patience=0.3)
     error = await refused(latest_checkpoint(source, WORLD.trust))
     await source.close()
     assert (type(error), error.reason) == (kind, reason)
     assert error.expected
+
+
+async def test_compressed_files_are_read_as_others_are(log: TestLog, server: LogServer) -> None:
+    server.answer = lambda handler, path: path in log.files and packed(handler, log.files[path])
+    source = HttpSource(server.url)
+    assert (await verify_log(source, WORLD.trust)).size == 600
+    await source.close()
 
 
 async def test_what_passes_is_waited_for(log: TestLog, server: LogServer) -> None:

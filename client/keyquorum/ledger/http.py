@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import ssl
 import time
+import zlib
 from dataclasses import dataclass
 from typing import Final
 from urllib.parse import SplitResult, urlsplit
@@ -28,6 +29,8 @@ PATIENCE_SECONDS: Final = 30.0
 """With a server that answered before; a wrong address should not take so long to be told."""
 FIRST_CONTACT_SECONDS: Final = 5.0
 _CHUNK: Final = 1 << 18
+_GZIP_OVERHEAD: Final = 4096
+"""Bytes that gzip may add to what it can't compress."""
 _PASSING: Final = (408, 425, 429, 500, 502, 503, 504)
 
 
@@ -70,6 +73,18 @@ class _Place:
         return _Place(parts.hostname, port or (443 if tls else 80), parts.netloc, parts.path.rstrip("/"), tls)
 
 
+def _gunzip(url: str, data: bytes, max_bytes: int) -> bytes:
+    """One gzip member, whole; never more than one byte past ``max_bytes``. Raises :class:`MalformedError`."""
+    gzip = zlib.decompressobj(wbits=31)
+    try:
+        out = gzip.decompress(data, max_bytes + 1)
+    except zlib.error:
+        out = b""
+    if len(out) <= max_bytes and (not gzip.eof or gzip.unused_data):
+        raise MalformedError(Reason.MALFORMED, f"{url} is no gzip file", expected="one whole gzip member")
+    return out
+
+
 class _Connection:
     """One connection, used for one request at a time."""
 
@@ -85,7 +100,7 @@ class _Connection:
     async def get(self, path: str, max_bytes: int) -> tuple[h11.Response, bytes]:
         """The answer and at most ``max_bytes`` of body. Raises :class:`_PassingError`, :class:`MalformedError`."""
         target = f"{self._place.path}/{path}"
-        headers = [("Host", self._place.name), ("Accept-Encoding", "identity"), ("User-Agent", "keyquorum")]
+        headers = [("Host", self._place.name), ("Accept-Encoding", "gzip, identity"), ("User-Agent", "keyquorum")]
         used, self._used = self._used, True
         response: h11.Response | None = None
         body, size = [], 0
@@ -161,10 +176,9 @@ class HttpSource:
             while True:
                 try:
                     async with asyncio.timeout(self._file_seconds):
-                        response, body = await self._get(path, max_bytes)
+                        response, body = await self._get(path, max_bytes + _GZIP_OVERHEAD)
                     self._reached = True
-                    self._check(path, response)
-                    return body
+                    return self._content(path, response, body, max_bytes)
                 except _StaleError:
                     continue  # each such failure uses up one idle connection
                 except ssl.SSLCertVerificationError as error:
@@ -193,7 +207,7 @@ class HttpSource:
             connection.close()
         return answer
 
-    def _check(self, path: str, response: h11.Response) -> None:
+    def _content(self, path: str, response: h11.Response, body: bytes, max_bytes: int) -> bytes:
         status, url = response.status_code, f"{self._url}/{path}"
         headers = {name: value.decode("latin-1") for name, value in response.headers}
         if status == 404:
@@ -216,13 +230,19 @@ class HttpSource:
             )
         if status != 200:
             raise UnavailableError(Reason.UNAVAILABLE, f"{url} can't be read", expected="200", actual=status)
-        if (coding := headers.get(b"content-encoding", "identity").lower()) != "identity":
+        coding = headers.get(b"content-encoding", "identity").lower()
+        if coding == "gzip":  # which logs may use for entry bundles, asked or not (C2SP tlog-tiles)
+            body = _gunzip(url, body, max_bytes)
+        elif coding != "identity":
             raise MalformedError(
                 Reason.UNSUPPORTED,
-                f"{url} came compressed, which was not asked for",
-                expected="identity",
+                f"{url} came in an encoding that was not asked for",
+                expected="gzip or identity",
                 actual=ascii(coding[:40]),
             )
+        if len(body) > max_bytes:
+            raise MalformedError(Reason.TOO_LARGE, f"{url} is too large", expected=f"at most {max_bytes} bytes")
+        return body
 
     def _gave_up(self, path: str, error: Exception, patience: float) -> KeyquorumError:
         late = isinstance(error, TimeoutError)
