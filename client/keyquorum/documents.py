@@ -33,11 +33,11 @@ class _PlainLoader(yaml.SafeLoader):
         return out
 
 
-def load_document(data: bytes, what: str) -> object:
-    """Parse at most 1 MiB of UTF-8 YAML or JSON. ``what`` names it in errors. Raises :class:`MalformedError`."""
-    if len(data) > MAX_DOCUMENT:
+def load_document(data: bytes, what: str, *, max_bytes: int = MAX_DOCUMENT) -> object:
+    """Parse UTF-8 YAML or JSON. ``what`` names it in errors. Raises :class:`MalformedError`."""
+    if len(data) > max_bytes:
         raise MalformedError(
-            Reason.TOO_LARGE, f"{what} is too large", expected=f"at most {MAX_DOCUMENT} bytes", actual=len(data)
+            Reason.TOO_LARGE, f"{what} is too large", expected=f"at most {max_bytes} bytes", actual=len(data)
         )
     try:
         loader = _PlainLoader(data.decode("utf-8"))

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 
 from keyquorum.jobs import own_manifest
 from keyquorum_core.answers import JobBinding, check_leaf
-from keyquorum_core.attestation.appraisal import claims_development
 from keyquorum_core.attestation.evidence import EvidenceDocument
+from keyquorum_core.attestation.naming import claims_development
 from keyquorum_core.errors import KeyquorumError, Reason, RefusedError
 from keyquorum_core.manifest import (
     Manifest,

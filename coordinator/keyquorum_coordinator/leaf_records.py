@@ -9,8 +9,8 @@ from sqlalchemy.orm import Session
 from keyquorum_coordinator.database import ArtifactRow, JobRow, ReleaseRow
 from keyquorum_coordinator.job_states import JobState
 from keyquorum_core import manifest as manifests
-from keyquorum_core.attestation.appraisal import claims_development
 from keyquorum_core.attestation.evidence import EvidenceDocument
+from keyquorum_core.attestation.naming import claims_development
 from keyquorum_core.ceremony import CERTIFICATE_TYPE, MAX_CERTIFICATE, CeremonyPlan
 from keyquorum_core.errors import KeyquorumError, Reason, RefusedError
 from keyquorum_core.ledger.leaves import (

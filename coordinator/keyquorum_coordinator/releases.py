@@ -23,8 +23,8 @@ from keyquorum_coordinator.database import Database, JobRow, ReceiptRow, Release
 from keyquorum_coordinator.fanout import Arrival, Fanout, Release
 from keyquorum_coordinator.job_states import JobState
 from keyquorum_coordinator.jobs import Job, JobStore
-from keyquorum_core.attestation.appraisal import claims_development
 from keyquorum_core.attestation.evidence import EvidenceDocument
+from keyquorum_core.attestation.naming import claims_development
 from keyquorum_core.errors import KeyquorumError
 from keyquorum_core.release import Leaf
 from keyquorum_protos.v1 import custodian_pb2 as pb

@@ -144,6 +144,16 @@ class Bulletins:
             )
         return found
 
+    def accepted(self, kind: Kind[T]) -> Accepted[T] | None:
+        """The document of ``kind`` accepted last, in date or not: for telling, never for deciding."""
+        return cast("Accepted[T] | None", self._slots[kind.name].accepted)
+
+    def digest(self, kind: str) -> str:
+        """The digest of the document of ``kind`` accepted last, in date or not; empty where there is none, or where
+        this custodian has no use for the kind. What was kept under another digest is not found any more."""
+        slot = self._slots.get(kind)
+        return "" if slot is None or slot.accepted is None else slot.accepted.digest
+
     # -- accepting -------------------------------------------------------------------------------------------------
 
     def accept(self, envelope: bytes) -> Accepted[object]:

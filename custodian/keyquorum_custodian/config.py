@@ -39,7 +39,6 @@ class CustodianConfig:
     roster: str = "roster.json"
     operators: str = "operators.json"
     owners: str = "owners"
-    reference_values: str = "reference-values.json"
     bulletins: str = "bulletins"
     policy_signers: str = "operators.json"
     bulletin_threshold: int = 1
@@ -97,7 +96,7 @@ def load_config(directory: Path) -> CustodianConfig:
         texts[name] = fields.text(name, max_length=300, allow_empty=name == "metrics_listen")
         if texts[name]:
             parse_address(texts[name], f"{CONFIG_NAME}: {name}")
-    for name in ("roster", "operators", "owners", "reference_values", "bulletins", "policy_signers"):
+    for name in ("roster", "operators", "owners", "bulletins", "policy_signers"):
         if name in fields:
             texts[name] = fields.text(name, max_length=4096)
     limits: dict[str, int] = {}
@@ -125,7 +124,6 @@ def render_config(config: CustodianConfig) -> str:
         f'roster = "{config.roster}"\n'
         f'operators = "{config.operators}"\n'
         f'owners = "{config.owners}"\n'
-        f'reference_values = "{config.reference_values}"\n'
         f'bulletins = "{config.bulletins}"\n'
         f'policy_signers = "{config.policy_signers}"\n'
         f"bulletin_threshold = {config.bulletin_threshold}\n"

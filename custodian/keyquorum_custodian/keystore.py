@@ -14,7 +14,7 @@ from __future__ import annotations
 import contextlib
 import os
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -438,30 +438,53 @@ class Keystore:
                 out.append((str(owner), _number(time)))
         return out[::-1]
 
-    def save_appraisals(self, verdicts: list[tuple[bytes, bytes, int, bytes]], now: int) -> None:
-        """Keep ``(evidence digest, reference digest, expires at, verdict)``, sealed so that nobody plants one; forget
-        expired ones."""
+    def save_appraisals(
+        self, verdicts: Iterable[tuple[bytes, bytes, int, bytes]], tpm_states: Iterable[tuple[str, bytes]], now: int
+    ) -> None:
+        """Keep ``(evidence digest, context, expires at, verdict)``, and the states that quotes left TPMs in, by
+        attestation key; sealed, so that nobody plants one. Forget expired verdicts."""
         with self.transaction(durable=False):
             self._db.execute("DELETE FROM appraisals WHERE expires_at <= ?", (now,))
-            for evidence, reference, expires_at, verdict in verdicts:
-                sealed = self._seal(verdict, "appraisals", evidence.hex(), reference.hex(), expires_at)
+            for evidence, context, expires_at, verdict in verdicts:
+                sealed = self._seal(verdict, "appraisals", evidence.hex(), context.hex(), expires_at)
                 self._db.execute(
-                    "INSERT OR REPLACE INTO appraisals VALUES (?, ?, ?, ?)", (evidence, reference, expires_at, sealed)
+                    "INSERT OR REPLACE INTO appraisals VALUES (?, ?, ?, ?)", (evidence, context, expires_at, sealed)
+                )
+            for ak, state in tpm_states:
+                self._db.execute(
+                    "INSERT OR REPLACE INTO tpm_states VALUES (?, ?)", (ak, self._seal(state, "tpm_states", ak))
                 )
 
-    def appraisal(self, evidence: bytes, reference: bytes, now: int) -> bytes | None:
-        """The verdict kept for this evidence under these reference values, unless it has expired."""
+    def appraisal(self, evidence: bytes, context: bytes, now: int) -> bytes | None:
+        """The verdict kept for this evidence in this context, unless it has expired."""
         rows = self._rows(
-            "SELECT expires_at, sealed FROM appraisals"
-            " WHERE evidence_digest = ? AND reference_digest = ? AND expires_at > ?",
+            "SELECT expires_at, sealed FROM appraisals WHERE evidence_digest = ? AND context = ? AND expires_at > ?",
             evidence,
-            reference,
+            context,
             now,
         )
-        if not rows:
-            return None
-        expires_at = _number(rows[0][0])
-        return self._unseal(_blob(rows[0][1]), "appraisals", evidence.hex(), reference.hex(), expires_at)
+        return self._verdict(evidence, context, *rows[0]) if rows else None
+
+    def appraisals(self) -> list[tuple[bytes, bytes]]:
+        """``(evidence digest, verdict)`` of every appraisal that is kept."""
+        rows = self._rows("SELECT evidence_digest, context, expires_at, sealed FROM appraisals")
+        return [
+            (_blob(evidence), self._verdict(_blob(evidence), _blob(context), expires_at, sealed))
+            for evidence, context, expires_at, sealed in rows
+        ]
+
+    def drop_appraisals(self, evidence: Iterable[bytes]) -> None:
+        """Forget the verdicts on these documents, in every context; on the disk when this returns."""
+        with self.transaction():
+            self._db.executemany("DELETE FROM appraisals WHERE evidence_digest = ?", [(each,) for each in evidence])
+
+    def _verdict(self, evidence: bytes, context: bytes, expires_at: object, sealed: object) -> bytes:
+        return self._unseal(_blob(sealed), "appraisals", evidence.hex(), context.hex(), _number(expires_at))
+
+    def tpm_state(self, ak: str) -> bytes | None:
+        """The state that this attestation key's last accepted quote left its TPM in."""
+        rows = self._rows("SELECT sealed FROM tpm_states WHERE ak = ?", ak)
+        return self._unseal(_blob(rows[0][0]), "tpm_states", ak) if rows else None
 
 
 _CEREMONY = (

@@ -12,7 +12,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from keyquorum_core.attestation.reference import ReferenceValues
+from keyquorum_core.attestation.inventory import INVENTORY
+from keyquorum_core.attestation.reference import REFERENCE_VALUES
 from keyquorum_core.bulletin import Kind
 from keyquorum_core.errors import Reason, RefusedError
 from keyquorum_core.ledger.witness_keys import witness_name
@@ -28,13 +29,14 @@ from keyquorum_custodian.init import TLS_CERTIFICATE, TLS_KEY
 from keyquorum_custodian.keystore import Keystore
 from keyquorum_custodian.policy import POLICY_KINDS, CustodianPolicy, KeptTime, policy_kinds
 from keyquorum_custodian.quota import Quota
+from keyquorum_custodian.tpms import Tpms
 from keyquorum_custodian.trust import Owners, load_operators
 from keyquorum_custodian.windows import Windows
 from keyquorum_protos.wire.tls import TlsIdentity
 
 __all__ = ["BULLETIN_KINDS", "Node", "open_node"]
 
-BULLETIN_KINDS: tuple[Kind[object], ...] = ()
+BULLETIN_KINDS: tuple[Kind[object], ...] = (REFERENCE_VALUES, INVENTORY)
 """The signed operator documents that this custodian has a use for."""
 
 
@@ -48,7 +50,6 @@ class Node:
     roster_digest: str
     bulletins: Bulletins
     policy: CustodianPolicy
-    reference: ReferenceValues
     windows: Windows
     epochs: Epochs
     gate: Gate
@@ -59,16 +60,27 @@ class Node:
     releases: int = 0
     refusals: int = 0
 
+    @property
+    def trusts_development(self) -> bool:
+        """The reference values in force, or that would be if they were in date, name a development root."""
+        accepted = self.bulletins.accepted(REFERENCE_VALUES)
+        return accepted is not None and accepted.value.trusts_development
+
     def warnings(self) -> list[str]:
         """What the operator should not get used to."""
         out = []
-        if self.reference.trusts_development:
+        if self.trusts_development:
             out.append(
                 "DEVELOPMENT HARDWARE IS TRUSTED: the reference values name a development root, so evidence that no"
                 " hardware made can be accepted. Never do this in production."
             )
         if self.roster.expires_at - self.clock() < 14 * 86400:
             out.append("the roster expires within 14 days; have the operators sign a new one")
+        out += [
+            f"no {kind.name} accepted: no worker gets a share; see step 4 of docs/operators.md"
+            for kind in BULLETIN_KINDS
+            if not self.bulletins.digest(kind.name)
+        ]
         return out + self.bulletins.warnings()
 
     def close(self) -> None:
@@ -128,9 +140,6 @@ def _assemble(config: CustodianConfig, store: Keystore, clock: Callable[[], floa
     steady = KeptTime(clock, store)
     bulletins = _open_bulletins(config, roster, store, seat, steady)
     policy = CustodianPolicy(seat, QuorumFacts.of(roster.quorum_of()), bulletins, steady)
-    reference = ReferenceValues.parse(
-        read_bytes(config.path(config.reference_values), "the file of reference values", 16 << 20)
-    )
     epochs = Epochs(store)
     for row in store.epochs():
         epochs.add(load_epoch(store, row, config.id))
@@ -140,7 +149,7 @@ def _assemble(config: CustodianConfig, store: Keystore, clock: Callable[[], floa
         roster_expires_at=roster.expires_at,
         owners=Owners(config.path(config.owners)),
         epochs=epochs,
-        appraisals=Appraisals(reference, config.id, windows, store),
+        appraisals=Appraisals(bulletins, config.id, windows, store, Tpms(store)),
         windows=windows,
         policy=policy,
         quota=Quota(config.releases_per_owner_per_hour, store.releases_since(now - 3600)),
@@ -155,7 +164,6 @@ def _assemble(config: CustodianConfig, store: Keystore, clock: Callable[[], floa
         roster_digest=digest,
         bulletins=bulletins,
         policy=policy,
-        reference=reference,
         windows=windows,
         epochs=epochs,
         gate=gate,

@@ -41,12 +41,12 @@ def policy_kinds(seat: Seat) -> tuple[Kind[object], ...]:
 def worker_facts(appraisal: Appraisal) -> WorkerFacts:
     """What policies may know of a worker: what its evidence proved, and what the inventory says of that hardware."""
     return WorkerFacts(
-        hardware=",".join(f"{kind}:{value}" for kind, value in sorted(appraisal.hardware_ids.items())),
+        hardware=",".join(sorted(map(str, appraisal.hardware))),
         region=appraisal.region,
         provider=appraisal.provider,
-        evidence=tuple(appraisal.types),
-        products=(appraisal.product,),
-        tcb={f"sev-snp.{component}": level for component, level in appraisal.tcb.items()},
+        evidence=appraisal.types,
+        products=tuple(dict.fromkeys(item.product for item in appraisal.items)),
+        tcb={f"{item.type}.{component}": level for item in appraisal.items for component, level in item.tcb.items()},
         development=appraisal.development,
     )
 
@@ -89,7 +89,7 @@ class CustodianPolicy(PolicySeat):
     def __init__(self, seat: Seat, quorum: QuorumFacts, bulletins: Bulletins, time: KeptTime) -> None:
         PolicySeat.__init__(self, seat, quorum, _Kept(seat, bulletins), time, how_to_install=_HOW_TO_INSTALL)
         self._kept_time = time
-        self._workers: OrderedDict[tuple[str, str], WorkerFacts] = OrderedDict()
+        self._workers: OrderedDict[tuple[str, str, str], WorkerFacts] = OrderedDict()
 
     def check_recipient(self, job: JobFacts, appraisal: Appraisal | None, *, logged: bool) -> Decision:
         """May the job's key go to the worker of this appraisal, or (``None``) to its owner? Raises as
@@ -97,7 +97,7 @@ class CustodianPolicy(PolicySeat):
         return self.check_release(job, None if appraisal is None else self._facts(appraisal), logged=logged)
 
     def _facts(self, appraisal: Appraisal) -> WorkerFacts:
-        key = (appraisal.evidence_sha256, appraisal.reference_digest)
+        key = (appraisal.evidence_sha256, appraisal.reference_digest, appraisal.inventory_digest)
         facts = self._workers.get(key)
         if facts is None:
             facts = self._workers[key] = worker_facts(appraisal)

@@ -115,7 +115,25 @@ ALTER TABLE releases ADD COLUMN policy_version INTEGER NOT NULL DEFAULT 0;
 ALTER TABLE releases ADD COLUMN decision_sha256 TEXT NOT NULL DEFAULT '';
 """
 
-_MIGRATIONS = (_V1, _V2, _V3)
+_V4 = """
+-- Appraisals were kept under the digest of an unsigned file: those are not found any more, and not missed.
+DROP TABLE appraisals;
+CREATE TABLE appraisals (
+    evidence_digest BLOB NOT NULL,
+    context         BLOB NOT NULL,
+    expires_at      INTEGER NOT NULL,
+    sealed          BLOB NOT NULL,
+    PRIMARY KEY (evidence_digest, context)
+) STRICT, WITHOUT ROWID;
+
+-- Where the last accepted quote by each attestation key left its TPM.
+CREATE TABLE tpm_states (
+    ak     TEXT PRIMARY KEY,
+    sealed BLOB NOT NULL
+) STRICT, WITHOUT ROWID;
+"""
+
+_MIGRATIONS = (_V1, _V2, _V3, _V4)
 VERSION = len(_MIGRATIONS)
 
 

@@ -128,7 +128,6 @@ class CustodianServer:
         self.metrics.track_window(node.windows.number)
         self.metrics.epochs.set_function(lambda: len(node.epochs.all()))
         self.metrics.seeds.set_function(lambda: sum(len(held.indices) for held in node.epochs.all()))
-        self.metrics.development.set(node.reference.trusts_development)
         self._look_at_bulletins()
         if node.config.metrics_listen:
             self._stop_metrics = self.metrics.serve(node.config.metrics_listen)
@@ -166,6 +165,7 @@ class CustodianServer:
         """Files are also looked at when they are needed; this is for the log, the metrics and an idle custodian."""
         bulletins = self._node.bulletins
         bulletins.refresh()
+        self.metrics.development.set(self._node.trusts_development)
         for message, members in bulletins.take_events():
             (self._log.error if "reason" in members else self._log.info)(message, **members)
         for kind, accepted, problem in bulletins.states():

@@ -221,7 +221,7 @@ def _describe(node: Node) -> pb.DescribeResponse:
             )
             for held in node.epochs.all()
         ],
-        trusts_development_hardware=node.reference.trusts_development,
+        trusts_development_hardware=node.trusts_development,
         version=__version__,
         now=int(node.clock()),
     )

@@ -14,7 +14,7 @@ from pathlib import Path
 from keyquorum_core.attestation.binding import gpu_digest
 from keyquorum_core.attestation.evidence import NVIDIA_GPU, EvidenceDocument, EvidenceItem, WindowNonce
 from keyquorum_core.attestation.nitro_document import parse_document
-from keyquorum_core.attestation.nvidia_appraisal import GpuEvidence
+from keyquorum_core.attestation.nvidia_evidence import GpuEvidence
 from keyquorum_core.attestation.nvidia_report import parse_report as parse_gpu_report
 from keyquorum_core.attestation.snp_report import parse_report
 from keyquorum_core.attestation.tdx_quote import parse_quote

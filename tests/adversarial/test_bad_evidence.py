@@ -12,7 +12,8 @@ from functools import cache
 import pytest
 
 from keyquorum_core.attestation.development import DevelopmentVendor
-from keyquorum_core.attestation.nvidia_appraisal import NvidiaReferenceValues, appraise
+from keyquorum_core.attestation.nvidia_appraisal import appraise
+from keyquorum_core.attestation.nvidia_reference import NvidiaReferenceValues
 from keyquorum_core.attestation.tdx_verdict import judge_tdx
 from keyquorum_core.attestation.tpm2_verdict import judge_tpm2
 from keyquorum_core.attestation.verdict import Verdict, judge_sev_snp
@@ -184,7 +185,7 @@ def test_a_zero_chip_id_with_a_vcek() -> None:
 
 def tpm(fields: soft_tpm.QuoteFields) -> Verdict:
     evidence = soft_tpm.evidence(fields=fields)
-    return judge_tpm2(evidence.to_bytes(), enrolled_aks={soft_tpm.soft_key().fingerprint})
+    return judge_tpm2(evidence.to_bytes(), now=0, enrolled_aks={soft_tpm.soft_key().fingerprint})
 
 
 def test_an_empty_pcr_selection() -> None:
@@ -210,7 +211,7 @@ def test_duplicated_gpus() -> None:
     reference = NvidiaReferenceValues.parse(nvidia.reference_json())
     now = nvidia.CREATED_AT + 2000
     with pytest.raises(KeyquorumError) as caught:
-        appraise(nvidia.evidence(0, 1, 0), endorsements, reference, expected_nonce=nvidia.NONCE, now=now)
+        appraise([nvidia.evidence(0, 1, 0)], endorsements, reference, expected_nonce=nvidia.NONCE, now=now)
     assert caught.value.reason is Reason.PROVENANCE
 
 

@@ -10,20 +10,22 @@ from functools import partial
 
 from keyquorum_core.attestation import cbor, nvidia_rim, tdx_events, tpm2_events
 from keyquorum_core.attestation.evidence import EvidenceDocument
-from keyquorum_core.attestation.nitro_appraisal import NitroReferenceValues
+from keyquorum_core.attestation.inventory import Inventory
 from keyquorum_core.attestation.nitro_document import parse_document
-from keyquorum_core.attestation.nvidia_appraisal import GpuEvidence, NvidiaReferenceValues
+from keyquorum_core.attestation.nitro_reference import NitroReferenceValues
 from keyquorum_core.attestation.nvidia_certificates import read_certificates
+from keyquorum_core.attestation.nvidia_evidence import GpuEvidence
+from keyquorum_core.attestation.nvidia_reference import NvidiaReferenceValues
 from keyquorum_core.attestation.nvidia_report import parse_report as parse_gpu_report
 from keyquorum_core.attestation.nvidia_report import read_report as read_gpu_report
 from keyquorum_core.attestation.reference import ReferenceValues
+from keyquorum_core.attestation.snp_reference import SnpReferenceValues
 from keyquorum_core.attestation.snp_report import parse_report, read_report
-from keyquorum_core.attestation.tdx_appraisal import TdxReferenceValues
 from keyquorum_core.attestation.tdx_collateral import parse_collateral, parse_pck_chain
 from keyquorum_core.attestation.tdx_quote import parse_quote as parse_tdx_quote
+from keyquorum_core.attestation.tdx_reference import TdxReferenceValues
 from keyquorum_core.attestation.tpm2 import Tpm2Evidence
 from keyquorum_core.attestation.tpm2 import verify as verify_tpm2
-from keyquorum_core.attestation.tpm2_appraisal import Tpm2ReferenceValues
 from keyquorum_core.attestation.tpm2_endorsement import verify_ek_certificates
 from keyquorum_core.attestation.tpm2_enrolment import challenge
 from keyquorum_core.attestation.tpm2_keys import read_key, read_spki, verify_signature
@@ -37,8 +39,10 @@ from keyquorum_core.attestation.tpm2_messages import (
     parse_pending,
     pending_bytes,
 )
+from keyquorum_core.attestation.tpm2_reference import Tpm2ReferenceValues
 from keyquorum_core.attestation.tpm2_structures import hash_by_name, parse_public, parse_quote, parse_signature
-from keyquorum_core.strictjson import loads
+from keyquorum_core.bulletin import Bulletin
+from keyquorum_core.strictjson import Fields, loads
 from tests.fuzz.target import Target, of_genuine, one_of
 from tests.support import intel_vendor, nitro_vendor, nvidia, soft_tpm, tpm_maker, vendor
 from tests.support.genuine import OWN, REAL, Genuine, nitro_reference_json, tdx_reference_json
@@ -139,6 +143,7 @@ def is_certificate(name: str) -> bool:
 
 MEMBERS: Sequence[Callable[[object], object]] = (
     TdxReferenceValues.parse, Tpm2ReferenceValues.parse, NvidiaReferenceValues.parse, NitroReferenceValues.parse,
+    SnpReferenceValues.parse,
 )  # fmt: skip
 
 
@@ -146,12 +151,23 @@ def member(parse: Callable[[object], object]) -> Callable[[bytes], object]:
     return lambda data: parse(loads(data, "reference values"))
 
 
+def _object(data: bytes) -> dict[str, object]:
+    fields = Fields(loads(data, "body"), "body")
+    return {name: fields.raw(name) for name in fields.names()}
+
+
+def body(read: Callable[[Bulletin], object]) -> Callable[[bytes], object]:
+    """Read bytes as a bulletin's body."""
+    return lambda data: read(Bulletin("demo", "any", 1, 0, 1, _object(data)))
+
+
 def reference_values() -> list[tuple[int, bytes]]:
     found: list[tuple[int, object]] = [
         (0, vendor.reference_json()), (1, tdx_reference_json()),
         (3, nvidia.reference_json()), (4, nitro_reference_json()),
         (2, {"bank": "sha256", "pcrs": {"0": ["11" * 32]}, "firmware_versions": ["2019102300163636"],
-             "event_log_required": False, "secure_boot_required": False}),
+             "event_log_required": False, "secure_boot_required": False, "grace": []}),
+        (5, vendor.reference_json()["sev-snp"]), (6, vendor.inventory_json()),
     ]  # fmt: skip
     return [(which, json.dumps(value).encode()) for which, value in found]
 
@@ -196,5 +212,7 @@ EVIDENCE: Sequence[Target] = (
     Target("nitro-signed-payload", signed_nitro, nitro_payloads, 8192),
     Target("evidence-document", EvidenceDocument.parse,
            lambda: [vendor.evidence_document({"ch-1": (1, bytes(32)), "de-1": (2, bytes([7]) * 32)})], 1 << 15),
-    one_of("reference-values", [ReferenceValues.parse, *map(member, MEMBERS)], reference_values),
+    one_of("reference-values",
+           [body(ReferenceValues.read), *map(member, MEMBERS), body(Inventory.read)], reference_values),
+    Target("bulletin", Bulletin.parse, lambda: [vendor.bulletin("inventory", vendor.inventory_json()).payload()]),
 )  # fmt: skip

@@ -12,6 +12,7 @@ import time
 import urllib.request
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import grpc.aio
 import pytest
@@ -19,6 +20,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
 from keyquorum_core import manifest
+from keyquorum_core.bulletin import sign_bulletin
 from keyquorum_core.errors import KeyquorumError, Reason, UnavailableError
 from keyquorum_core.parts import SealedPart
 from keyquorum_core.release import Answer, Leaf, open_share, open_window, verify_answer
@@ -29,6 +31,7 @@ from keyquorum_protos.v1 import custodian_pb2_grpc as rpc
 from keyquorum_protos.wire import tls
 from keyquorum_protos.wire.errors import from_rpc_error, from_status
 from tests.support.custodian import PASSPHRASE, Committee, CustodianProcess, build_committee, start_custodian_process
+from tests.support.vendor import bulletin, reference_json
 
 NAME = "ch-1"
 SECRETS: list[bytes] = []
@@ -302,6 +305,37 @@ def _look_at_everything(committee: Committee, process: CustodianProcess) -> None
     assert len(SECRETS) == 4
     for secret in [PASSPHRASE, *(secret.hex() for secret in SECRETS)]:
         assert secret not in log + metrics + shown + json.dumps(found)
+
+
+def test_bulletins_are_accepted_over_the_operator_s_listener_listed_and_never_rolled_back(
+    committee: Committee, process: CustodianProcess, tmp_path: Path
+) -> None:
+    folder = str(committee.directory(NAME))
+
+    def accept(version: int, age: int, signers: int = 1) -> dict[str, Any]:
+        made = bulletin("reference-values", reference_json() | {"max_evidence_age": age}, version)
+        path = tmp_path / f"{version}-{age}.json"
+        path.write_bytes(sign_bulletin(made, [committee.operator.identity] * signers))
+        done = command("bulletin", "accept", str(path), "--dir", folder, "--json")
+        out: dict[str, Any] = json.loads(done.stdout)
+        assert done.returncode == (1 if "error" in out else 0)
+        return out
+
+    accepted = accept(7, 601)
+    assert (accepted["kind"], accepted["version"], accepted["signers"]) == ("reference-values", 7, ["olga"])
+    assert accept(6, 600)["error"]["reason"] == "ROLLBACK"
+    assert accept(7, 602)["error"]["reason"] == "ROLLBACK"
+    assert accept(8, 602, signers=0)["error"]["reason"] == "SIGNATURE_MISSING"
+    assert (committee.directory(NAME) / "bulletins" / "reference-values.json").read_bytes() == (
+        tmp_path / "7-601.json"
+    ).read_bytes()
+    listed = json.loads(command("bulletin", "list", "--dir", folder, "--json").stdout)["bulletins"]
+    assert {each["kind"]: (each["version"], each["problem"]) for each in listed} == {
+        "inventory": (1, ""),
+        "reference-values": (7, ""),
+    }
+    assert "version 7" in command("bulletin", "list", "--dir", folder).stdout
+    assert re.search(r"reference-values +version 7", command("status", "--dir", folder).stdout)
 
 
 def test_an_idle_custodian_stays_under_90_mib(committee: Committee) -> None:

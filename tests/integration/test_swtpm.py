@@ -10,18 +10,13 @@ import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
+from keyquorum_core.attestation.findings import require
 from keyquorum_core.attestation.tpm2 import Tpm2Evidence, qualifying_data, verify
-from keyquorum_core.attestation.tpm2_appraisal import (
-    QuoteState,
-    Tpm2ReferenceValues,
-    begin,
-    check_binding,
-    check_enrolled,
-    check_reference,
-    proceed,
-)
+from keyquorum_core.attestation.tpm2_appraisal import begin, check_binding, check_enrolled, evaluate
 from keyquorum_core.attestation.tpm2_credential import make_credential
 from keyquorum_core.attestation.tpm2_enrolment import Candidate, EnrolledKey, challenge
+from keyquorum_core.attestation.tpm2_reference import Tpm2ReferenceValues
+from keyquorum_core.attestation.tpm2_state import QuoteState, proceed
 from keyquorum_core.attestation.tpm2_structures import parse_public
 from keyquorum_core.attestation.tpm2_verdict import judge_tpm2
 from keyquorum_core.errors import KeyquorumError, Reason
@@ -110,6 +105,7 @@ def reference() -> Tpm2ReferenceValues:
             "firmware_versions": ["2019102300163636"],
             "event_log_required": False,
             "secure_boot_required": False,
+            "grace": [],
         }
     )
 
@@ -117,10 +113,13 @@ def reference() -> Tpm2ReferenceValues:
 def accept(raw: bytes, enrolled: EnrolledKey, previous: QuoteState | None = None) -> QuoteState:
     """All that a custodian asks of a worker's quote."""
     verified = verify(raw)
-    check_enrolled(verified, {enrolled.ak_fingerprint})
-    check_reference(verified, reference())
-    check_binding(verified, qualifying_data(BINDING))
-    return begin(None, verified) if previous is None else proceed(previous, verified)
+    findings, _ = evaluate(verified, reference(), now=int(time.time()))
+    own = [check_enrolled(verified, {enrolled.ak_fingerprint}), check_binding(verified, qualifying_data(BINDING))]
+    require([*own, *findings])
+    state = begin(None, verified)
+    if previous is not None:
+        proceed(previous, state)
+    return state
 
 
 def reason_of(raw: bytes, enrolled: EnrolledKey, previous: QuoteState | None = None) -> Reason:
@@ -187,7 +186,7 @@ def test_every_kind_of_ak_signs_quotes_that_verify(tpm: Swtpm, algorithm: str, s
 
 
 def test_a_sha1_bank_is_refused(tpm: Swtpm, ak: AttestationKey) -> None:
-    verdict = judge_tpm2(evidence(tpm, ak, bank="sha1"), enrolled_aks=())
+    verdict = judge_tpm2(evidence(tpm, ak, bank="sha1"), now=0, enrolled_aks=())
     assert (verdict.ok, verdict.reason) == (False, "MEASUREMENT")
 
 
@@ -206,7 +205,7 @@ def test_another_tpms_quote_is_refused(
     other_ak = other_tpm.create_ak()
     foreign = evidence(other_tpm, other_ak)
     assert reason_of(foreign, enrolled) is Reason.PROVENANCE
-    assert judge_tpm2(foreign, enrolled_aks={enrolled.ak_fingerprint}).verified
+    assert judge_tpm2(foreign, now=0, enrolled_aks={enrolled.ak_fingerprint}).verified
     state = accept(evidence(tpm, ak), enrolled)
     assert reason_of(foreign, enrol(manufacturer, other_tpm, other_ak), state) is Reason.PROVENANCE
 

@@ -1,9 +1,9 @@
 """A committee of real custodians on disk, for whoever needs custodians in a test or a benchmark.
 
 :func:`build_committee` makes the folders as ``keyquorum-custodian init`` does, a roster signed by an operator, an owner
-``alice`` whom all of them know, and reference values that accept the development chip. Custodians are then opened in
-this process (:attr:`Committee.nodes`) or started as real ones (:func:`start_custodian_process`); a keystore is open in
-one place at a time.
+``alice`` whom all of them know, and reference values and an inventory that accept the development chip. Custodians are
+then opened in this process (:attr:`Committee.nodes`) or started as real ones (:func:`start_custodian_process`); a
+keystore is open in one place at a time.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ import grpc.aio
 
 from keyquorum_core import ceremony, keywrap, manifest
 from keyquorum_core.attestation.development import DevelopmentChip
+from keyquorum_core.bulletin import sign_bulletin
 from keyquorum_core.key_policy import KeyPolicy
 from keyquorum_core.keywrap import LoadedKeys
 from keyquorum_core.ledger.log_keys import LogSigner
@@ -41,7 +42,7 @@ from keyquorum_custodian.init import initialise
 from keyquorum_custodian.node import Node, open_node
 from keyquorum_protos.wire import tls
 from tests.support import policies
-from tests.support.vendor import MEASUREMENT, evidence_document, reference_json
+from tests.support.vendor import MEASUREMENT, bulletin, evidence_document, inventory_json, reference_json
 
 __all__ = [
     "PASSPHRASE",
@@ -259,6 +260,7 @@ def build_committee(
     clock: Callable[[], float] = time.time,
     owner_name: str = "alice",
     reference: Mapping[str, object] | None = None,
+    inventory: Mapping[str, object] | None = None,
     quota: int = 1000,
     metrics: bool = False,
 ) -> Committee:
@@ -312,7 +314,12 @@ def build_committee(
         (target / "operators.json").write_text(json.dumps({"threshold": 1, "operators": operators}))
     for entry in entries:
         (folder / entry.id / "bulletins" / "policy.json").write_bytes(policy)
-        (folder / entry.id / "reference-values.json").write_text(json.dumps(reference or reference_json()))
+        for kind, body in (
+            ("reference-values", reference or reference_json()),
+            ("inventory", inventory or inventory_json()),
+        ):
+            document = sign_bulletin(bulletin(kind, body, cluster=cluster), [operator.identity])
+            (folder / entry.id / "bulletins" / f"{kind}.json").write_bytes(document)
         (folder / entry.id / "owners" / f"{owner.name}.json").write_text(json.dumps(owner_file))
     return Committee(folder, roster, envelope, operator, owner, coordinator, log, clock)
 

@@ -64,7 +64,7 @@ from keyquorum_protos.v1 import custodian_pb2
 from keyquorum_protos.wire.errors import from_status, to_status
 from keyquorum_protos.wire.guard import Guard
 from keyquorum_protos.wire.tls import CertificateAuthority, self_signed, server_credentials, server_options
-from tests.support.vendor import MEASUREMENT, development_chip, reference_values
+from tests.support.vendor import MEASUREMENT, development_chip, inventory, reference_values
 
 CLUSTER = "demo"
 MEMBERS = (("ch-1", "CH"), ("ch-2", "CH"), ("de-1", "DE"), ("is-1", "IS"), ("jp-1", "JP"))
@@ -355,6 +355,7 @@ class FakeCluster(rpc.WorkersServicer, rpc.ArtifactsServicer):
         return appraise(
             evidence,
             reference_values(),
+            inventory(),
             required_types=["sev-snp"],
             now=now,
             own_id=custodian.name,

@@ -17,12 +17,12 @@ from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from keyquorum_core.attestation.cbor import item_size
-from keyquorum_core.attestation.nitro_appraisal import NitroReferenceValues
+from keyquorum_core.attestation.nitro_reference import NitroReferenceValues
 from keyquorum_core.attestation.nitro_verdict import judge_nitro
-from keyquorum_core.attestation.nvidia_appraisal import NvidiaReferenceValues
+from keyquorum_core.attestation.nvidia_reference import NvidiaReferenceValues
 from keyquorum_core.attestation.nvidia_verdict import judge_nvidia_gpu
 from keyquorum_core.attestation.snp_report import read_report
-from keyquorum_core.attestation.tdx_appraisal import TdxReferenceValues
+from keyquorum_core.attestation.tdx_reference import TdxReferenceValues
 from keyquorum_core.attestation.tdx_verdict import judge_tdx
 from keyquorum_core.attestation.tpm2 import Tpm2Evidence
 from keyquorum_core.attestation.tpm2_keys import read_key
@@ -63,7 +63,7 @@ def _moment(text: str) -> int:
 
 def _snp(parts: Parts, now: int, *, own: bool) -> Verdict:
     endorsements = [parts[each] for each in ("vek", "intermediate", "root") if each in parts]
-    reference = vendor.reference_values() if own else None
+    reference = vendor.reference_values().sev_snp if own else None
     return judge_sev_snp(parts["report"], endorsements, now=now, reference=reference)
 
 
@@ -150,7 +150,7 @@ def _tpm2(parts: Parts, now: int, *, template: Tpm2Evidence, enrolled: frozenset
         dict(zip(sorted(template.pcrs), values, strict=True)),
         parts.get("event_log", b""),
     )
-    return judge_tpm2(evidence.to_bytes(), enrolled_aks=enrolled)
+    return judge_tpm2(evidence.to_bytes(), now=0, enrolled_aks=enrolled)
 
 
 def _tpm_parts(evidence: Tpm2Evidence) -> dict[str, bytes]:

@@ -23,7 +23,8 @@ from cryptography.x509 import ocsp
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID, ObjectIdentifier
 from lxml import etree
 
-from keyquorum_core.attestation.nvidia_appraisal import GpuEvidence, NvidiaSettings, ShownGpu
+from keyquorum_core.attestation.nvidia_certificates import verify_device
+from keyquorum_core.attestation.nvidia_evidence import GpuEvidence, NvidiaSettings, ShownGpu
 from keyquorum_core.attestation.nvidia_report import Field
 
 __all__ = [
@@ -350,6 +351,11 @@ def _gpu(number: int) -> Gpu:
     return Gpu(Chain((firmware, device, *vendor)))
 
 
+def serial(number: int = 0) -> str:
+    """The serial number in a GPU's device certificate: what an inventory lists."""
+    return verify_device(gpu(number).chain.ders, {gpu(number).chain.root}).serial
+
+
 def evidence(*numbers: int, settings: NvidiaSettings = SETTINGS, nonce: bytes = NONCE) -> bytes:
     """The evidence of a worker with these GPUs."""
     shown = tuple(ShownGpu(gpu(each).report(nonce=nonce), gpu(each).chain.ders) for each in numbers)
@@ -554,6 +560,7 @@ def reference_json(**changes: object) -> dict[str, object]:
         "chips": ["GH100"],
         "driver_versions": [DRIVER],
         "vbios_versions": [VBIOS],
+        "grace": [],
         "revocation": "when-given",
         "max_revocation_age": 86400,
     } | changes

@@ -9,8 +9,12 @@ from typing import Any
 import pytest
 
 from keyquorum.cli import run
+from keyquorum.rosters import operators_file
+from keyquorum_core.bulletin import sign_bulletin
+from keyquorum_core.signing import Identity
+from tests.support.composite import reference_body
 from tests.support.vectors import vectors_folder
-from tests.support.vendor import MEASUREMENT, development_chip, reference_json
+from tests.support.vendor import MEASUREMENT, bulletin, development_chip, inventory_json, reference_json
 
 AT = "1750000000"
 
@@ -26,7 +30,9 @@ def snp(tmp_path: Path) -> list[str]:
     chip = development_chip()
     (tmp_path / "report.bin").write_bytes(chip.sign_report(b"\x05" * 64, MEASUREMENT))
     (tmp_path / "reference.json").write_text(json.dumps(reference_json()))
-    arguments = ["sev-snp", str(tmp_path / "report.bin"), "--reference-values", str(tmp_path / "reference.json")]
+    (tmp_path / "inventory.json").write_text(json.dumps(inventory_json()))
+    arguments = ["sev-snp", str(tmp_path / "report.bin"), "--inventory", str(tmp_path / "inventory.json")]
+    arguments += ["--reference-values", str(tmp_path / "reference.json")]
     for number, certificate in enumerate(chip.endorsements):
         (tmp_path / f"{number}.der").write_bytes(certificate)
         arguments += ["--endorsements", str(tmp_path / f"{number}.der")]
@@ -43,6 +49,76 @@ def test_acceptable_evidence_exits_0(snp: list[str], capsys: pytest.CaptureFixtu
         "",
     )
     assert verdict["claims"]["measurement"] == MEASUREMENT.hex()
+    assert verdict["claims"]["region"] == "CH"
+    assert sorted(verdict) == ["claims", "detail", "ok", "reason", "type", "verified"]
+
+
+def test_every_check_is_explained_not_only_the_first_that_failed(
+    snp: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    values = reference_json()
+    values["sev-snp"]["images"][0] |= {"host_data": ["01" * 32], "minimum_guest_svn": 7}
+    values["sev-snp"]["vmpl"] = [1]
+    (tmp_path / "reference.json").write_text(json.dumps(values))
+    status, verdict = judge(capsys, *snp, "--explain", "--expect-report-data", "06" * 64)
+    assert (status, verdict["reason"]) == (1, "VMPL")
+    wrong = {each["field"]: each for each in verdict["checks"] if not each["ok"]}
+    assert {field: each["reason"] for field, each in wrong.items()} == {
+        "vmpl": "VMPL",
+        "host_data": "MEASUREMENT",
+        "guest_svn": "MEASUREMENT",
+        "report_data": "BINDING",
+    }
+    assert (wrong["host_data"]["expected"], wrong["host_data"]["actual"]) == ("01" * 32, "00" * 32)
+    met = {each["field"] for each in verdict["checks"] if each["ok"]}
+    assert {"genuine", "policy.debug", "measurement", "tcb.reported.snp", "inventory"} <= met
+    assert all(each["expected"] and each["actual"] for each in verdict["checks"])
+    assert run(["attest", "verify", *snp, "--explain"]) == 1
+    assert "host_data" in capsys.readouterr().out
+
+
+def test_what_is_not_genuine_is_explained_by_that_alone(snp: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    Path(snp[1]).write_bytes(bytes(1184))
+    _, verdict = judge(capsys, *snp, "--explain")
+    (check,) = verdict["checks"]
+    assert (check["field"], check["ok"], check["reason"]) == ("genuine", False, "MALFORMED")
+
+
+def test_reference_values_may_have_to_be_signed(
+    snp: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Two of three operators; each file as one of them left it."""
+    people = {name: Identity.generate() for name in ("ann", "ben", "cleo")}
+    operators = tmp_path / "operators.json"
+    operators.write_bytes(operators_file({name: each.public for name, each in people.items()}, 2))
+    options = ["--operators", str(operators), "--cluster", "demo"]
+    assert run(["attest", "verify", *snp, *options[:2]]) == 2
+    assert run(["attest", "verify", *snp, *options, "--json"]) == 1
+    assert json.loads(capsys.readouterr().out)["error"]["reason"] == "SIGNATURE_MISSING"
+
+    def sign(signers: int, cluster: str = "demo") -> None:
+        for kind, body in (("reference-values", reference_json()), ("inventory", inventory_json())):
+            name = "reference.json" if kind == "reference-values" else "inventory.json"
+            made = bulletin(kind, body, cluster=cluster)
+            (tmp_path / name).write_bytes(sign_bulletin(made, list(people.values())[:signers]))
+
+    for signers, cluster, reason in ((1, "demo", "SIGNATURE_MISSING"), (2, "prod", "BULLETIN")):
+        sign(signers, cluster)
+        assert run(["attest", "verify", *snp, *options, "--json"]) == 1
+        assert json.loads(capsys.readouterr().out)["error"]["reason"] == reason
+    sign(2)
+    assert judge(capsys, *snp, *options)[1]["ok"]
+    assert judge(capsys, *snp)[1]["ok"], "without operators the signatures are not looked at"
+
+
+def test_reference_values_without_a_section_for_the_type_judge_nothing(
+    snp: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    body = reference_body()
+    del body["sev-snp"]
+    (tmp_path / "reference.json").write_text(json.dumps(body))
+    assert run(["attest", "verify", *snp, "--json"]) == 1
+    assert json.loads(capsys.readouterr().out)["error"]["reason"] == "EVIDENCE_TYPE"
 
 
 def test_refused_evidence_exits_1_with_a_reason(snp: list[str], capsys: pytest.CaptureFixture[str]) -> None:

@@ -11,7 +11,9 @@ from typing import Any
 import pynvml
 import pytest
 
-from keyquorum_core.attestation.nvidia_appraisal import GpuEvidence, NvidiaReferenceValues, appraise
+from keyquorum_core.attestation.nvidia_appraisal import appraise
+from keyquorum_core.attestation.nvidia_evidence import GpuEvidence
+from keyquorum_core.attestation.nvidia_reference import NvidiaReferenceValues
 from keyquorum_core.errors import KeyquorumError, MalformedError, Reason, UnavailableError
 from keyquorum_gpu_worker.evidence.nvidia import NvidiaGpus
 from tests.support import nvidia
@@ -128,7 +130,7 @@ def test_all_gpus_are_shown_and_appraised(collect: Callable[[Nvml], Any]) -> Non
     assert parsed.settings == nvidia.SETTINGS
     assert [gpu.chain for gpu in parsed.gpus] == [nvidia.gpu(0).chain.ders, nvidia.gpu(1).chain.ders]
     appraised = appraise(
-        item.evidence,
+        [item.evidence],
         item.endorsements,
         NvidiaReferenceValues.parse(nvidia.reference_json()),
         expected_nonce=BINDING.gpu_nonce,

@@ -551,7 +551,7 @@ def test_start_up_refuses_a_keystore_that_contradicts_itself(tmp_path: Path, cha
     committee.close()
 
 
-@pytest.mark.parametrize("what", ["identity", "jurisdiction", "TLS certificate", "roster signature", "missing values"])
+@pytest.mark.parametrize("what", ["identity", "jurisdiction", "TLS certificate", "roster signature"])
 def test_start_up_refuses_a_custodian_that_is_not_the_one_enrolled(tmp_path: Path, what: str) -> None:
     committee = build_committee(tmp_path)
     folder = committee.directory(ME)
@@ -563,12 +563,9 @@ def test_start_up_refuses_a_custodian_that_is_not_the_one_enrolled(tmp_path: Pat
         (folder / "custodian.toml").write_text(text)
     elif what == "TLS certificate":
         (folder / "tls-cert.pem").write_bytes((committee.directory("is-1") / "tls-cert.pem").read_bytes())
-    elif what == "roster signature":
+    else:
         (folder / "roster.json").write_bytes(
             sign(Identity.generate(), "application/vnd.keyquorum.roster.v1+json", committee.roster.payload())
         )
         reason = Reason.SIGNATURE
-    else:
-        (folder / "reference-values.json").unlink()
-        reason = Reason.NOT_FOUND
     refusal(reason, open_node, folder, PASSPHRASE)

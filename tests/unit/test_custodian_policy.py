@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from keyquorum_core import manifest
+from keyquorum_core.attestation.inventory import INVENTORY
 from keyquorum_core.bulletin import Bulletin, sign_bulletin
 from keyquorum_core.errors import KeyquorumError, Reason
 from keyquorum_core.policy.lists import ControlledList, ListEntry
@@ -138,8 +139,8 @@ def test_region_and_provider_are_the_inventorys_and_not_the_workers(
 ) -> None:
     install(INTERNAL + f'@id("p") forbid({TO_WORKER}) unless {{ principal.provider == "elsewhere" }};')
     error = denied(node, worker_request(committee))
-    inventory = node.reference.inventory
-    assert error.actual == f"principal.provider = {next(iter(inventory.values())).provider}"
+    machine = next(iter(node.bulletins.get(INVENTORY).value.machines.values()))
+    assert error.actual == f"principal.provider = {machine.provider}"
 
 
 def test_what_a_coordinator_says_about_a_permit_is_not_asked(

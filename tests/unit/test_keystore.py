@@ -256,15 +256,30 @@ def test_the_roster_never_goes_back(tmp_path: Path) -> None:
 
 def test_appraisals_are_kept_until_they_expire_and_cannot_be_planted(tmp_path: Path) -> None:
     store = make(tmp_path / "k.db")
-    store.save_appraisals([(b"e" * 32, b"r" * 32, NOW + 10, b"verdict")], NOW)
+    store.save_appraisals([(b"e" * 32, b"r" * 32, NOW + 10, b"verdict")], [("ak", b"state")], NOW)
     assert store.appraisal(b"e" * 32, b"r" * 32, NOW) == b"verdict"
+    assert store.appraisals() == [(b"e" * 32, b"verdict")]
+    assert store.tpm_state("ak") == b"state"
+    assert store.tpm_state("other") is None
     assert store.appraisal(b"e" * 32, b"s" * 32, NOW) is None
     assert store.appraisal(b"e" * 32, b"r" * 32, NOW + 10) is None
     store._db.execute("UPDATE appraisals SET expires_at = expires_at + 1000")
     with pytest.raises(KeyquorumError):
         store.appraisal(b"e" * 32, b"r" * 32, NOW)
-    store.save_appraisals([], NOW + 2000)
+    store.save_appraisals([], [], NOW + 2000)
     assert store.appraisal(b"e" * 32, b"r" * 32, NOW) is None
+    store._db.execute("UPDATE tpm_states SET ak = 'another'")
+    with pytest.raises(KeyquorumError):
+        store.tpm_state("another")
+    store.close()
+
+
+def test_dropped_appraisals_are_gone_in_every_context(tmp_path: Path) -> None:
+    store = make(tmp_path / "k.db")
+    rows = [(each * 32, context * 32, NOW + 10, each) for each in (b"e", b"f") for context in (b"r", b"s")]
+    store.save_appraisals(rows, [], NOW)
+    store.drop_appraisals([b"e" * 32])
+    assert [verdict for _, verdict in store.appraisals()] == [b"f", b"f"]
     store.close()
 
 

@@ -15,13 +15,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from keyquorum_core.attestation import nitro
+from keyquorum_core.attestation.findings import require
 from keyquorum_core.attestation.nitro_appraisal import (
     AppraisedDocument,
-    NitroReferenceValues,
     appraise,
-    check_reference,
+    evaluate,
 )
 from keyquorum_core.attestation.nitro_document import parse_document
+from keyquorum_core.attestation.nitro_reference import NitroReferenceValues
 from keyquorum_core.attestation.nitro_verdict import judge_nitro
 from keyquorum_core.attestation.roots import AWS_NITRO_ROOTS
 from keyquorum_core.errors import KeyquorumError, MalformedError, Reason
@@ -336,7 +337,7 @@ def accept(
 def test_a_document_that_meets_everything_is_accepted() -> None:
     appraised = accept()
     assert (appraised.image, appraised.hardware_id) == ("worker 1.0", INSTANCE)
-    assert (appraised.not_before, appraised.not_after) == (NOW - HOUR, NOW + 300)
+    assert (verify(made()).not_before, appraised.not_after) == (NOW - HOUR, NOW + 300)
     assert accept(max_document_age=3 * HOUR).not_after == NOW + 2 * HOUR
 
 
@@ -352,7 +353,7 @@ def test_a_document_that_can_bind_nothing_is_refused(member: str, value: bytes |
     refused(Reason.BINDING, lambda: accept(document))
     refused(Reason.BINDING, lambda: accept(document, data=b"", challenge=b""))
     reference = NitroReferenceValues.parse(values())
-    refused(Reason.BINDING, lambda: check_reference(verify(document), reference, now=NOW))
+    refused(Reason.BINDING, lambda: require(evaluate(verify(document), reference, now=NOW)[0]))
 
 
 def test_a_document_bound_to_anything_else_is_refused() -> None:
@@ -388,6 +389,12 @@ def test_pcrs_of_two_images_are_not_mixed() -> None:
     refused(Reason.MEASUREMENT, lambda: accept(mixed, images=[image(), other]))
 
 
+def test_an_older_image_is_accepted_until_its_grace_period_ends() -> None:
+    assert accept(images=[image(until=NOW + 60)]).not_after == NOW + 60
+    error = refused(Reason.MEASUREMENT, lambda: accept(images=[image(until=NOW - 1)]))
+    assert "grace period" in error.message
+
+
 def test_a_document_that_names_no_instance_is_refused() -> None:
     refused(Reason.PROVENANCE, lambda: accept(made(module_id="somewhere")))
 
@@ -406,6 +413,7 @@ def test_reference_values_need_every_member(member: str) -> None:
         {"images": []},
         {"images": [image(), image()]},
         {"images": [image(name="")]},
+        {"images": [image(until=0)]},
         {"images": [image(pcrs={})]},
         {"images": [image(pcrs={"0": hex_of(1), "1": hex_of(1)})]},
         {"images": [image(pcrs={"0": hex_of(0), "1": hex_of(1), "2": hex_of(1)})]},

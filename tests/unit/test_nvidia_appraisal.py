@@ -13,16 +13,11 @@ from cryptography.x509 import ocsp
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from keyquorum_core.attestation.nvidia_appraisal import (
-    AppraisedGpus,
-    GpuEvidence,
-    NvidiaReferenceValues,
-    NvidiaSettings,
-    ShownGpu,
-    appraise,
-)
+from keyquorum_core.attestation.nvidia_appraisal import AppraisedGpus, appraise
 from keyquorum_core.attestation.nvidia_certificates import Certificate, verify_device
+from keyquorum_core.attestation.nvidia_evidence import GpuEvidence, NvidiaSettings, ShownGpu
 from keyquorum_core.attestation.nvidia_ocsp import looks_like_ocsp, verify_revocation
+from keyquorum_core.attestation.nvidia_reference import NvidiaReferenceValues
 from keyquorum_core.attestation.nvidia_report import Field
 from keyquorum_core.attestation.nvidia_verdict import judge_nvidia_gpu
 from keyquorum_core.attestation.roots import NVIDIA_DEVICE_ROOTS, NVIDIA_RIM_ROOTS
@@ -39,15 +34,14 @@ def rims() -> list[bytes]:
 
 
 def accept(
-    evidence: bytes | None = None,
+    *evidence: bytes,
     endorsements: Sequence[bytes] | None = None,
-    *,
     nonce: bytes = NONCE,
     now: int = NOW,
     **reference: Any,
 ) -> AppraisedGpus:
     return appraise(
-        nvidia.evidence(0) if evidence is None else evidence,
+        evidence or [nvidia.evidence(0)],
         rims() if endorsements is None else endorsements,
         FAMILY(nvidia.reference_json(**reference)),
         expected_nonce=nonce,
@@ -87,8 +81,25 @@ def test_a_gpu_among_several_that_does_not_match_is_refused() -> None:
     refused(Reason.MEASUREMENT, lambda: accept(made.to_bytes()))
 
 
-def test_a_gpu_shown_twice_is_refused() -> None:
+def test_a_gpu_shown_twice_is_refused_in_one_item_and_in_two() -> None:
     refused(Reason.PROVENANCE, lambda: accept(nvidia.evidence(0, 1, 0)))
+    refused(Reason.PROVENANCE, lambda: accept(nvidia.evidence(0, 1), nvidia.evidence(1)))
+
+
+def test_gpus_of_several_items_are_all_appraised() -> None:
+    assert len(accept(nvidia.evidence(0), nvidia.evidence(1, 2)).hardware_ids) == 3
+    bad = nvidia.evidence(1, settings=replace(SETTINGS, developer_tools=True))
+    refused(Reason.DEBUG_ENABLED, lambda: accept(nvidia.evidence(0), bad))
+
+
+def test_older_versions_are_accepted_until_their_grace_period_ends() -> None:
+    def run(until: int) -> int:
+        grace = [{"driver_version": nvidia.DRIVER, "until": until}, {"vbios_version": nvidia.VBIOS, "until": until + 5}]
+        newer: dict[str, Any] = {"driver_versions": ["590.1.1"], "vbios_versions": ["96.00.FF.00.01"]}
+        return accept(grace=grace, **newer).not_after
+
+    assert run(NOW + 60) == NOW + 60
+    assert "grace period" in refused(Reason.TCB, lambda: run(NOW - 1)).message
 
 
 def test_a_report_for_another_challenge_is_refused() -> None:
@@ -244,6 +255,10 @@ def test_each_reference_value_is_required(name: str) -> None:
         {"revocation": "never"},
         {"max_revocation_age": 0},
         {"max_revocation_age": 30 * 86400},
+        {"grace": [{"driver_version": nvidia.DRIVER, "until": 1}]},
+        {"grace": [{"driver_version": "590.1.1"}]},
+        {"grace": [{"vbios_version": "590.1.1", "until": 1}]},
+        {"grace": [{"driver_version": "590.1.1", "until": 1}] * 2},
         {"unknown": 1},
     ],
     ids=repr,

@@ -10,7 +10,8 @@ import pytest
 
 from keyquorum_core.attestation import tdx
 from keyquorum_core.attestation.roots import INTEL_ROOTS
-from keyquorum_core.attestation.tdx_appraisal import AppraisedQuote, TdxReferenceValues, appraise
+from keyquorum_core.attestation.tdx_appraisal import AppraisedQuote, appraise
+from keyquorum_core.attestation.tdx_reference import TdxReferenceValues
 from keyquorum_core.attestation.tdx_verdict import judge_tdx
 from keyquorum_core.errors import KeyquorumError, MalformedError, Reason
 from tests.support.intel_vendor import (
@@ -82,7 +83,7 @@ def test_a_quote_that_meets_everything_is_accepted() -> None:
     appraised = accept()
     assert (appraised.image, appraised.hardware_id) == ("worker 1.0", PPID.hex())
     assert appraised.used_exceptions == ()
-    assert (appraised.not_before, appraised.not_after) == (NOW - DAY, NOW - DAY + 10 * DAY)
+    assert (verified().not_before, appraised.not_after) == (NOW - DAY, NOW - DAY + 10 * DAY)
     assert accept(max_collateral_age=400 * DAY).not_after == NOW + 29 * DAY
 
 
@@ -100,7 +101,7 @@ def test_a_root_counts_as_what_the_reference_values_name_it() -> None:
     refused(Reason.ROOT_NOT_PINNED, lambda: accept(development_roots=[IntelVendor().fingerprint]))
     genuine = replace(verified(), root=INTEL, development=False)
     refused(Reason.ROOT_NOT_PINNED, lambda: accept(genuine))
-    assert accept(genuine, roots=[INTEL], development_roots=[]).verified is genuine
+    assert accept(genuine, roots=[INTEL], development_roots=[]).image == "worker 1.0"
 
 
 def test_collateral_older_than_accepted_is_stale() -> None:
@@ -192,6 +193,13 @@ def test_a_platform_that_does_not_name_itself_is_refused(ppid: bytes) -> None:
     refused(Reason.PROVENANCE, lambda: accept(replace(verified(), ppid=ppid)))
 
 
+def test_an_older_image_is_accepted_until_its_grace_period_ends() -> None:
+    appraised = accept(images=[image(until=NOW + 60), image(name="worker 2.0", mrtd=hex_of(0xA2))])
+    assert (appraised.image, appraised.not_after) == ("worker 1.0", NOW + 60)
+    error = refused(Reason.MEASUREMENT, lambda: accept(images=[image(until=NOW - 1)]))
+    assert "grace period" in error.message
+
+
 # Reference values
 
 
@@ -222,6 +230,7 @@ def test_an_image_needs_every_member_and_none_empty(member: str) -> None:
         {"images": [image(rtmr0=[hex_of(1), hex_of(1)])]},
         {"images": [image(rtmr0=[hex_of(0xAB).upper()])]},
         {"images": [image(rtmr4=[hex_of(1)])]},
+        {"images": [image(until=0)]},
         {"roots": [], "development_roots": []},
         {"roots": ["ab" * 32]},
         {"development_roots": [INTEL]},

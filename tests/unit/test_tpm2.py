@@ -14,16 +14,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from keyquorum_core.attestation.findings import require
 from keyquorum_core.attestation.tpm2 import Tpm2Evidence, VerifiedQuote, qualifying_data, verify, verify_parsed
 from keyquorum_core.attestation.tpm2_appraisal import (
-    QuoteState,
-    Tpm2ReferenceValues,
     begin,
     check_binding,
     check_enrolled,
-    check_reference,
-    proceed,
+    evaluate,
 )
+from keyquorum_core.attestation.tpm2_reference import Tpm2ReferenceValues
+from keyquorum_core.attestation.tpm2_state import QuoteState, proceed
 from keyquorum_core.attestation.tpm2_verdict import judge_tpm2
 from keyquorum_core.errors import KeyquorumError, Reason
 from tests.support.soft_tpm import AK_ATTRIBUTES, PCRS, QuoteFields, evidence, secure_boot_log, soft_key
@@ -39,6 +39,13 @@ def refused(reason: Reason, call: Callable[[], object]) -> KeyquorumError:
 
 def check(made: Tpm2Evidence) -> VerifiedQuote:
     return verify(made.to_bytes())
+
+
+NOW = 1_800_000_000
+
+
+def check_reference(verified: VerifiedQuote, values: Tpm2ReferenceValues) -> None:
+    require(evaluate(verified, values, now=NOW)[0])
 
 
 def enrolled() -> set[str]:
@@ -72,11 +79,11 @@ def test_a_real_quote_verifies_against_its_own_pcrs() -> None:
 
 def test_a_real_quote_is_refused_for_its_provenance_unless_its_ak_is_enrolled() -> None:
     raw = real().to_bytes()
-    verdict = judge_tpm2(raw, enrolled_aks=())
+    verdict = judge_tpm2(raw, now=NOW, enrolled_aks=())
     assert (verdict.ok, verdict.verified, verdict.reason) == (False, True, "PROVENANCE")
-    assert judge_tpm2(raw, enrolled_aks=enrolled()).reason == "PROVENANCE"
+    assert judge_tpm2(raw, now=NOW, enrolled_aks=enrolled()).reason == "PROVENANCE"
     fingerprint = str(verdict.claims["ak"])
-    verdict = judge_tpm2(raw, enrolled_aks={fingerprint})
+    verdict = judge_tpm2(raw, now=NOW, enrolled_aks={fingerprint})
     assert (verdict.ok, verdict.verified, verdict.reason) == (True, True, "")
 
 
@@ -84,9 +91,9 @@ def test_a_real_quote_is_held_to_what_it_should_be_bound_to() -> None:
     made = real()
     aks = {check(made).ak.fingerprint}
     bound_to = check(made).quote.extra_data
-    assert judge_tpm2(made.to_bytes(), enrolled_aks=aks, expected_report_data=bound_to).ok
+    assert judge_tpm2(made.to_bytes(), now=NOW, enrolled_aks=aks, expected_report_data=bound_to).ok
     for other in (bytes(64), bound_to[:32], bound_to + b"\0", b""):
-        verdict = judge_tpm2(made.to_bytes(), enrolled_aks=aks, expected_report_data=other)
+        verdict = judge_tpm2(made.to_bytes(), now=NOW, enrolled_aks=aks, expected_report_data=other)
         assert (verdict.ok, verdict.verified, verdict.reason) == (False, True, "BINDING")
 
 
@@ -186,12 +193,12 @@ def test_a_flip_anywhere_is_refused_or_has_no_effect() -> None:
         fields=QuoteFields(pcrs=pcrs, selections=(("sha256", tuple(pcrs)),)), event_log=log, ak_area=soft_key().area()
     )
     raw = made.to_bytes()
-    truth = judge_tpm2(raw, enrolled_aks=enrolled())
+    truth = judge_tpm2(raw, now=NOW, enrolled_aks=enrolled())
     assert truth.ok
     for bit in random.Random(2).sample(range(8 * len(raw)), 2000):  # noqa: S311 - a fixed sample
         flipped = bytearray(raw)
         flipped[bit // 8] ^= 1 << bit % 8
-        verdict = judge_tpm2(bytes(flipped), enrolled_aks=enrolled())
+        verdict = judge_tpm2(bytes(flipped), now=NOW, enrolled_aks=enrolled())
         assert not verdict.ok or verdict == truth
 
 
@@ -332,26 +339,26 @@ def test_a_digest_by_another_hash_than_the_signatures_is_refused() -> None:
 
 def test_an_ak_that_is_not_enrolled_is_refused() -> None:
     verified = check(evidence())
-    check_enrolled(verified, enrolled())
-    refused(Reason.PROVENANCE, lambda: check_enrolled(verified, {soft_key("rsa", 1).fingerprint}))
-    refused(Reason.PROVENANCE, lambda: check_enrolled(verified, ()))
+    assert check_enrolled(verified, enrolled()).ok
+    refused(Reason.PROVENANCE, lambda: require([check_enrolled(verified, {soft_key("rsa", 1).fingerprint})]))
+    refused(Reason.PROVENANCE, lambda: require([check_enrolled(verified, ())]))
 
 
 def test_a_quote_that_is_bound_to_something_else_is_refused() -> None:
     binding = bytes(range(64))
     verified = check(evidence(fields=QuoteFields(extra_data=qualifying_data(binding))))
-    check_binding(verified, qualifying_data(binding))
+    assert check_binding(verified, qualifying_data(binding)).ok
     for other in (b"", bytes(32), binding, binding[:31]):
-        refused(Reason.BINDING, lambda other=other: check_binding(verified, other))  # type: ignore[misc]
+        refused(Reason.BINDING, lambda other=other: require([check_binding(verified, other)]))  # type: ignore[misc]
 
 
 def test_the_half_that_a_tpm_carries_of_a_whole_binding_is_enough_for_a_verdict() -> None:
     binding = bytes(range(64))
     raw = evidence(fields=QuoteFields(extra_data=qualifying_data(binding))).to_bytes()
-    assert judge_tpm2(raw, enrolled_aks=enrolled(), expected_report_data=binding).ok
-    assert judge_tpm2(raw, enrolled_aks=enrolled(), expected_report_data=binding[:32]).ok
+    assert judge_tpm2(raw, now=NOW, enrolled_aks=enrolled(), expected_report_data=binding).ok
+    assert judge_tpm2(raw, now=NOW, enrolled_aks=enrolled(), expected_report_data=binding[:32]).ok
     for other in (binding[32:] + binding[:32], binding[:31], binding[:33], binding + b"\0", b""):
-        assert judge_tpm2(raw, enrolled_aks=enrolled(), expected_report_data=other).reason == "BINDING"
+        assert judge_tpm2(raw, now=NOW, enrolled_aks=enrolled(), expected_report_data=other).reason == "BINDING"
 
 
 def reference(**changes: object) -> dict[str, object]:
@@ -361,6 +368,7 @@ def reference(**changes: object) -> dict[str, object]:
         "firmware_versions": ["2019102300163636"],
         "event_log_required": False,
         "secure_boot_required": False,
+        "grace": [],
     }
     return document | changes
 
@@ -384,8 +392,28 @@ def test_a_quote_with_all_expected_values_is_accepted() -> None:
 def test_a_quote_that_differs_from_the_reference_values_is_refused(changes: dict[str, object], reason: Reason) -> None:
     values = Tpm2ReferenceValues.parse(reference(**changes))
     refused(reason, lambda: check_reference(check(evidence()), values))
-    verdict = judge_tpm2(evidence().to_bytes(), enrolled_aks=enrolled(), reference=values)
+    verdict = judge_tpm2(evidence().to_bytes(), now=NOW, enrolled_aks=enrolled(), reference=values)
     assert (verdict.ok, verdict.verified, verdict.reason) == (False, True, str(reason))
+
+
+def test_older_values_are_accepted_until_their_grace_period_ends() -> None:
+    def run(until: int) -> int | None:
+        values = Tpm2ReferenceValues.parse(
+            reference(
+                pcrs={str(index): ["99" * 32] for index in PCRS},
+                firmware_versions=["0000000000000001"],
+                grace=[
+                    *({"pcr": index, "value": value.hex(), "until": until + index} for index, value in PCRS.items()),
+                    {"firmware_version": "2019102300163636", "until": until + 9},
+                ],
+            )
+        )
+        findings, appraised = evaluate(check(evidence()), values, now=NOW)
+        require(findings)
+        return appraised.not_after
+
+    assert run(NOW + 60) == NOW + 60 + min(PCRS)
+    refused(Reason.MEASUREMENT, lambda: run(NOW - 1 - min(PCRS)))
 
 
 @pytest.mark.parametrize("on", [True, False])
@@ -423,6 +451,12 @@ def test_secure_boot_is_required_by_what_was_measured(on: bool) -> None:
         {"event_log_required": 1},
         {"secure_boot_required": True},
         {"secure_boot_required": True, "event_log_required": True, "pcrs": {"0": ["99" * 32]}},
+        {"grace": [{"pcr": 0, "value": "98" * 32}]},
+        {"grace": [{"pcr": 9, "value": "98" * 32, "until": 1}]},
+        {"grace": [{"pcr": 0, "value": "99" * 32, "until": 1}]},
+        {"grace": [{"pcr": 0, "value": "00" * 32, "until": 1}]},
+        {"grace": [{"firmware_version": "2019102300163636", "until": 1}]},
+        {"grace": [{"firmware_version": "1", "until": 1}]},
         {"more": 1},
     ],
 )
@@ -450,7 +484,7 @@ START = QuoteState(soft_key().fingerprint, 5, 2, 1_000_000, 0x2019102300163636)
 def test_a_first_quote_begins_the_state_and_later_ones_move_it_on() -> None:
     state = begin(None, check(evidence()))
     assert state == START
-    assert proceed(state, later(clock=1_000_001)).clock == 1_000_001
+    proceed(state, begin(None, later(clock=1_000_001)))
     assert begin(state, later(clock=1_000_001)).clock == 1_000_001
     assert begin(state, later(reset_count=6, restart_count=0, clock=1_000_001)).reset_count == 6
     assert begin(state, later(restart_count=3, clock=1_000_001)).restart_count == 3
@@ -470,14 +504,14 @@ def test_a_first_quote_begins_the_state_and_later_ones_move_it_on() -> None:
 )
 def test_counters_and_clock_that_go_back_are_refused(changes: dict[str, int]) -> None:
     refused(Reason.STALE, lambda: begin(START, later(**changes)))
-    refused(Reason.STALE, lambda: proceed(START, later(**changes)))
+    refused(Reason.STALE, lambda: proceed(START, begin(None, later(**changes))))
     raw = evidence(fields=replace(QuoteFields(), **changes)).to_bytes()  # type: ignore[arg-type]
-    assert judge_tpm2(raw, enrolled_aks=enrolled(), previous=START).reason == "STALE"
+    assert judge_tpm2(raw, now=NOW, enrolled_aks=enrolled(), previous=START).reason == "STALE"
 
 
 @pytest.mark.parametrize("changes", [{"reset_count": 6}, {"restart_count": 3}, {"firmware_version": 1}, {}])
 def test_a_worker_whose_tpm_restarted_does_not_go_on(changes: dict[str, int]) -> None:
-    quote = later(clock=2_000_000, **changes)
+    quote = begin(None, later(clock=2_000_000, **changes))
     if changes:
         refused(Reason.STALE, lambda: proceed(START, quote))
     else:
@@ -487,7 +521,7 @@ def test_a_worker_whose_tpm_restarted_does_not_go_on(changes: dict[str, int]) ->
 def test_a_quote_by_another_tpm_does_not_go_on() -> None:
     other = check(evidence(soft_key("rsa", 1), QuoteFields(clock=2_000_000)))
     refused(Reason.PROVENANCE, lambda: begin(START, other))
-    refused(Reason.PROVENANCE, lambda: proceed(START, other))
+    refused(Reason.PROVENANCE, lambda: proceed(START, begin(None, other)))
 
 
 # Anything at all
@@ -500,7 +534,7 @@ def test_any_change_to_evidence_is_judged_and_never_raises_anything_else(data: s
     raw = evidence(fields=QuoteFields(pcrs=pcrs, selections=(("sha256", tuple(pcrs)),)), event_log=log).to_bytes()
     at = data.draw(st.integers(0, len(raw)))
     changed = raw[:at] + data.draw(st.binary(max_size=40)) + raw[at + data.draw(st.integers(0, 40)) :]
-    judge_tpm2(changed, enrolled_aks=enrolled())
+    judge_tpm2(changed, now=NOW, enrolled_aks=enrolled())
     with contextlib.suppress(KeyquorumError):
         verify(changed)
 
@@ -521,6 +555,6 @@ def test_any_change_to_evidence_is_judged_and_never_raises_anything_else(data: s
 )
 def test_any_parts_are_judged_and_never_raise_anything_else(changes: dict[str, Any]) -> None:
     raw = evidence(**changes).to_bytes()
-    judge_tpm2(raw, enrolled_aks=enrolled())
+    judge_tpm2(raw, now=NOW, enrolled_aks=enrolled())
     with contextlib.suppress(KeyquorumError):
         verify(raw)

@@ -15,7 +15,7 @@ os.environ.setdefault("GRPC_VERBOSITY", "NONE")
 
 import typer
 
-from keyquorum.cli import attest, audit, identity, job, key, ledger, output, policy, quorum, roster, version
+from keyquorum.cli import attest, audit, identity, job, key, ledger, operator, output, policy, quorum, roster, version
 from keyquorum_core.errors import KeyquorumError, Reason, UnavailableError
 
 __all__ = ["build", "main", "run"]
@@ -46,6 +46,7 @@ def build() -> typer.Typer:
     app.add_typer(identity.app)
     app.add_typer(roster.app)
     app.add_typer(policy.app)
+    app.add_typer(operator.app)
     app.command("version")(version.version)
     broken = ""
     for point in sorted(entry_points(group=PLUGINS), key=lambda each: each.name):

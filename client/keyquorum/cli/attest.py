@@ -5,15 +5,21 @@ from __future__ import annotations
 import time
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import typer
 
 from keyquorum.cli import enrol, output
+from keyquorum.cli.operator import trusted
 from keyquorum_core.errors import MalformedError, Reason
 
 if TYPE_CHECKING:
+    from keyquorum.bulletins import Trusted
+    from keyquorum_core.attestation.inventory import Inventory
+    from keyquorum_core.attestation.reference import ReferenceValues
     from keyquorum_core.attestation.verdict import Verdict
+
+T = TypeVar("T")
 
 __all__ = ["app"]
 
@@ -44,8 +50,15 @@ def verify(
         Path | None, typer.Option(help="tdx: the event log, to be replayed against the RTMRs.")
     ] = None,
     reference_values: Annotated[
-        Path | None, typer.Option(help="What is acceptable; then all of it is required.")
+        Path | None, typer.Option(help="What is acceptable, signed or only its body; then all of it is required.")
     ] = None,
+    inventory: Annotated[
+        Path | None, typer.Option(help="Which hardware stands where; then this must be in it.")
+    ] = None,
+    operators: Annotated[
+        Path | None, typer.Option(help="operators.json: those must have signed reference values and inventory.")
+    ] = None,
+    cluster: Annotated[str, typer.Option(help="The cluster that they must be for, with --operators.")] = "",
     enrolled_ak: Annotated[
         list[Path] | None, typer.Option(help="tpm2: public key of an attestation key that was enrolled (PEM or DER).")
     ] = None,
@@ -55,33 +68,52 @@ def verify(
     expect_report_data: Annotated[
         str | None, typer.Option(metavar="HEX", help="What the evidence must be bound to (nvidia-gpu: the nonce).")
     ] = None,
+    explain: Annotated[
+        bool, typer.Option("--explain", help="Every check with what it expected and what it found.")
+    ] = False,
     as_json: output.JsonOption = False,
 ) -> None:
     """Exit 0 when the evidence is genuine and acceptable, 1 with a reason code when it is not."""
     if kind not in TYPES:
         raise typer.BadParameter(f"{kind!r} is none of {', '.join(TYPES)}", param_hint="TYPE")
+    by = None if operators is None else trusted(operators, cluster)
     verdict = _judge(
         kind,
         _read(evidence, "evidence"),
         [_read(path, "endorsement") for path in endorsements or []],
         None if collateral is None else _read(collateral, "collateral"),
         None if event_log is None else _read(event_log, "event log"),
-        None if reference_values is None else _read(reference_values, "reference values"),
+        _reference(reference_values, by),
+        _inventory(inventory, by),
         [_read(path, "enrolled key") for path in enrolled_ak or []],
         _moment(at),
         None if expect_report_data is None else _hex(expect_report_data),
     )
     if as_json:
-        output.emit(verdict.as_dict())
+        output.emit(verdict.explained() if explain else verdict.as_dict())
     else:
-        output.line(f"{verdict.type}: {'acceptable' if verdict.ok else 'refused'}")
-        output.line(f"  genuine: {'yes' if verdict.verified else 'no'}")
-        if verdict.reason:
-            output.line(f"  reason: {verdict.detail}")
-        for name, value in sorted(verdict.claims.items()):
-            output.line(f"  {name}: {value}")
+        _print(verdict, explain)
     if not verdict.ok:
         raise typer.Exit(1)
+
+
+def _print(verdict: Verdict, explain: bool) -> None:
+    output.line(f"{verdict.type}: {'acceptable' if verdict.ok else 'refused'}")
+    output.line(f"  genuine: {'yes' if verdict.verified else 'no'}")
+    if verdict.reason:
+        output.line(f"  reason: {verdict.detail}")
+    if explain:
+        output.table(
+            "Checks",
+            ("field", "met", "expected", "actual"),
+            [
+                (each.field, "yes" if each.refusal is None else each.refusal.reason, each.expected, each.actual)
+                for each in verdict.checks
+            ],
+        )
+        return
+    for name, value in sorted(verdict.claims.items()):
+        output.line(f"  {name}: {value}")
 
 
 def _judge(
@@ -90,20 +122,25 @@ def _judge(
     endorsements: list[bytes],
     collateral: bytes | None,
     event_log: bytes | None,
-    reference: bytes | None,
+    reference: ReferenceValues | None,
+    inventory: Inventory | None,
     enrolled: list[bytes],
     now: int,
     expected: bytes | None,
 ) -> Verdict:
     # One import each, so that judging one type loads one vendor's code.
     if kind == "sev-snp":
-        from keyquorum_core.attestation.reference import ReferenceValues
         from keyquorum_core.attestation.verdict import judge_sev_snp
 
-        values = None if reference is None else ReferenceValues.parse(reference)
-        return judge_sev_snp(evidence, endorsements, now=now, reference=values, expected_report_data=expected)
+        return judge_sev_snp(
+            evidence,
+            endorsements,
+            now=now,
+            reference=None if reference is None else _section(reference.sev_snp, kind),
+            inventory=inventory,
+            expected_report_data=expected,
+        )
     if kind == "tdx":
-        from keyquorum_core.attestation.tdx_appraisal import TdxReferenceValues
         from keyquorum_core.attestation.tdx_verdict import judge_tdx
 
         if collateral is None:
@@ -112,40 +149,72 @@ def _judge(
             evidence,
             collateral,
             now=now,
-            reference=None if reference is None else TdxReferenceValues.parse(_member(reference, kind)),
+            reference=None if reference is None else _section(reference.tdx, kind),
+            inventory=inventory,
             event_log=event_log,
             expected_report_data=expected,
         )
     if kind == "nitro":
-        from keyquorum_core.attestation.nitro_appraisal import NitroReferenceValues
         from keyquorum_core.attestation.nitro_verdict import judge_nitro
 
         return judge_nitro(
             _nitro_document(evidence),
             now=now,
-            reference=None if reference is None else NitroReferenceValues.parse(_member(reference, kind)),
+            reference=None if reference is None else _section(reference.nitro, kind),
+            inventory=inventory,
             expected_report_data=expected,
         )
     if kind == "nvidia-gpu":
-        from keyquorum_core.attestation.nvidia_appraisal import NvidiaReferenceValues
         from keyquorum_core.attestation.nvidia_verdict import judge_nvidia_gpu
 
         return judge_nvidia_gpu(
             evidence,
             endorsements,
             now=now,
-            reference=None if reference is None else NvidiaReferenceValues.parse(_member(reference, kind)),
+            reference=None if reference is None else _section(reference.nvidia_gpu, kind),
+            inventory=inventory,
             expected_nonce=expected,
         )
-    from keyquorum_core.attestation.tpm2_appraisal import Tpm2ReferenceValues
     from keyquorum_core.attestation.tpm2_verdict import judge_tpm2
 
     return judge_tpm2(
         evidence,
+        now=now,
         enrolled_aks=[_fingerprint(each) for each in enrolled],
-        reference=None if reference is None else Tpm2ReferenceValues.parse(_member(reference, kind)),
+        reference=None if reference is None else _section(reference.tpm2, kind),
+        inventory=inventory,
         expected_report_data=expected,
     )
+
+
+def _section(section: T | None, kind: str) -> T:
+    """A type's part of the reference values. Without one they accept no such evidence; that is no way to judge it."""
+    if section is None:
+        raise MalformedError(
+            Reason.EVIDENCE_TYPE,
+            f"the reference values say nothing about {kind}",
+            expected=f"a section {kind!r}",
+            actual="none",
+        )
+    return section
+
+
+def _reference(path: Path | None, by: Trusted | None) -> ReferenceValues | None:
+    if path is None:
+        return None
+    from keyquorum.bulletins import read_as
+    from keyquorum_core.attestation.reference import REFERENCE_VALUES
+
+    return read_as(REFERENCE_VALUES, _read(path, "reference values"), by)
+
+
+def _inventory(path: Path | None, by: Trusted | None) -> Inventory | None:
+    if path is None:
+        return None
+    from keyquorum.bulletins import read_as
+    from keyquorum_core.attestation.inventory import INVENTORY
+
+    return read_as(INVENTORY, _read(path, "inventory"), by)
 
 
 def _fingerprint(key: bytes) -> str:
@@ -176,13 +245,6 @@ def _read(path: Path, what: str) -> bytes:
     from keyquorum.profile import read_file
 
     return read_file(path, what, max_bytes=_MAX_FILE)
-
-
-def _member(reference: bytes, kind: str) -> object:
-    """The part of a reference values file that is about one type."""
-    from keyquorum_core.strictjson import Fields, loads
-
-    return Fields(loads(reference, "reference values", max_bytes=_MAX_FILE), "reference values").raw(kind)
 
 
 def _moment(text: str | None) -> int:

@@ -3,19 +3,15 @@
 :func:`appraise` makes these checks, in this order, and refuses at the first that fails:
 
 1. the document is canonical and within bounds                                     ``MALFORMED``, ``TOO_LARGE``
-2. every item is of a known type, and every required type is there                 ``EVIDENCE_TYPE``
+2. every item is of a known type, every required type is there, and GPUs do not stand alone   ``EVIDENCE_TYPE``
 3. this custodian's own nonce is in the list, and is one of its current ones       ``STALE``
-4. the evidence is genuine (:mod:`~keyquorum_core.attestation.sev_snp`)            that module's reasons
-5. debugging is not allowed by the guest policy                                    ``DEBUG_ENABLED``
-6. a migration agent is not allowed: the guest could leave the chip it names       ``PROVENANCE``
-7. the VMPL is an allowed one                                                      ``VMPL``
-8. reported, committed and launch TCB are at least the minimum, by component       ``TCB``
-9. the measurement is in the allowlist                                             ``MEASUREMENT``
-10. report data equals the binding of keys and challenge                           ``BINDING``
-11. the chip is in the inventory, which is where region and provider come from     ``PROVENANCE``
+4. for each type: the reference values accept it (``EVIDENCE_TYPE``), the evidence is genuine, acceptable, and bound to
+   challenge and keys; GPUs first                                                  the type's modules' reasons
+5. all hardware belongs to one machine of the inventory, which is where region and provider come from
+                                                                                   ``PROVENANCE``, ``REGION``
 
 Check 3 asks whether the evidence is new *to this custodian*; it passes once. From then on the custodian keeps the
-appraisal until the evidence is ``max_evidence_age`` old or a certificate expires, and does not ask again.
+appraisal until the evidence is ``max_evidence_age`` old or a certificate or grace period ends, and does not ask again.
 """
 
 from __future__ import annotations
@@ -24,30 +20,18 @@ import hashlib
 import hmac
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from types import MappingProxyType
 
-from keyquorum_core.attestation import sev_snp
-from keyquorum_core.attestation.binding import report_data
+from keyquorum_core.attestation.appraisers import APPRAISERS, AppraisedItem, Case, NoTpmRecords, TpmRecords
 from keyquorum_core.attestation.evidence import EvidenceDocument
-from keyquorum_core.attestation.reference import Machine, ReferenceValues
-from keyquorum_core.attestation.snp_certificates import names_vendor_root
+from keyquorum_core.attestation.inventory import HardwareId, Inventory, Machine
+from keyquorum_core.attestation.reference import ReferenceValues
+from keyquorum_core.attestation.tpm2_state import QuoteState, proceed
 from keyquorum_core.errors import Reason, RefusedError
 from keyquorum_core.release import WINDOW_SECONDS
 
-__all__ = [
-    "SEV_SNP",
-    "SUPPORTED_TYPES",
-    "Appraisal",
-    "appraise",
-    "check_binding",
-    "check_not_debug",
-    "check_reference",
-    "claims_development",
-    "find_machine",
-]
+__all__ = ["SUPPORTED_TYPES", "Appraisal", "appraise", "check_continues"]
 
-SEV_SNP = "sev-snp"
-SUPPORTED_TYPES = frozenset({SEV_SNP})
+SUPPORTED_TYPES = frozenset(APPRAISERS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,26 +40,43 @@ class Appraisal:
 
     hpke_key: bytes
     signing_key: bytes
-    types: tuple[str, ...]
-    hardware_ids: Mapping[str, str]
-    """Evidence type to the identity of the hardware that signed it; for ``sev-snp`` the 64-byte chip id in hex."""
-    region: str
-    """From the inventory, by the attested hardware identity; never from the worker."""
-    provider: str
-    product: str
-    measurement: str
-    """Hex."""
-    tcb: Mapping[str, int]
-    """The reported TCB by component."""
-    development: bool
-    """No hardware made this evidence: its root is a development root that the reference values name."""
+    items: tuple[AppraisedItem, ...]
+    """One for each type, in the document's order."""
+    machine: Machine
+    """From the inventory, by the attested hardware identities; never from the worker."""
     evidence_sha256: str
     """Digest of the document, hex."""
     reference_version: int
     reference_digest: str
+    inventory_version: int
+    inventory_digest: str
     not_before: int
     not_after: int
-    """Unix seconds: the first of a certificate's expiry and the evidence reaching ``max_evidence_age``."""
+    """Unix seconds: the first end of a certificate, collateral or grace period, and of ``max_evidence_age``."""
+    tpm_states: tuple[QuoteState, ...] = ()
+    """Where the quotes in it left their TPMs: for the custodian to remember."""
+
+    @property
+    def types(self) -> tuple[str, ...]:
+        return tuple(item.type for item in self.items)
+
+    @property
+    def hardware(self) -> tuple[HardwareId, ...]:
+        """Every identity that hardware proved."""
+        return tuple(each for item in self.items for each in item.hardware)
+
+    @property
+    def region(self) -> str:
+        return self.machine.region
+
+    @property
+    def provider(self) -> str:
+        return self.machine.provider
+
+    @property
+    def development(self) -> bool:
+        """No hardware made some of this evidence: its root is a development root that the reference values name."""
+        return any(item.development for item in self.items)
 
     def holds_at(self, now: int) -> bool:
         """Whether the appraisal may be used at ``now`` without appraising again."""
@@ -86,7 +87,7 @@ class Appraisal:
         _require_types(self.types, required)
 
     def require_region(self, allowed: Collection[str]) -> None:
-        """Raises :class:`RefusedError` ``REGION`` where the chip stands outside the allowed regions."""
+        """Raises :class:`RefusedError` ``REGION`` where the machine stands outside the allowed regions."""
         if self.region not in allowed:
             raise RefusedError(
                 Reason.REGION,
@@ -99,11 +100,13 @@ class Appraisal:
 def appraise(
     document: bytes,
     reference: ReferenceValues,
+    inventory: Inventory,
     *,
     required_types: Collection[str],
     now: int,
     own_id: str,
     current_nonces: Mapping[int, bytes],
+    tpm: TpmRecords | None = None,
 ) -> Appraisal:
     """Appraise an evidence document as custodian ``own_id`` at ``now`` (unix seconds).
 
@@ -111,7 +114,7 @@ def appraise(
     Raises :class:`MalformedError` and :class:`RefusedError` with the reasons in the module's list.
     """
     parsed = EvidenceDocument.parse(document)
-    types = tuple(item.type for item in parsed.items)
+    types = tuple(dict.fromkeys(item.type for item in parsed.items))
     unknown = set(types) - SUPPORTED_TYPES
     if unknown:
         raise RefusedError(
@@ -124,113 +127,49 @@ def appraise(
     fresh_until = _check_fresh(parsed, now, own_id, current_nonces) + reference.max_evidence_age
     if now > fresh_until:
         raise _stale("the evidence is older than is accepted", f"at most {reference.max_evidence_age} s", "older")
-    item = parsed.items[0]  # check 2 leaves exactly one type, and the document holds each type once
-    verified = sev_snp.verify(item.evidence, item.endorsements, pinned_roots=reference.pinned_roots, now=now)
-    check_reference(verified, reference)
-    check_binding(verified, report_data(parsed.hpke_key, parsed.signing_key, parsed.challenge()))
-    machine = find_machine(verified, reference)
+    case = Case(parsed, reference, inventory, tpm or NoTpmRecords(), now, [])
+    items = tuple(APPRAISERS[each](case, [item for item in parsed.items if item.type == each]) for each in types)
+    machine = inventory.machine_of(each for item in items for each in item.hardware)
     return Appraisal(
         hpke_key=parsed.hpke_key,
         signing_key=parsed.signing_key,
-        types=types,
-        hardware_ids=MappingProxyType({SEV_SNP: verified.report.chip_id.hex()}),
-        region=machine.region,
-        provider=machine.provider,
-        product=str(verified.product),
-        measurement=verified.report.measurement.hex(),
-        tcb=MappingProxyType(verified.tcbs()["reported"]),
-        development=verified.endorsement.development,
+        items=items,
+        machine=machine,
         evidence_sha256=hashlib.sha256(document).hexdigest(),
         reference_version=reference.version,
         reference_digest=reference.digest,
-        not_before=verified.not_before,
-        not_after=min(verified.not_after, fresh_until),
+        inventory_version=inventory.version,
+        inventory_digest=inventory.digest,
+        not_before=max(item.not_before for item in items),
+        not_after=min(fresh_until, *(item.not_after for item in items)),
+        tpm_states=tuple(case.tpm_states),
     )
 
 
-def check_reference(verified: sev_snp.VerifiedReport, reference: ReferenceValues) -> None:
-    """Checks 5 to 9 on a genuine report. Raises :class:`RefusedError`."""
-    report = verified.report
-    check_not_debug(verified)
-    if report.migration_agent_allowed:
-        raise RefusedError(
-            Reason.PROVENANCE,
-            "the guest policy allows a migration agent, so the guest may leave the chip that it names",
-            expected="policy bit 18 zero",
-            actual=f"{report.policy:#x}",
-        )
-    if report.vmpl not in reference.vmpl:
-        raise RefusedError(
-            Reason.VMPL,
-            "the report was asked for at a privilege level that is not allowed",
-            expected=f"one of {sorted(reference.vmpl)}",
-            actual=report.vmpl,
-        )
-    minimum = reference.minimum_tcb.get(verified.product)
-    if minimum is None:
-        raise RefusedError(
-            Reason.TCB, "no minimum TCB is set for this product", expected="a minimum", actual=verified.product
-        )
-    tcbs = verified.tcbs()
-    for which in ("reported", "committed", "launch"):
-        for component, level in minimum.items():
-            if tcbs[which][component] < level:
-                raise RefusedError(
-                    Reason.TCB,
-                    f"the {which} TCB is below the minimum in {component}",
-                    expected=f"at least {level}",
-                    actual=tcbs[which][component],
-                )
-    if report.measurement not in reference.measurements:
-        raise RefusedError(
-            Reason.MEASUREMENT,
-            "the launch measurement is not in the allowlist",
-            expected=f"one of {len(reference.measurements)} measurements",
-            actual=report.measurement.hex(),
-        )
+def check_continues(previous: Appraisal, current: Appraisal) -> None:
+    """A worker that attested anew is still the one that was appraised before: same keys, same hardware, same types, and
+    no TPM of it was reset or restarted since.
 
-
-def check_not_debug(verified: sev_snp.VerifiedReport) -> None:
-    """Check 5. Raises :class:`RefusedError` ``DEBUG_ENABLED``."""
-    if verified.report.debug_allowed:
-        raise RefusedError(
-            Reason.DEBUG_ENABLED,
-            "the guest policy lets the host read the guest's memory for debugging",
-            expected="policy bit 19 zero",
-            actual=f"{verified.report.policy:#x}",
-        )
-
-
-def claims_development(document: EvidenceDocument) -> bool:
-    """What a leaf about this document has to say: whether some item's endorsements name no vendor's root. Verifies
-    nothing; every custodian compares the leaf with its own appraisal. Raises :class:`MalformedError`."""
-    return not all(names_vendor_root(item.endorsements) for item in document.items if item.type == SEV_SNP)
-
-
-def check_binding(verified: sev_snp.VerifiedReport, expected: bytes) -> None:
-    """Check 10, against 64 bytes. Raises :class:`RefusedError` ``BINDING``."""
-    if not hmac.compare_digest(verified.report.report_data, expected):
+    Raises :class:`RefusedError` ``BINDING``, ``PROVENANCE``, ``STALE``.
+    """
+    if not hmac.compare_digest(previous.hpke_key, current.hpke_key) or not hmac.compare_digest(
+        previous.signing_key, current.signing_key
+    ):
         raise RefusedError(
             Reason.BINDING,
-            "the report is not bound to these keys and this challenge",
-            expected=f"report data {expected.hex()}",
-            actual=verified.report.report_data.hex(),
+            "the evidence is bound to other keys than this worker's",
+            expected=f"the keys of evidence {previous.evidence_sha256}",
+            actual="others",
         )
-
-
-def find_machine(verified: sev_snp.VerifiedReport, reference: ReferenceValues) -> Machine:
-    """Check 11: the chip's entry in the inventory. Raises :class:`RefusedError` ``PROVENANCE``."""
-    chip_id = verified.report.chip_id
-    machine = None if verified.report.chip_id_masked else reference.inventory.get(chip_id)
-    if machine is None:
+    if previous.hardware != current.hardware:
         raise RefusedError(
             Reason.PROVENANCE,
-            "the chip is not in the inventory",
-            expected="a chip id that the inventory lists",
-            actual="a masked chip id" if verified.report.chip_id_masked else chip_id.hex(),
-            next_step="add the chip with its region to the inventory, once you know where it stands",
+            "the evidence comes from other hardware than this worker's",
+            expected=", ".join(map(str, previous.hardware))[:400],
+            actual=", ".join(map(str, current.hardware))[:400],
         )
-    return machine
+    for before, after in zip(previous.tpm_states, current.tpm_states, strict=True):  # of the same hardware
+        proceed(before, after)
 
 
 def _require_types(types: Collection[str], required: Collection[str]) -> None:

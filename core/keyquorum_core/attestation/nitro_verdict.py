@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+from keyquorum_core.attestation.inventory import HardwareId, Inventory
 from keyquorum_core.attestation.nitro import verify
 from keyquorum_core.attestation.nitro_appraisal import (
     NITRO,
-    NitroReferenceValues,
     check_can_bind,
-    check_not_debug,
-    check_reference,
+    check_debug,
     check_report_data,
+    evaluate,
 )
+from keyquorum_core.attestation.nitro_reference import NitroReferenceValues
 from keyquorum_core.attestation.roots import AWS_NITRO_ROOTS
-from keyquorum_core.attestation.verdict import Verdict
+from keyquorum_core.attestation.verdict import Verdict, judged, located, unverified
 from keyquorum_core.errors import KeyquorumError
 
 __all__ = ["judge_nitro"]
@@ -23,25 +24,26 @@ def judge_nitro(
     *,
     now: int,
     reference: NitroReferenceValues | None = None,
+    inventory: Inventory | None = None,
     expected_report_data: bytes | None = None,
 ) -> Verdict:
     """Judge a COSE_Sign1 structure at ``now``; never raises.
 
     Without ``reference`` the root is AWS's, and debug mode and the ability to bind a key are judged; with it, all that
-    it says. ``expected_report_data`` (64 bytes), where given, must be met.
+    it says. Inventory and ``expected_report_data`` (64 bytes), where given, must be met.
     """
-    claims: dict[str, object] = {}
     try:
         verified = verify(
             evidence, pinned_roots=AWS_NITRO_ROOTS if reference is None else reference.pinned_roots, now=now
         )
-        claims = verified.claims()
-        check_not_debug(verified)
-        check_can_bind(verified)
-        if reference is not None:
-            claims["image"] = check_reference(verified, reference, now=now).image
-        if expected_report_data is not None:
-            check_report_data(verified, expected_report_data)
     except KeyquorumError as error:
-        return Verdict(NITRO, False, bool(claims), str(error.reason), str(error), claims)
-    return Verdict(NITRO, True, True, "", "", claims)
+        return unverified(NITRO, error)
+    claims = verified.claims()
+    findings = [check_debug(verified), *check_can_bind(verified)]
+    if reference is not None:
+        findings, appraised = evaluate(verified, reference, now=now)
+        claims["image"] = appraised.image
+    findings += located(inventory, [HardwareId("nitro", verified.document.instance_id)], claims)
+    if expected_report_data is not None:
+        findings.append(check_report_data(verified, expected_report_data))
+    return judged(NITRO, claims, findings)

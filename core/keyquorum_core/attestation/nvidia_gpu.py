@@ -50,6 +50,7 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.utils import encode_dss_signature
 
+from keyquorum_core.attestation.findings import Finding, finding, require
 from keyquorum_core.attestation.nvidia_certificates import Device, check_validity, read_certificates, verify_device
 from keyquorum_core.attestation.nvidia_report import NONCE_BYTES, Report, parse_report, read_report
 from keyquorum_core.attestation.nvidia_rim import Golden, Rim
@@ -64,6 +65,7 @@ __all__ = [
     "check_has_nonce",
     "check_mode",
     "check_nonce",
+    "compare_golden",
     "parse_report",
     "read_report",
     "verify",
@@ -170,12 +172,19 @@ def verify(report: bytes, chain: Sequence[bytes], *, pinned_roots: Collection[st
 
 def check_golden(verified: VerifiedGpu, rims: Sequence[Rim]) -> GoldenMatch:
     """Checks 7 to 10. Raises :class:`RefusedError` ``MEASUREMENT``."""
-    roles = _roles(verified, rims)
+    findings, match = compare_golden(verified, rims)
+    require(findings)
+    return match
+
+
+def compare_golden(verified: VerifiedGpu, rims: Sequence[Rim]) -> tuple[list[Finding], GoldenMatch]:
+    """Checks 7 to 10, each golden value a finding of its own."""
+    roles, findings = _roles(verified, rims)
     golden: dict[int, tuple[str, Golden]] = {}
     for role, rim in roles.items():
         for index, value in rim.golden.items():
             if index in golden:
-                raise _mismatch(f"measurement {index} is claimed by both RIMs", "one of driver and VBIOS", "both")
+                findings.append(_mismatch(index, f"{index} is claimed by both RIMs", "one of driver and VBIOS", "both"))
             golden[index] = (role, value)
     compared: dict[int, str] = {}
     for index, (role, value) in sorted(golden.items()):
@@ -183,21 +192,35 @@ def check_golden(verified: VerifiedGpu, rims: Sequence[Rim]) -> GoldenMatch:
             continue
         block = verified.report.blocks.get(index + 1)
         if block is None or not block.is_digest:
-            raise _mismatch(
-                f"measurement {index} of the {role} is not in the report as a SHA-384 digest",
-                f"block {index + 1}",
-                "none" if block is None else f"type {block.value_type:#x}, {len(block.value)} bytes",
-            )
-        if not any(hmac.compare_digest(block.value, each) for each in value.alternatives):
-            raise _mismatch(
+            shown = "none" if block is None else f"type {block.value_type:#x}, {len(block.value)} bytes"
+            message = f"{index} of the {role} is not in the report as a SHA-384 digest"
+            findings.append(_mismatch(index, message, f"block {index + 1}", shown))
+            continue
+        met = any(hmac.compare_digest(block.value, each) for each in value.alternatives)
+        findings.append(
+            finding(
+                met,
+                f"measurement.{index}",
+                Reason.MEASUREMENT,
                 f"measurement {index} of the {role} ({value.name}) is not a golden one",
-                " or ".join(each.hex() for each in value.alternatives),
-                block.value.hex(),
+                expected=" or ".join(each.hex() for each in value.alternatives),
+                actual=block.value.hex(),
             )
-        compared[index] = value.name
-    if not compared:
-        raise _mismatch("no measurement could be compared", "at least one", "none")
-    return GoldenMatch(roles.get("driver"), roles.get("VBIOS"), MappingProxyType(compared))
+        )
+        if met:
+            compared[index] = value.name
+    if not compared and all(each.ok for each in findings):
+        findings.append(
+            finding(
+                False,
+                "measurements",
+                Reason.MEASUREMENT,
+                "no measurement could be compared",
+                expected="at least one",
+                actual="none",
+            )
+        )
+    return findings, GoldenMatch(roles.get("driver"), roles.get("VBIOS"), MappingProxyType(compared))
 
 
 def check_mode(verified: VerifiedGpu) -> None:
@@ -263,26 +286,41 @@ def check_distinct(gpus: Sequence[VerifiedGpu]) -> None:
                 )
 
 
-def _roles(verified: VerifiedGpu, rims: Sequence[Rim]) -> dict[str, Rim]:
+def _roles(verified: VerifiedGpu, rims: Sequence[Rim]) -> tuple[dict[str, Rim], list[Finding]]:
     """Checks 7 and 8."""
     report, chip = verified.report, verified.device.chip
     versions = {report.driver_version: "driver", report.vbios_version: "VBIOS"}
     roles: dict[str, Rim] = {}
+    findings = [
+        finding(
+            bool(rims),
+            "golden_values",
+            Reason.MEASUREMENT,
+            "there is no RIM to compare with",
+            expected="a RIM with golden values",
+            actual=f"{len(rims)} RIMs",
+        )
+    ]
     for rim in rims:
         role = versions.get(rim.version) if rim.product == chip else None
         if role is None:
-            raise _mismatch(
-                "a RIM is for another board or another driver",
-                f"{chip} with {' or '.join(versions)}",
-                f"{rim.product} with {rim.version}",
-            )
-        if role in roles:
-            raise _mismatch(f"there are two RIMs for the {role}", "one", rim.version)
-        roles[role] = rim
-    if not roles:
-        raise _mismatch("there is no RIM to compare with", "a RIM with golden values", "none")
-    return roles
+            message = "a RIM is for another board or another driver"
+            expected, actual = f"{chip} with {' or '.join(versions)}", f"{rim.product} with {rim.version}"
+        elif role in roles:
+            message, expected, actual = f"there are two RIMs for the {role}", "one", rim.version
+        else:
+            roles[role] = rim
+            continue
+        findings.append(finding(False, "rim", Reason.MEASUREMENT, message, expected=expected, actual=actual))
+    return roles, findings
 
 
-def _mismatch(message: str, expected: str, actual: object) -> RefusedError:
-    return RefusedError(Reason.MEASUREMENT, message, expected=expected, actual=actual)
+def _mismatch(index: int, message: str, expected: str, actual: str) -> Finding:
+    return finding(
+        False,
+        f"measurement.{index}",
+        Reason.MEASUREMENT,
+        f"measurement {message}",
+        expected=expected,
+        actual=actual,
+    )

@@ -12,6 +12,8 @@ Is the report genuine? :func:`verify` makes these checks, in this order, and ref
 7. from version 3: the CPU's family and model are the certificate's product                 ``CHAIN``
 8. VCEK: a chip id that is not zero and equals the certificate's hwID                       ``CHIP_ID``
 9. the reported TCB equals the certificate's, all eight bytes                               ``TCB``
+10. AMD's revocation lists, where they are given, are genuine, in date, and name none of the certificates
+    (:mod:`~keyquorum_core.attestation.snp_revocation`)                      that module's reasons
 
 Whether a genuine report is acceptable is :mod:`~keyquorum_core.attestation.appraisal`'s question.
 """
@@ -30,6 +32,7 @@ from cryptography.hazmat.primitives.asymmetric.utils import encode_dss_signature
 from keyquorum_core.attestation.snp_certificates import Endorsement, SigningKey, verify_endorsements
 from keyquorum_core.attestation.snp_products import Product
 from keyquorum_core.attestation.snp_report import CHIP_ID_BYTES, Report, parse_report, read_report
+from keyquorum_core.attestation.snp_revocation import SnpRevocation, looks_like_crl, verify_crls
 from keyquorum_core.errors import Reason, RefusedError
 
 __all__ = ["Report", "VerifiedReport", "parse_report", "read_report", "verify"]
@@ -41,6 +44,7 @@ class VerifiedReport:
 
     report: Report
     endorsement: Endorsement
+    revocation: SnpRevocation
 
     @property
     def product(self) -> Product:
@@ -48,8 +52,9 @@ class VerifiedReport:
 
     @property
     def not_after(self) -> int:
-        """Unix seconds: the last moment at which all certificates are valid."""
-        return min(window.not_after for window in self.endorsement.validity)
+        """Unix seconds: the last moment at which all certificates, and revocation lists, are valid."""
+        ends = [window.not_after for window in self.endorsement.validity]
+        return min(ends + [self.revocation.not_after] * bool(self.revocation.issuers))
 
     @property
     def not_before(self) -> int:
@@ -89,11 +94,13 @@ class VerifiedReport:
             "report_id": report.report_id.hex(),
             "chip_id": "" if report.chip_id_masked else report.chip_id.hex(),
             "tcb": self.tcbs(),
+            "revocation_lists": list(self.revocation.issuers),
         }
 
 
 def verify(report: bytes, endorsements: Sequence[bytes], *, pinned_roots: Collection[str], now: int) -> VerifiedReport:
-    """Verify a raw report with its endorsements (VCEK or VLEK, ASK, ARK; DER or PEM) at ``now`` (unix seconds).
+    """Verify a raw report with its endorsements (VCEK or VLEK, ASK, ARK, and perhaps CRLs; DER or PEM) at ``now``
+    (unix seconds).
 
     Raises :class:`MalformedError` and :class:`RefusedError` with the reasons in the module's list.
     """
@@ -105,7 +112,8 @@ def verify(report: bytes, endorsements: Sequence[bytes], *, pinned_roots: Collec
             expected="a VCEK that is not masked, or a VLEK",
             actual="masked VCEK" if parsed.signing_key else "none",
         )
-    endorsement = verify_endorsements(endorsements, pinned_roots)
+    crls = [each for each in endorsements if looks_like_crl(each)]
+    endorsement = verify_endorsements([each for each in endorsements if not looks_like_crl(each)], pinned_roots)
     if endorsement.signing_key is not parsed.signing_key:
         raise RefusedError(
             Reason.CHAIN,
@@ -123,7 +131,7 @@ def verify(report: bytes, endorsements: Sequence[bytes], *, pinned_roots: Collec
             next_step="check that the endorsements are those of this chip at its reported TCB",
         ) from None
     _check_endorsed(parsed, endorsement)
-    return VerifiedReport(parsed, endorsement)
+    return VerifiedReport(parsed, endorsement, verify_crls(crls, endorsement.authorities, now))
 
 
 def _check_endorsed(report: Report, endorsement: Endorsement) -> None:

@@ -33,6 +33,7 @@ from cryptography.x509.oid import NameOID, SignatureAlgorithmOID
 
 from keyquorum_core.attestation.roots import AMD_ROOTS
 from keyquorum_core.attestation.snp_products import Product
+from keyquorum_core.attestation.snp_revocation import Issued
 from keyquorum_core.errors import MalformedError, Reason, RefusedError
 
 __all__ = [
@@ -87,6 +88,8 @@ class Endorsement:
     development: bool
     """The root is none of AMD's."""
     validity: tuple[Validity, ...]
+    authorities: tuple[Issued, ...]
+    """ARK and ASK, for revocation lists."""
 
     def check_validity(self, now: int) -> None:
         """Raises :class:`RefusedError` ``NOT_YET_VALID`` or ``EXPIRED`` naming the certificate."""
@@ -125,6 +128,7 @@ def verify_endorsements(endorsements: Sequence[bytes], pinned_roots: Collection[
 @dataclass(frozen=True, slots=True)
 class _Certificate:
     common_name: str
+    serial_number: int
     subject: bytes
     issuer: bytes
     key: object
@@ -187,6 +191,14 @@ def _verify(endorsements: tuple[bytes, ...], pinned_roots: frozenset[str]) -> En
             Validity(name, each.not_before, each.not_after)
             for name, each in ((str(signing_key), vek), ("ASK", ask), ("ARK", ark))
         ),
+        authorities=tuple(
+            Issued(name, each.subject, each.key, serials)
+            for name, each, serials in (
+                ("ARK", ark, (("ARK", ark.serial_number), ("ASK", ask.serial_number))),
+                ("ASK", ask, ((str(signing_key), vek.serial_number),)),
+            )
+            if isinstance(each.key, rsa.RSAPublicKey)
+        ),
     )
 
 
@@ -194,19 +206,13 @@ def _broken(what: str, expected: str, actual: str) -> RefusedError:
     return RefusedError(Reason.CHAIN, f"the endorsements are no chain: {what}", expected=expected, actual=actual[:200])
 
 
-def names_vendor_root(endorsements: Sequence[bytes]) -> bool:
-    """Whether one of the certificates has a key that AMD's roots have. Nothing is verified: for whoever only has to
-    *say* where evidence comes from (a leaf's ``development``), and is checked by those who verify it."""
-    return any(each.spki_sha256 in AMD_ROOTS for each in _parse(tuple(endorsements)))
-
-
 def _parse(endorsements: tuple[bytes, ...]) -> list[_Certificate]:
     """Every fact about each certificate that a check needs, read at once.
 
     AMD issues VCEKs and VLEKs with serial number 0. RFC 5280 §4.1.2.2 forbids that, the parser warns of it, and where
-    warnings are errors the warning would fail genuine evidence. Nothing here uses the serial number: a signing key is
-    known by its key and hwID. So the parser's warnings are muted, here and nowhere else; the filter is process-wide for
-    the microseconds of the parsing, which happens once for a chain.
+    warnings are errors the warning would fail genuine evidence. A signing key is known by its key and hwID; serial
+    numbers are for revocation lists alone. So the parser's warnings are muted while a chain is parsed, once; the filter
+    is process-wide for those microseconds.
     """
     try:
         with warnings.catch_warnings():
@@ -259,6 +265,7 @@ def _facts(der: bytes) -> _Certificate:
     hash_algorithm = certificate.signature_hash_algorithm
     return _Certificate(
         common_name=str(common_names[0].value) if len(common_names) == 1 else "",
+        serial_number=certificate.serial_number,
         subject=certificate.subject.public_bytes(),
         issuer=certificate.issuer.public_bytes(),
         key=key,

@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+from keyquorum_core.attestation.findings import Finding, finding
+from keyquorum_core.attestation.inventory import HardwareId, Inventory
 from keyquorum_core.attestation.roots import INTEL_ROOTS
-from keyquorum_core.attestation.tdx import check_attributes, verify
-from keyquorum_core.attestation.tdx_appraisal import TDX, TdxReferenceValues, check_binding, check_reference
-from keyquorum_core.attestation.tdx_events import check_event_log
-from keyquorum_core.attestation.verdict import Verdict
-from keyquorum_core.errors import KeyquorumError, Reason, RefusedError
+from keyquorum_core.attestation.tdx import VerifiedQuote, verify
+from keyquorum_core.attestation.tdx_appraisal import (
+    TDX,
+    UP_TO_DATE,
+    about_attributes,
+    about_log,
+    check_binding,
+    evaluate,
+)
+from keyquorum_core.attestation.tdx_reference import TdxReferenceValues
+from keyquorum_core.attestation.verdict import Verdict, judged, located, unverified
+from keyquorum_core.errors import KeyquorumError, Reason
 
 __all__ = ["judge_tdx"]
 
@@ -18,38 +27,43 @@ def judge_tdx(
     *,
     now: int,
     reference: TdxReferenceValues | None = None,
+    inventory: Inventory | None = None,
     event_log: bytes | None = None,
     expected_report_data: bytes | None = None,
 ) -> Verdict:
     """Judge a raw quote with its collateral (JSON) at ``now``; never raises.
 
     Without ``reference`` the root is Intel's, the TCB must be ``UpToDate`` without advisories, and attributes are
-    judged; with it, all that it says. An event log, and ``expected_report_data`` (64 bytes), where given, must be met.
+    judged; with it, all that it says. Inventory, event log, and ``expected_report_data`` (64 bytes), where given, must
+    be met.
     """
-    claims: dict[str, object] = {}
     try:
         verified = verify(
             evidence, collateral, pinned_roots=INTEL_ROOTS if reference is None else reference.pinned_roots, now=now
         )
-        claims = verified.claims()
-        if reference is None:
-            check_attributes(verified.quote)
-            statuses = {verified.tcb_status, verified.current_tcb_status or "UpToDate", verified.qe_status}
-            if statuses != {"UpToDate"} or verified.advisory_ids:
-                raise RefusedError(
-                    Reason.TCB,
-                    "the TCB is not up to date",
-                    expected="UpToDate and no advisory",
-                    actual=", ".join(sorted(statuses | {*verified.advisory_ids})),
-                )
-            if event_log is not None:
-                check_event_log(verified.quote, event_log)
-        else:
-            appraised = check_reference(verified, reference, now=now, event_log=event_log)
-            claims |= {"image": appraised.image, "used_exceptions": list(appraised.used_exceptions)}
-        if expected_report_data is not None:
-            check_binding(verified, expected_report_data)
     except KeyquorumError as error:
-        genuine = bool(claims) or error.details.get("verified") == "true"
-        return Verdict(TDX, False, genuine, str(error.reason), str(error), claims)
-    return Verdict(TDX, True, True, "", "", claims)
+        return unverified(TDX, error)
+    claims = verified.claims()
+    if reference is None:
+        findings = [about_attributes(verified), _up_to_date(verified)]
+        if event_log is not None:
+            findings.append(about_log(verified, event_log))
+    else:
+        findings, appraised = evaluate(verified, reference, now=now, event_log=event_log)
+        claims |= {"image": appraised.image, "used_exceptions": list(appraised.used_exceptions)}
+    findings += located(inventory, [HardwareId("tdx", verified.ppid.hex())], claims)
+    if expected_report_data is not None:
+        findings.append(check_binding(verified, expected_report_data))
+    return judged(TDX, claims, findings)
+
+
+def _up_to_date(verified: VerifiedQuote) -> Finding:
+    statuses = {verified.tcb_status, verified.current_tcb_status or UP_TO_DATE, verified.qe_status}
+    return finding(
+        statuses == {UP_TO_DATE} and not verified.advisory_ids,
+        "tcb",
+        Reason.TCB,
+        "the TCB is not up to date",
+        expected=f"{UP_TO_DATE} and no advisory",
+        actual=", ".join(sorted(statuses | {*verified.advisory_ids})),
+    )

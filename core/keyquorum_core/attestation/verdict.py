@@ -10,18 +10,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from keyquorum_core.attestation import sev_snp
-from keyquorum_core.attestation.appraisal import (
-    SEV_SNP,
-    check_binding,
-    check_not_debug,
-    check_reference,
-    find_machine,
-)
-from keyquorum_core.attestation.reference import ReferenceValues
+from keyquorum_core.attestation.findings import Finding, attempt
+from keyquorum_core.attestation.inventory import HardwareId, Inventory
 from keyquorum_core.attestation.roots import AMD_ROOTS
+from keyquorum_core.attestation.snp_appraisal import SEV_SNP, check_binding, check_debug, evaluate
+from keyquorum_core.attestation.snp_reference import SnpReferenceValues
 from keyquorum_core.errors import KeyquorumError
 
-__all__ = ["Verdict", "judge_sev_snp"]
+__all__ = ["Verdict", "judge_sev_snp", "judged", "located", "unverified"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +32,9 @@ class Verdict:
     detail: str
     claims: Mapping[str, object] = field(default_factory=dict)
     """What the evidence says; empty unless it is genuine."""
+    checks: tuple[Finding, ...] = ()
+    """Every check with what it expected and what it found. Evidence that is not genuine has one, which says why:
+    nothing else in it counts."""
 
     def as_dict(self) -> dict[str, object]:
         return {
@@ -47,21 +46,56 @@ class Verdict:
             "claims": dict(self.claims),
         }
 
+    def explained(self) -> dict[str, object]:
+        """The same with every check."""
+        return self.as_dict() | {"checks": [each.as_dict() for each in self.checks]}
+
+
+def unverified(kind: str, error: KeyquorumError) -> Verdict:
+    """The verdict on evidence that ``error`` found not to be genuine; or genuine and refused, where it says so."""
+    genuine = error.details.get("verified") == "true"
+    finding = Finding("genuine", error.expected or "evidence that verifies", error.actual or error.message, error)
+    return Verdict(kind, False, genuine, str(error.reason), str(error), {}, (finding,))
+
+
+def judged(kind: str, claims: Mapping[str, object], findings: Sequence[Finding]) -> Verdict:
+    """The verdict on genuine evidence."""
+    checks = (Finding("genuine", "evidence that verifies", "it does"), *findings)
+    refusal = next((each.refusal for each in checks if each.refusal is not None), None)
+    if refusal is None:
+        return Verdict(kind, True, True, "", "", claims, checks)
+    return Verdict(kind, False, True, str(refusal.reason), str(refusal), claims, checks)
+
+
+def located(inventory: Inventory | None, hardware: Sequence[HardwareId], claims: dict[str, object]) -> list[Finding]:
+    """Where an inventory is given: that the hardware is of one machine in it, whose facts go to ``claims``."""
+    if inventory is None:
+        return []
+
+    def find() -> str:
+        machine = inventory.machine_of(hardware)
+        claims["region"], claims["provider"] = machine.region, machine.provider
+        claims["machine"], claims["model"], claims["owner"] = machine.name, machine.model, machine.owner
+        return machine.name
+
+    return [attempt("inventory", "hardware of one machine that it lists", find)]
+
 
 def judge_sev_snp(
     evidence: bytes,
     endorsements: Sequence[bytes],
     *,
     now: int,
-    reference: ReferenceValues | None = None,
+    reference: SnpReferenceValues | None = None,
+    inventory: Inventory | None = None,
     expected_report_data: bytes | None = None,
 ) -> Verdict:
     """Judge a SEV-SNP report, raw or as hex text, with its endorsements (DER or PEM) at ``now``; never raises.
 
     Without ``reference`` the roots are AMD's, and only debugging is judged; with it, all that it says: minimum TCB,
-    VMPL, measurement, inventory. ``expected_report_data`` (64 bytes), where given, must be met.
+    VMPL, image, platform. The chip must be in ``inventory``, and ``expected_report_data`` (64 bytes) must be met, where
+    those are given.
     """
-    claims: dict[str, object] = {}
     try:
         verified = sev_snp.verify(
             sev_snp.read_report(evidence),
@@ -69,14 +103,14 @@ def judge_sev_snp(
             pinned_roots=AMD_ROOTS if reference is None else reference.pinned_roots,
             now=now,
         )
-        claims = verified.claims()
-        check_not_debug(verified)
-        if reference is not None:
-            check_reference(verified, reference)
-            machine = find_machine(verified, reference)
-            claims |= {"region": machine.region, "provider": machine.provider}
-        if expected_report_data is not None:
-            check_binding(verified, expected_report_data)
     except KeyquorumError as error:
-        return Verdict(SEV_SNP, False, bool(claims), str(error.reason), str(error), claims)
-    return Verdict(SEV_SNP, True, True, "", "", claims)
+        return unverified(SEV_SNP, error)
+    claims = verified.claims()
+    findings = [check_debug(verified)]
+    if reference is not None:
+        findings, appraised = evaluate(verified, reference, now)
+        claims["image"] = appraised.image
+    findings += located(inventory, [HardwareId("sev-snp", verified.report.chip_id.hex())], claims)
+    if expected_report_data is not None:
+        findings.append(check_binding(verified, expected_report_data))
+    return judged(SEV_SNP, claims, findings)

@@ -21,7 +21,8 @@ from pathlib import Path
 
 from keyquorum.keyfiles import create_keys
 from keyquorum.policies import load_source, sign_policy
-from keyquorum_core.attestation.development import DEVELOPMENT_TCB, DevelopmentVendor
+from keyquorum_core.attestation.development import DEVELOPMENT_TCB, DevelopmentChip, DevelopmentVendor
+from keyquorum_core.bulletin import Bulletin, sign_bulletin
 from keyquorum_core.errors import KeyquorumError, Reason, StateError
 from keyquorum_core.keywrap import load_keys
 from keyquorum_core.ledger.log_keys import LogKeys
@@ -119,9 +120,9 @@ def create(
         for job in jobs:
             job.result()
     step("an operator signs the roster")
-    roster_digest = _sign_roster(layout, quorum, f"http://127.0.0.1:{coordinator[2]}", now)
-    step("the development vendor makes a chip; custodians list its measurement")
-    _hand_out(layout, vendor.result(), now)
+    roster_digest, operator = _sign_roster(layout, quorum, f"http://127.0.0.1:{coordinator[2]}", now)
+    step("the development vendor makes a chip; the operator signs what custodians accept")
+    _hand_out(layout, vendor.result(), operator, now)
     _write_profile(layout, roster_digest, coordinator[0])
     _configure_worker(layout, WORKER, coordinator[0])
     marker = {"custodians": [list(each) for each in layout.custodians], "version": 1}
@@ -199,8 +200,9 @@ def _init_coordinator(layout: Layout, ports: Sequence[int]) -> None:
     )  # fmt: skip
 
 
-def _sign_roster(layout: Layout, quorum: Mapping[str, object], log_url: str, now: int) -> str:
-    """Operator and owner make their keys; the roster is signed and handed to everyone. Its digest, hex."""
+def _sign_roster(layout: Layout, quorum: Mapping[str, object], log_url: str, now: int) -> tuple[str, Identity]:
+    """Operator and owner make their keys; the roster is signed and handed to everyone. Its digest in hex, and who
+    signed it."""
     passphrase = secrets.token_urlsafe(24)
     _write(layout.owner_passphrase, passphrase.encode())
     for role, name in (("owner", "alice"), ("operator", "ops")):
@@ -230,7 +232,7 @@ def _sign_roster(layout: Layout, quorum: Mapping[str, object], log_url: str, now
     for place in (layout.root, layout.coordinator, layout.worker, *(layout.custodian(n) for n, _ in layout.custodians)):
         _write(place / "roster.json", envelope)
         _write(place / "operators.json", operators)
-    return roster.digest
+    return roster.digest, operator.identity
 
 
 def _install_policies(layout: Layout, operator: Identity, now: int) -> None:
@@ -250,28 +252,53 @@ def _install_policies(layout: Layout, operator: Identity, now: int) -> None:
         _write(place / "bulletins" / "policy.json", bundle)
 
 
-def _hand_out(layout: Layout, vendor: DevelopmentVendor, now: int) -> None:
-    """Certificates to the coordinator's callers; the owner's identity and the reference values to the custodians."""
+def _reference(vendor: DevelopmentVendor, chip: DevelopmentChip) -> dict[str, object]:
+    """What the custodians accept: the development platform, and nothing else."""
+    image = {
+        "name": "development platform",
+        "measurement": MEASUREMENT,
+        "host_data": ["00" * 32],
+        "id_key_digests": ["00" * 48],
+        "author_key_digests": ["00" * 48],
+        "minimum_guest_svn": 0,
+    }
+    return {
+        "max_evidence_age": 600,
+        "sev-snp": {
+            "roots": [],
+            "development_roots": [vendor.root],
+            "images": [image],
+            "minimum_tcb": {chip.product.value: {name: DEVELOPMENT_TCB[name] for name in chip.product.layout}},
+            "tcb_grace": [],
+            "vmpl": [0],
+            "platform_info": {"required": [], "allowed": ["SMT_EN"]},
+            "revocation": "when-given",
+            "max_revocation_age": 86400,
+        },
+    }
+
+
+def _inventory(chip: DevelopmentChip) -> dict[str, object]:
+    machine = {"name": WORKER, "region": REGION, "provider": "this-machine", "model": "development", "owner": "you"}
+    return {"machines": [{**machine, "hardware": {"sev-snp": [chip.chip_id.hex()]}}]}
+
+
+def _hand_out(layout: Layout, vendor: DevelopmentVendor, operator: Identity, now: int) -> None:
+    """Certificates to the coordinator's callers; to the custodians the owner's identity, and what the operator signs
+    about hardware."""
     chip = vendor.chip(now=now)
     for name, data in chip.to_files().items():
         _write(layout.worker / "platform" / name, data)
     _write(layout.worker / "platform" / "measurement", MEASUREMENT.encode())
-    reference = {
-        "version": 1,
-        "sev-snp": {
-            "roots": [],
-            "development_roots": [vendor.root],
-            "measurements": [MEASUREMENT],
-            "minimum_tcb": {chip.product.value: {name: DEVELOPMENT_TCB[name] for name in chip.product.layout}},
-            "vmpl": [0],
-        },
-        "inventory": [{"chip_id": chip.chip_id.hex(), "region": REGION, "provider": "this-machine"}],
-        "max_evidence_age": 600,
+    documents = {
+        kind: sign_bulletin(Bulletin(CLUSTER, kind, 1, now, now + 365 * 86400, body), [operator])
+        for kind, body in (("reference-values", _reference(vendor, chip)), ("inventory", _inventory(chip)))
     }
     public = layout.root / "alice.pub.json"
     for name, _ in layout.custodians:
         where = layout.custodian(name)
-        _write(where / "reference-values.json", json.dumps(reference, indent=1).encode())
+        for kind, document in documents.items():
+            _write(where / "bulletins" / f"{kind}.json", document)
         (where / "owners").mkdir(mode=0o700, exist_ok=True)
         add_owner(where / "owners", public.read_bytes())
     authority = CertificateAuthority(

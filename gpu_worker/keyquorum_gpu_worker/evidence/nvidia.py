@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from keyquorum_core.attestation.evidence import NVIDIA_GPU, EvidenceItem
-from keyquorum_core.attestation.nvidia_appraisal import MAX_GPUS, GpuEvidence, NvidiaSettings, ShownGpu
 from keyquorum_core.attestation.nvidia_certificates import read_certificates
+from keyquorum_core.attestation.nvidia_evidence import MAX_GPUS, GpuEvidence, NvidiaSettings, ShownGpu
 from keyquorum_core.attestation.nvidia_report import parse_report
 from keyquorum_core.errors import MalformedError, Reason, UnavailableError
 from keyquorum_core.strictjson import Fields
