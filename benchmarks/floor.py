@@ -73,6 +73,10 @@ class Floor:
             assert process.stdout is not None
             process.stdout.close()
 
+    @property
+    def pids(self) -> list[int]:
+        return [process.pid for process in self._processes]
+
     def request(self, size: int, plaintext: int) -> bytes:
         """A request of ``size`` bytes whose answer seals ``plaintext`` bytes."""
         key = self.recipient.public
