@@ -140,18 +140,12 @@ def serve(
     """Serve until SIGTERM. Checks everything on disk first; prints one line of JSON when it can be reached."""
     if log_level not in ("debug", "info", "warning", "error"):
         raise typer.BadParameter("must be debug, info, warning or error", param_hint="--log-level")
-    import asyncio
-
-    from keyquorum_custodian import logs
-    from keyquorum_custodian.node import open_node
-    from keyquorum_custodian.server import serve as run
+    from keyquorum_custodian.serving import become
     from keyquorum_protos.wire.process import harden
 
     with _refusals():
         harden()
-        logs.configure(log_level)
-        node = open_node(directory, _passphrase(passphrase_file))
-        asyncio.run(run(node, lambda line: print(line, flush=True)))
+        become(directory, _passphrase(passphrase_file), log_level)
 
 
 @app.command()

@@ -207,6 +207,25 @@ async def test_the_work_between_requests_goes_on_after_a_failure(
 
 def test_a_serving_custodian_is_hardened(process: CustodianProcess) -> None:
     assert re.search(r"Max core file size +0 +0", Path(f"/proc/{process.pid}/limits").read_text())
+    # What serves was given the passphrase through a pipe: it stands neither in its arguments nor in its environment.
+    for place in ("cmdline", "environ"):
+        try:
+            assert PASSPHRASE.encode() not in Path(f"/proc/{process.pid}/{place}").read_bytes()
+        except PermissionError:
+            assert place == "environ"  # closed to everybody but root, which is the point
+
+
+def test_what_only_reads_command_lines_does_not_stay_in_a_serving_custodian(process: CustodianProcess) -> None:
+    maps = Path(f"/proc/{process.pid}/maps")
+    if not os.access(maps, os.R_OK) or os.geteuid() != 0:
+        pytest.skip("another process's mappings are closed to this user")
+    assert "pydantic" not in maps.read_text()
+
+
+def test_a_passphrase_that_no_pipe_holds_is_refused(committee: Committee) -> None:
+    done = command("serve", "--dir", str(committee.directory(NAME)), KEYQUORUM_PASSPHRASE="x" * 5000)
+    assert done.returncode == 1
+    assert "PASSPHRASE" in done.stderr
 
 
 async def test_reflection_lists_the_services(channel: grpc.aio.Channel) -> None:

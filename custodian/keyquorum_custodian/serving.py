@@ -1,0 +1,69 @@
+"""What ``keyquorum-custodian serve`` becomes once its command line is read: a fresh interpreter that serves.
+
+The libraries that read a command line (typer brings pydantic) would stay in memory for as long as the custodian runs,
+a tenth of all it needs. So the command replaces its own process: same process id, same signals, same standard streams.
+The passphrase comes through a pipe, so that it stands in neither the arguments nor the environment of what serves.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NoReturn
+
+from keyquorum_core.errors import KeyquorumError, Reason, RefusedError, UnavailableError
+
+__all__ = ["become"]
+
+_MAX_PASSPHRASE = 4096  # bytes; what a pipe holds without a reader on every kernel
+
+
+def become(directory: Path, passphrase: str, log_level: str) -> NoReturn:
+    """Replace this process by one that serves ``directory``. Raises :class:`RefusedError` (``PASSPHRASE``)."""
+    data = passphrase.encode("utf-8", "surrogateescape")
+    if len(data) > _MAX_PASSPHRASE:
+        raise RefusedError(Reason.PASSPHRASE, "the passphrase is too long", expected=f"at most {_MAX_PASSPHRASE} bytes")
+    reader, writer = os.pipe()
+    os.write(writer, data)
+    os.close(writer)
+    os.set_inheritable(reader, True)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    # -P: as a console script, not looking for modules in the folder that it is started from.
+    arguments = ["-P", "-m", "keyquorum_custodian.serving", str(directory), log_level, str(reader)]
+    os.execv(sys.executable, [sys.executable, *arguments])  # noqa: S606 - this very interpreter
+
+
+def _serve(directory: Path, log_level: str, descriptor: int) -> None:
+    from keyquorum_custodian import logs
+    from keyquorum_custodian.node import open_node
+    from keyquorum_custodian.server import serve
+    from keyquorum_protos.wire.process import harden
+
+    harden()  # what the process was before does not count: executing a program undoes it
+    with os.fdopen(descriptor, "rb") as pipe:
+        passphrase = pipe.read().decode("utf-8", "surrogateescape")
+    logs.configure(log_level)
+    node = open_node(directory, passphrase)
+    asyncio.run(serve(node, lambda line: print(line, flush=True)))
+
+
+def _main(arguments: Sequence[str]) -> int:
+    directory, log_level, descriptor = arguments
+    try:
+        _serve(Path(directory), log_level, int(descriptor))
+    except KeyquorumError as error:
+        print(error.for_people(), file=sys.stderr)
+        return 1
+    except OSError as error:
+        refusal = UnavailableError(Reason.STORAGE, "a file could not be used", actual=error.strerror)
+        print(refusal.for_people(), file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(_main(sys.argv[1:]))
