@@ -194,6 +194,16 @@ def test_a_log_that_does_not_verify_gives_no_report(tmp_path: Path, capsys: pyte
     assert list((tmp_path / "out").iterdir()) == []
 
 
+def test_a_log_that_makes_up_its_time_is_shown_as_it_is(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    at = desk(tmp_path)
+    signed = at.world.cosign(at.world.signer.sign(0, at.log.root(), 1 << 62), END, ["ch-1", "de-1", "fr-1"])
+    (tmp_path / "log/checkpoint").write_bytes(signed.encode())
+    assert run(["audit", "report", *at.offline, "--out", str(tmp_path / "out")]) == 0
+    assert "4611686018427387904 s after 1970" in (tmp_path / "out/report.html").read_text()
+    assert run(["ledger", "checkpoint", *at.offline]) == 0
+    assert "4611686018427387904" in capsys.readouterr().out
+
+
 def test_an_empty_log_has_an_empty_report(tmp_path: Path) -> None:
     at = desk(tmp_path)
     assert run(["audit", "report", *at.offline, "--out", str(tmp_path / "out")]) == 0

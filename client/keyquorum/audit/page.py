@@ -13,6 +13,7 @@ from pathlib import Path
 from keyquorum.audit import charts
 from keyquorum.audit.facts import Row
 from keyquorum.audit.summary import Summary
+from keyquorum.moments import utc
 from keyquorum_core.ledger.log_trust import QuorumCheckpoint
 from keyquorum_core.roster import Roster
 
@@ -47,10 +48,6 @@ class Listing:
 
     def __init__(self, title: str, kind: str, rows: Sequence[Row], total: int) -> None:
         self.title, self.kind, self.rows, self.total = title, kind, rows, total
-
-
-def _when(seconds: int) -> str:
-    return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%d %H:%M:%S")
 
 
 def _time(seconds: int) -> str:
@@ -142,12 +139,12 @@ def _notices(found: Summary, scope: Scope) -> str:
 
 def _verified(scope: Scope) -> str:
     latest = scope.latest
-    cosigned = ", ".join(f"{name} ({_when(when)})" for name, when in sorted(latest.times.items()))
+    cosigned = ", ".join(f"{name} ({utc(when)})" for name, when in sorted(latest.times.items()))
     rows = (
         ("Log", f"<code>{escape(latest.checkpoint.origin)}</code>, read from <code>{escape(scope.where)}</code>"),
         ("Leaves", f"{latest.checkpoint.size:,}, all of them hashed again, all tiles compared"),
         ("Root", f"<code>{latest.checkpoint.root.hex()}</code>"),
-        ("Signed by the log", f"{_when(latest.signed.signed_at)}, with Ed25519 and ML-DSA-44"),
+        ("Signed by the log", f"{utc(latest.signed.signed_at)}, with Ed25519 and ML-DSA-44"),
         ("Cosigned by", f"{escape(cosigned)}: a quorum, with both keys of each"),
         (
             "Roster",
@@ -288,7 +285,7 @@ def _listing(listing: Listing, proven: Proven) -> str:
 
 def render(scope: Scope, found: Summary, listings: Sequence[Listing], proven: Proven) -> str:
     """The whole page."""
-    period = f"{_when(scope.begin)[:16] if scope.begin else 'the first leaf'} to {_when(scope.end)[:16]} UTC"
+    period = f"{utc(scope.begin)[:16] if scope.begin else 'the first leaf'} to {utc(scope.end)[:16]} UTC"
     title = f"Cluster {scope.roster.cluster}"
     jumps = [("overview", "Overview"), ("numbers", "Numbers")]
     jumps += [(each.kind.replace(".", "-"), each.title) for each in listings]
@@ -312,7 +309,7 @@ def render(scope: Scope, found: Summary, listings: Sequence[Listing], proven: Pr
         f'<p class="period">{escape(period)}</p>',
         f'<p class="seal"><span aria-hidden="true">✓</span> Log verified from its first leaf: '
         f"{scope.latest.checkpoint.size:,} leaves, cosigned by {len(scope.latest.times)} custodians at "
-        f"{_when(scope.latest.quorum_time)} UTC</p></header>",
+        f"{utc(scope.latest.quorum_time)} UTC</p></header>",
         f'<nav aria-label="Sections">{links}</nav><main>',
         _notices(found, scope),
         _tiles(found),
@@ -321,6 +318,6 @@ def render(scope: Scope, found: Summary, listings: Sequence[Listing], proven: Pr
         *(_listing(each, proven) for each in listings),
         _verified(scope),
         f'<section id="checkpoint"><h2>Checkpoint</h2><p class="note">{escape(how)}</p><pre>{note}</pre></section>',
-        f"</main><footer>Made {_when(scope.made)} UTC by keyquorum audit report. Times are UTC.</footer>",
+        f"</main><footer>Made {utc(scope.made)} UTC by keyquorum audit report. Times are UTC.</footer>",
         "</body></html>\n",
     ))  # fmt: skip

@@ -26,11 +26,11 @@ from keyquorum.ledger.proving import LoggedLeaf, prove
 from keyquorum.ledger.source import LogSource
 from keyquorum.ledger.trust import Auditor
 from keyquorum.ledger.verification import QUORUM_SECONDS, Verified, verify_log
+from keyquorum.moments import LAST_SECOND
 from keyquorum.progress import Progress, ProgressCallback, Stage, silent
 from keyquorum_core.errors import Reason, UnavailableError
 
 __all__ = ["Report", "make_report"]
-
 _SHOWN: Final = 300
 """Leaves of each type that the page shows with their proofs; the JSON report has all."""
 _TITLES: Final = {
@@ -68,8 +68,10 @@ async def make_report(
 ) -> Report:
     """Verify the log, and write ``report.html`` and ``report.json`` about ``begin`` ≤ time < ``end`` into ``folder``.
 
-    Raises as :func:`verify_log` and :func:`prove`, and :class:`UnavailableError` (``STORAGE``).
+    No period ends after the year 9999. Raises as :func:`verify_log` and :func:`prove`, and :class:`UnavailableError`
+    (``STORAGE``).
     """
+    end = min(end, LAST_SECOND)
     make_folder(folder)
     with _scratch() as scratch, contextlib.closing(Facts(scratch, begin, end)) as facts:
         verified = await verify_log(source, auditor.trust, leaves=facts.add, progress=progress, patience=patience)

@@ -8,12 +8,12 @@ import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from keyquorum.moments import utc
 from keyquorum_core.errors import KeyquorumError, Reason, RefusedError, printable
 
 if TYPE_CHECKING:
@@ -85,7 +85,7 @@ def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) 
 
 def when(seconds: int) -> str:
     """Unix seconds as UTC."""
-    return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%d %H:%M:%S UTC") if seconds else "-"
+    return f"{utc(seconds)} UTC" if seconds else "-"
 
 
 def show_error(error: KeyquorumError, *, as_json: bool) -> None:
