@@ -10,6 +10,8 @@ from datetime import UTC, datetime
 from typing import Any
 
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives.serialization import Encoding
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -285,6 +287,38 @@ def test_an_issuer_chain_that_the_root_did_not_sign_is_refused(member: str) -> N
     forged = certificate("Test TCB Signing", vendor.tcb_key, "Test SGX Root CA", new_key(), ca=False, serial=4)
     members = vendor.members() | {member: pem(forged, vendor.root)}
     refused(Reason.CHAIN, lambda: verify(collateral=json.dumps(members).encode()))
+
+
+def with_unused_bit(der: bytes) -> bytes:
+    """The same certificate or CRL, whose signature says that its last bit, which is zero, is not part of it."""
+    size = len(der) - der.rindex(b"\x03", 0, der.rindex(b"\0\x30")) - 3
+    assert der[-size - 1] == 0
+    assert der[-1] & 1 == 0
+    return der[: -size - 1] + b"\x01" + der[-size:]
+
+
+def test_a_signature_that_leaves_bits_unused_is_refused_though_the_library_takes_it() -> None:
+    """Nobody signs that number: whoever carries the collateral could change it, and its digest."""
+    vendor = IntelVendor()
+    while vendor.tcb.signature[-1] & 1:
+        vendor.tcb = certificate(
+            "Test TCB Signing", vendor.tcb_key, "Test SGX Root CA", vendor.root_key, ca=False, serial=4
+        )
+    members = vendor.members()
+    while any(bytes.fromhex(members[name])[-1] & 1 for name in ("pck_crl", "root_ca_crl")):
+        members = vendor.members()
+
+    def judged(**changes: str) -> Callable[[], object]:
+        return lambda: verify(vendor.quote(), json.dumps(members | changes).encode(), vendor=vendor)
+
+    judged()()
+    issuer = x509.load_der_x509_certificate(with_unused_bit(vendor.tcb.public_bytes(Encoding.DER)))
+    for name, value in (
+        ("pck_crl", with_unused_bit(bytes.fromhex(members["pck_crl"])).hex()),
+        ("root_ca_crl", with_unused_bit(bytes.fromhex(members["root_ca_crl"])).hex()),
+        ("tcb_info_issuer_chain", pem(issuer, vendor.root)),
+    ):
+        assert name in refused(Reason.MALFORMED, judged(**{name: value})).message
 
 
 def test_crls_of_another_key_are_refused() -> None:

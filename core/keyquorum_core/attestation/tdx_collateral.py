@@ -91,7 +91,9 @@ def parse_collateral(data: bytes) -> Collateral:
     if not isinstance(pck_chain, str) or len(pck_chain) > _MAX_CHAIN:
         raise _malformed("pck_certificate_chain", f"string of at most {_MAX_CHAIN} characters", "something else")
     fields.done()
-    issued_at = min(_issued_at(tcb_info, "tcb_info"), _issued_at(qe_identity, "qe_identity"), _crl_issued_at(pck_crl))
+    _crl_issued_at(root_ca_crl, "root_ca_crl")
+    listed_at = _crl_issued_at(pck_crl, "pck_crl")
+    issued_at = min(_issued_at(tcb_info, "tcb_info"), _issued_at(qe_identity, "qe_identity"), listed_at)
     roots = frozenset(_chain(pem.encode(), name, 2).root for name, pem in chains.items())
     native = dcap_qvl.QuoteCollateralV3(
         root_ca_crl=root_ca_crl,
@@ -110,7 +112,9 @@ def _chain(pem: bytes, what: str, size: int) -> Chain:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # what the parser only warns of is judged by signature and fingerprint
             certificates = x509.load_pem_x509_certificates(pem)
-            canonical = b"".join(each.public_bytes(Encoding.PEM) for each in certificates) == pem
+            canonical = b"".join(each.public_bytes(Encoding.PEM) for each in certificates) == pem and all(
+                _whole(each.public_bytes(Encoding.DER), each.signature) for each in certificates
+            )
             if len(certificates) != size or not canonical:
                 raise _malformed(
                     what, f"canonical PEM of {size} certificates", f"{len(certificates)}, canonical: {canonical}"
@@ -162,13 +166,22 @@ def _issued_at(signed: str, name: str) -> int:
         raise _malformed(name, "issueDate as a moment", issued) from None
 
 
-def _crl_issued_at(der: bytes) -> int:
+def _crl_issued_at(der: bytes, name: str) -> int:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            return int(x509.load_der_x509_crl(der).last_update_utc.timestamp())
+            crl = x509.load_der_x509_crl(der)
+            if not _whole(der, crl.signature):
+                raise _malformed(name, "a signature of whole bytes", "unused bits")
+            return int(crl.last_update_utc.timestamp())
     except (ValueError, TypeError, OverflowError, x509.InvalidVersion) as error:
-        raise _malformed("pck_crl", "a CRL in DER", type(error).__name__) from None
+        raise _malformed(name, "a CRL in DER", type(error).__name__) from None
+
+
+def _whole(der: bytes, signature: bytes) -> bool:
+    """Whether the BIT STRING that ends a certificate or CRL leaves no bits unused. Nobody signs how many it leaves, and
+    where its last bits are zero, parsers take several numbers."""
+    return der.endswith(b"\0" + signature)
 
 
 def _malformed(what: str, expected: str, actual: object) -> MalformedError:
