@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import typer
 
-from keyquorum.cli import enrol, output
+from keyquorum.cli import enrol, measure, output
 from keyquorum.cli.operator import trusted
 from keyquorum_core.errors import MalformedError, Reason
 
@@ -25,6 +25,7 @@ __all__ = ["app"]
 
 app = typer.Typer(name="attest", help="Hardware evidence.", no_args_is_help=True)
 app.add_typer(enrol.app)
+app.add_typer(measure.app)
 TYPES = ("sev-snp", "tdx", "tpm2", "nvidia-gpu", "nitro")
 _MAX_FILE = 16 << 20
 _MAX_NITRO = 64 << 10
