@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 
 import pytest
@@ -121,6 +122,41 @@ def test_prove_writes_a_proof_of_each_leaf(auditor: Desk, capsys: pytest.Capture
     assert error_of(capsys)["reason"] == "NOT_FOUND"
     assert run(["ledger", "prove", "../x", *auditor.offline, "--json"]) == 1
     assert error_of(capsys)["reason"] == "MALFORMED"
+
+
+def test_a_proof_verifies_alone_and_a_changed_one_does_not(
+    auditor: Desk, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    assert run(["ledger", "prove", JOB, *auditor.offline, "--out", str(tmp_path)]) == 0
+    first, second = (tmp_path / f"{JOB}-{index}.tlog-proof" for index in (0, 3))
+    capsys.readouterr()
+    line = ["ledger", "verify", *auditor.options]
+    assert run([*line, "--proof", str(first), "--proof", str(second), "--json"]) == 0
+    proofs = out_of(capsys)["proofs"]
+    assert isinstance(proofs, list)
+    assert [(each["index"], each["leaf"].encode()) for each in proofs] == [(0, LEAVES[0]), (3, LEAVES[3])]
+    assert run([*line, "--proof", str(first)]) == 0
+    assert "leaf 0 of 300, cosigned by ch-1, de-1, fr-1" in capsys.readouterr().out
+    first.write_bytes(first.read_bytes().replace(b"index 0\n", b"index 1\n"))
+    assert run([*line, "--proof", str(second), "--proof", str(first), "--json"]) == 1
+    shown = capsys.readouterr().out
+    assert json.loads(shown)["error"]["details"]["file"] == str(first)
+    assert json.loads(shown)["error"]["reason"] == "LEDGER_PROOF"
+    lines = second.read_bytes().split(b"\n")
+    second.write_bytes(b"\n".join([lines[0], *lines[2:]]))
+    assert run([*line, "--proof", str(second), "--json"]) == 1
+    assert error_of(capsys)["reason"] == "LEAF"
+    assert run([*line, "--proof", str(second), "--since", str(first)]) == 2
+
+
+def test_an_old_log_is_judged_as_of_its_time(auditor: Desk, capsys: pytest.CaptureFixture[str]) -> None:
+    line = ["ledger", "verify", *auditor.offline, "--json", "--at"]
+    assert run([*line, str(int(time.time()) + 60)]) == 0
+    capsys.readouterr()
+    for away, reason in ((90_000, "EXPIRED"), (-90_000, "NOT_YET_VALID")):
+        assert run([*line, str(int(time.time()) + away)]) == 1
+        assert error_of(capsys)["reason"] == reason
+    assert run(["ledger", "verify", *auditor.offline, "--at", "then"]) == 2
 
 
 def test_an_exported_log_verifies_offline(auditor: Desk, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import gzip
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Coroutine, Iterator
 from http.server import BaseHTTPRequestHandler
@@ -309,6 +311,38 @@ async def test_a_copy_goes_on_where_it_stopped(log: TestLog, server: LogServer, 
     await source.close()
     assert "tile/0/000" not in server.requests[before:]
     assert (await verify_log(DirectorySource(tmp_path), WORLD.trust)).size == 600
+
+
+def test_a_copy_that_was_killed_goes_on_and_leaves_nothing_behind(
+    log: TestLog, server: LogServer, tmp_path: Path
+) -> None:
+
+    def slowly(handler: BaseHTTPRequestHandler, path: str) -> bool:
+        time.sleep(0.02)
+        return False
+
+    server.answer = slowly
+    script = (
+        "import asyncio, sys\nfrom pathlib import Path\nfrom keyquorum.ledger.export import export\n"
+        "from keyquorum.ledger.http import HttpSource\nfrom tests.support.ledger_world import World\n"
+        "asyncio.run(export(HttpSource(sys.argv[1]), World().trust, Path(sys.argv[2])))\n"
+    )
+    for files in range(1, 8, 2):
+        process = subprocess.Popen([sys.executable, "-c", script, server.url, str(tmp_path / "copy")])
+        deadline = time.monotonic() + 20
+        while sum(each.is_file() for each in (tmp_path / "copy").rglob("*")) < files and process.poll() is None:
+            assert time.monotonic() < deadline
+        process.kill()
+        process.wait()
+
+    async def finish() -> None:
+        source = HttpSource(server.url)
+        await export(source, WORLD.trust, tmp_path / "copy")
+        await source.close()
+
+    asyncio.run(finish())
+    assert asyncio.run(verify_log(DirectorySource(tmp_path / "copy"), WORLD.trust)).size == 600
+    assert not list((tmp_path / "copy").rglob(".*"))
 
 
 @pytest.mark.parametrize("damage", [b"", b"x", b"x" * 9000])

@@ -58,21 +58,24 @@ WaitOption = Annotated[
 CaOption = Annotated[Path | None, typer.Option("--ca", help="PEM: authorities for an https log, not the system's.")]
 
 
-def auditor_of(profile: Path | None, roster: Path | None, operators: Path | None, pin: str | None) -> Auditor:
-    """Whom to believe; wrong usage (exit 2) where neither a profile nor a roster with its operators is named."""
+def auditor_of(
+    profile: Path | None, roster: Path | None, operators: Path | None, pin: str | None, at: int | None = None
+) -> Auditor:
+    """Whom to believe, by a roster valid at ``at`` (unix seconds), by default now; wrong usage (exit 2) where neither a
+    profile nor a roster with its operators is named."""
     from keyquorum.ledger.trust import of_profile, of_roster_files
 
     if roster is not None or operators is not None:
         if roster is None or operators is None:
             raise typer.BadParameter("--roster FILE and --operators FILE go together")
-        return of_roster_files(roster, operators, sha256=pin)
+        return of_roster_files(roster, operators, sha256=pin, at=at)
     if pin is not None:
         raise typer.BadParameter("--roster-sha256 goes with --roster; a profile has its own pin")
     if profile is None:
         raise typer.BadParameter(
             "nobody to believe: give --roster FILE and --operators FILE, or --profile FILE, or set KEYQUORUM_PROFILE"
         )
-    return of_profile(profile)
+    return of_profile(profile, at=at)
 
 
 def moment(text: str, now: int, option: str) -> int:

@@ -10,6 +10,7 @@ import typer
 
 from keyquorum.cli import auditor, output
 from keyquorum.cli.bars import bars
+from keyquorum_core.errors import KeyquorumError
 
 if TYPE_CHECKING:
     from keyquorum_core.ledger.log_keys import SignedCheckpoint
@@ -69,8 +70,16 @@ def verify(
         Path | None,
         typer.Option(help="A signed checkpoint that was verified before: read only what was added, and that it was."),
     ] = None,
+    proof: Annotated[
+        list[Path] | None,
+        typer.Option(help="Verify this .tlog-proof file instead of the log, which is not read; repeat for more."),
+    ] = None,
     save: Annotated[
         Path | None, typer.Option(help="Keep the checkpoint in this file once all is verified: for the next --since.")
+    ] = None,
+    at: Annotated[
+        str | None,
+        typer.Option("--at", metavar="TIME", help="Judge roster and cosignatures as of then, for copies of old logs."),
     ] = None,
     max_age: MaxAgeOption = None,
     log: auditor.LogOption = None,
@@ -82,13 +91,23 @@ def verify(
     profile: output.ProfileOption = None,
     as_json: output.JsonOption = False,
 ) -> None:
-    """Verify the whole log: every leaf hashed, every tile recomputed, the root that of the cosigned checkpoint."""
+    """Verify the whole log: every leaf hashed, every tile recomputed, the root that of the cosigned checkpoint.
+
+    With --proof verify single leaves, offline.
+    """
     from keyquorum.atomic import replace_file
     from keyquorum.ledger.verification import verify_log
 
-    who = auditor.auditor_of(profile, roster, operators, roster_sha256)
+    now = int(time.time())
+    moment = now if at is None else auditor.moment(at, now, "--at")
+    who = auditor.auditor_of(profile, roster, operators, roster_sha256, moment)
+    if proof:
+        if since is not None or save is not None or max_age is not None:
+            raise typer.BadParameter("--proof goes without --since, --save and --max-age")
+        _verify_proofs(who.trust, proof, moment, as_json)
+        return
     past = None if since is None else _saved(who.trust, since)
-    oldest, started = _oldest(max_age), time.monotonic()
+    oldest, started = 0 if max_age is None else moment - max_age, time.monotonic()
     with bars() as report:
         done = auditor.read_log(
             who,
@@ -98,6 +117,7 @@ def verify(
                 source,
                 who.trust,
                 None if past is None else past.checkpoint,
+                now=None if at is None else moment,
                 oldest=oldest,
                 progress=report,
                 patience=wait,
@@ -112,6 +132,39 @@ def verify(
         return
     read = f"{done.size - done.begin} leaves" + (f", after the {done.begin} of {since}" if done.begin else "")
     output.table("", ("", ""), [*auditor.checkpoint_rows(done.latest), ("verified", f"{read}, in {seconds:.1f} s")])
+
+
+def _verify_proofs(trust: LogTrust, files: list[Path], now: int, as_json: bool) -> None:
+    from keyquorum.ledger.proving import verify_proof_file
+    from keyquorum.profile import read_file
+    from keyquorum_core.ledger.tlog_proof import MAX_TLOG_PROOF
+
+    found = []
+    for path in files:
+        data = read_file(path, "proof", max_bytes=MAX_TLOG_PROOF)
+        try:
+            found.append((path, *verify_proof_file(data, trust, now)))
+        except KeyquorumError as error:
+            error.details["file"] = str(path)
+            raise
+    if as_json:
+        proofs = [
+            {
+                "file": str(path),
+                "index": leaf.index,
+                "leaf": leaf.leaf.decode("utf-8", "replace"),
+                "size": at.checkpoint.size,
+            }
+            for path, leaf, at in found
+        ]
+        output.emit({"verified": True, "proofs": proofs})
+        return
+    for path, leaf, at in found:
+        when = output.when(at.quorum_time)
+        output.line(
+            f"{path}: leaf {leaf.index} of {at.checkpoint.size}, cosigned by {', '.join(sorted(at.times))}, {when}"
+        )
+        output.line(f"  {leaf.leaf.decode('utf-8', 'replace')}")
 
 
 def _saved(trust: LogTrust, path: Path) -> SignedCheckpoint:

@@ -108,7 +108,10 @@ def _finish(folder: Path, fetched: Iterable[Path], latest: QuorumCheckpoint) -> 
 
 
 def _drop_old_partials(folder: Path, size: int) -> None:
-    """Partial tiles of smaller trees: no checkpoint in the folder names them any more."""
+    """Partial tiles of smaller trees, which no checkpoint in the folder names any more, and what a killed copy left."""
+    for stray in folder.glob("tile/**/.*"):
+        with contextlib.suppress(OSError):
+            stray.unlink()
     wanted = {folder / name.path for name in plan(0, size)}
     for partial in folder.glob("tile/**/*.p/*"):
         if partial not in wanted:

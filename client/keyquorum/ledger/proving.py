@@ -9,6 +9,7 @@ from typing import Final
 
 from keyquorum.ledger.source import LogSource
 from keyquorum.ledger.verification import fetch
+from keyquorum_core.errors import MalformedError, Reason
 from keyquorum_core.ledger.checkpoints import Checkpoint
 from keyquorum_core.ledger.log_trust import LogTrust, QuorumCheckpoint
 from keyquorum_core.ledger.merkle import leaf_hash, verify_inclusion
@@ -16,7 +17,7 @@ from keyquorum_core.ledger.tile_tree import TileTree
 from keyquorum_core.ledger.tiles import TILE_WIDTH, Tile, tile_width
 from keyquorum_core.ledger.tlog_proof import TlogProof
 
-__all__ = ["LoggedLeaf", "proof_file", "prove"]
+__all__ = ["LoggedLeaf", "proof_file", "prove", "verify_proof_file"]
 
 _AT_ONCE: Final = 64
 """Leaves whose tiles are held together: memory is bounded by these, not by the log."""
@@ -65,11 +66,28 @@ async def prove(
             yield each, proof
 
 
+def verify_proof_file(
+    data: bytes, trust: LogTrust, now: int, leaf: bytes | None = None
+) -> tuple[LoggedLeaf, QuorumCheckpoint]:
+    """The leaf that a ``.tlog-proof`` proves, under a checkpoint cosigned by a quorum at any time up to ``now``.
+
+    The leaf is the proof's extra data unless it is given: nobody signed that, but the tree has no place for another.
+    Raises :class:`MalformedError` and :class:`RefusedError` as :meth:`TlogProof.parse`, :meth:`TlogProof.verify` and
+    :meth:`LogTrust.check`; ``LEAF`` where there is no leaf.
+    """
+    proof = TlogProof.parse(data)
+    content = proof.extra if leaf is None else leaf
+    if content is None:
+        raise MalformedError(
+            Reason.LEAF, "the proof does not hold its leaf", expected="a line extra <base64>", actual="none"
+        )
+    return LoggedLeaf(proof.index, content), trust.check(proof.verify(leaf_hash(content), trust.log), now=now)
+
+
 def proof_file(
     each: LoggedLeaf, proof: tuple[bytes, ...], latest: QuorumCheckpoint, trust: LogTrust, now: int
 ) -> bytes:
     """A ``.tlog-proof`` of leaf, proof and cosigned checkpoint, verified as its readers will, from its bytes."""
     data = TlogProof(each.index, proof, latest.signed.encode(), each.leaf or None).encode()
-    again = TlogProof.parse(data)
-    trust.check(again.verify(leaf_hash(each.leaf), trust.log), now=now)
+    verify_proof_file(data, trust, now, each.leaf)
     return data

@@ -30,9 +30,10 @@ class Auditor:
         return self.roster.log_url
 
 
-def of_profile(path: Path) -> Auditor:
-    """By a client profile. Raises as :func:`load_profile`, and :class:`StateError` where no log runs yet."""
-    return _auditor(load_profile(path).roster)
+def of_profile(path: Path, *, at: int | None = None) -> Auditor:
+    """By a client profile whose roster is valid at ``at``, POSIX seconds, by default now. Raises as
+    :func:`load_profile`, and :class:`StateError` where no log runs yet."""
+    return _auditor(load_profile(path, now=at).roster)
 
 
 def of_roster_files(roster: Path, operators: Path, *, sha256: str | None = None, at: int | None = None) -> Auditor:

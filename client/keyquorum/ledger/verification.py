@@ -24,6 +24,7 @@ from keyquorum_core.ledger.tiles import Bundle, Tile
 __all__ = ["WINDOW", "Leaves", "Verified", "fetch", "latest_checkpoint", "verify_log", "verify_since", "verify_tree"]
 
 WINDOW: Final = 32
+_KEEP: Final = "Read again from another place; if it stays so, the log is not what it should be: keep what was served."
 QUORUM_SECONDS: Final = 15.0
 """How long to wait for the custodians to cosign a checkpoint that they have not got to yet."""
 
@@ -116,6 +117,7 @@ async def verify_tree(
                 given = run.accept(name, data)
             except KeyquorumError as error:
                 error.details["file"] = name.path
+                error.next_step = error.next_step or _KEEP
                 raise
             if given:
                 leaves(at, given)
