@@ -8,17 +8,19 @@ from __future__ import annotations
 
 import hashlib
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from keyquorum_coordinator.artifacts import ArtifactState
 from keyquorum_coordinator.job_states import JobState
 from keyquorum_coordinator.jobs import Job, NewJob
-from keyquorum_coordinator.leaf_records import submission_leaf
+from keyquorum_coordinator.leaf_records import decision_of, submission_leaf
 from keyquorum_core import manifest as manifests
 from keyquorum_core.attestation.evidence import EvidenceDocument
 from keyquorum_core.errors import KeyquorumError, MalformedError, Reason, RefusedError, StateError
 from keyquorum_core.manifest import Manifest, ResultStatement
+from keyquorum_core.policy import facts as policy_facts
+from keyquorum_core.policy.engine import Decision
 from keyquorum_core.signing import PublicIdentity, peek_payload
 
 __all__ = ["MAX_MANIFEST", "JobFacts", "admit", "check_opening", "check_statement", "facts_of"]
@@ -54,8 +56,15 @@ def facts_of(job: Job) -> JobFacts:
     return facts
 
 
-def admit(envelope: bytes, caller: str, now: int, epochs: Mapping[tuple[str, int], str]) -> NewJob:
-    """The job that a manifest asks for. ``epochs``: state of each known (key id, epoch).
+def admit(
+    envelope: bytes,
+    caller: str,
+    now: int,
+    epochs: Mapping[tuple[str, int], str],
+    decide: Callable[[policy_facts.JobFacts], Decision],
+) -> NewJob:
+    """The job that a manifest asks for. ``epochs``: state of each known (key id, epoch). ``decide``: the coordinator's
+    policy, which raises for a job that it denies.
 
     Raises ``TOO_LARGE``, ``SIGNATURE…``, ``UNKNOWN_OWNER`` (it names another owner than the caller), ``NOT_YET_VALID``,
     ``EXPIRED``, ``UNKNOWN_KEY``, ``EPOCH``, ``KEY_STATE``.
@@ -78,14 +87,16 @@ def admit(envelope: bytes, caller: str, now: int, epochs: Mapping[tuple[str, int
         )
     manifests.check_window(manifest, now)
     _check_epoch(manifest, epochs)
+    job_id = manifests.job_id(payload)
+    decision = decide(policy_facts.JobFacts.of(manifest, job_id))
     return NewJob(
-        job_id=manifests.job_id(payload),
+        job_id=job_id,
         owner=manifest.owner,
         key_id=manifest.key_id,
         epoch=manifest.epoch,
         manifest=envelope,
         not_after=manifest.not_after,
-        leaf=submission_leaf(manifest, payload, now),
+        leaf=submission_leaf(manifest, payload, now, decision_of(decision)),
     )
 
 

@@ -27,6 +27,9 @@ app = typer.Typer(
     help="A keyquorum coordinator: keeps jobs and ciphertext, and asks the custodians. It holds no key.",
 )
 
+policy_app = typer.Typer(no_args_is_help=True, help="What this coordinator takes jobs in by: its policies and lists.")
+app.add_typer(policy_app, name="policy")
+
 _Directory = Annotated[Path, typer.Option("--dir", help="The coordinator's folder.")]
 _Json = Annotated[bool, typer.Option("--json", help="Print one JSON object, for scripts.")]
 
@@ -146,6 +149,22 @@ def status(directory: _Directory, as_json: _Json = False) -> None:
             typer.echo(json.dumps(found))
         else:
             _show(found)
+
+
+@policy_app.command("install")
+def policy_install(
+    file: Annotated[Path, typer.Argument(help="A bundle or list, as `keyquorum policy sign` or `sign-list` wrote it.")],
+    directory: _Directory,
+    as_json: _Json = False,
+) -> None:
+    """Verify a signed policy bundle, export list or sanctions list, and leave it where the coordinator looks for it."""
+    from keyquorum_coordinator.config import load_config, read_bytes
+    from keyquorum_coordinator.policy import install_document
+
+    with _refusals(as_json):
+        left = install_document(load_config(directory), read_bytes(file, "the document"))
+        out = {"kind": left.kind, "version": left.version, "digest": left.digest}
+        typer.echo(json.dumps(out) if as_json else f"Installed {left.name}, {left.digest[:16]}")
 
 
 def _show(found: dict[str, Any]) -> None:

@@ -29,7 +29,8 @@ class CoordinatorConfig:
     """Durations in seconds. ``metrics_listen`` and ``ledger_listen`` are empty when nothing is served there.
     ``database``, ``ledger_database`` and ``ledger_checkpoint`` are SQLAlchemy URLs or SQLite files' paths; ``store``
     and ``ledger_tiles`` object stores' URLs or folders' paths. ``ledger_batch_ms``: milliseconds for which the ledger
-    waits for more leaves before it commits; at 0 a batch is what came during the commit before it."""
+    waits for more leaves before it commits; at 0 a batch is what came during the commit before it. ``policy_signers``:
+    a file of the form of ``operators``, saying whose signatures count on the coordinator's policies and lists."""
 
     directory: Path
     name: str
@@ -40,6 +41,8 @@ class CoordinatorConfig:
     store: str = "artifacts"
     roster: str = "roster.json"
     operators: str = "operators.json"
+    bulletins: str = "bulletins"
+    policy_signers: str = "operators.json"
     tls_certificate: str = "tls-cert.pem"
     tls_key: str = "tls-key.pem"
     clients_ca: str = "clients-ca.pem"
@@ -111,6 +114,8 @@ _TEXTS = (
     "store",
     "roster",
     "operators",
+    "bulletins",
+    "policy_signers",
     "tls_certificate",
     "tls_key",
     "clients_ca",
@@ -207,6 +212,8 @@ def render_config(config: CoordinatorConfig) -> str:
         f'store = "{config.store}"\n'
         f'roster = "{config.roster}"\n'
         f'operators = "{config.operators}"\n'
+        f'bulletins = "{config.bulletins}"\n'
+        f'policy_signers = "{config.policy_signers}"\n'
         f'tls_certificate = "{config.tls_certificate}"\n'
         f'tls_key = "{config.tls_key}"\n'
         f'clients_ca = "{config.clients_ca}"\n'

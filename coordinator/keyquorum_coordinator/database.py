@@ -39,8 +39,10 @@ __all__ = [
     "ArtifactPartRow",
     "ArtifactRow",
     "Base",
+    "BulletinRow",
     "CeremonyAnswerRow",
     "CeremonyRow",
+    "ClockRow",
     "Database",
     "EventRow",
     "JobRow",
@@ -181,6 +183,27 @@ class CeremonyAnswerRow(Base):
     step: Mapped[str] = mapped_column(String(16), primary_key=True)
     custodian: Mapped[str] = mapped_column(String(32), primary_key=True)
     answer: Mapped[bytes] = mapped_column(LargeBinary)
+
+
+class BulletinRow(Base):
+    """The last document of a kind that was accepted: nothing older is taken again."""
+
+    __tablename__ = "bulletins"
+
+    kind: Mapped[str] = mapped_column(String(32), primary_key=True)
+    version: Mapped[int] = mapped_column(BigInteger)
+    digest: Mapped[str] = mapped_column(String(64))
+    envelope: Mapped[bytes] = mapped_column(LargeBinary)
+    accepted_at: Mapped[int] = mapped_column(BigInteger)
+
+
+class ClockRow(Base):
+    """The latest time that was seen, unix seconds."""
+
+    __tablename__ = "clocks"
+
+    name: Mapped[str] = mapped_column(String(16), primary_key=True)
+    highest: Mapped[int] = mapped_column(BigInteger)
 
 
 class KeyRow(Base):

@@ -20,6 +20,7 @@ from keyquorum_coordinator.job_states import FINAL, JobState
 from keyquorum_coordinator.jobs import Job, JobEvent, JobStore, NewJob
 from keyquorum_coordinator.leaf_records import denial_of_submission
 from keyquorum_coordinator.outbox import Outbox, request_id
+from keyquorum_coordinator.policy import CoordinatorPolicy
 from keyquorum_coordinator.releases import ReleaseRecord, Releases
 from keyquorum_core.errors import KeyquorumError, MalformedError, Reason, RefusedError, StateError, UnavailableError
 from keyquorum_core.ledger.leaves import JobSubmitted
@@ -46,6 +47,7 @@ class Desk:
         ceremonies: Ceremonies,
         fanout: Fanout,
         outbox: Outbox,
+        policy: CoordinatorPolicy,
         roster_envelope: bytes,
         max_artifact_mib: int,
         clock: Callable[[], float] = time.time,
@@ -56,6 +58,7 @@ class Desk:
         self.ceremonies = ceremonies
         self.fanout = fanout
         self.outbox = outbox
+        self.policy = policy
         self.roster_envelope = roster_envelope
         self.stopping = asyncio.Event()
         self._max_artifact = max_artifact_mib * _MIB
@@ -85,13 +88,17 @@ class Desk:
     async def _admit(self, peer: Peer, manifest: bytes) -> NewJob:
         now = int(self._clock())
         try:
-            return await asyncio.to_thread(admit, manifest, peer.name, now, await self._epochs())
+            return await self._admitted(peer, manifest, now)
         except RefusedError as error:
             if error.reason not in (Reason.UNKNOWN_KEY, Reason.EPOCH, Reason.KEY_STATE):
                 raise
             # What is known of keys may be older than the key, or this process too young to know any: ask.
             await self._ask_for_keys(error)
-            return await asyncio.to_thread(admit, manifest, peer.name, now, await self._epochs())
+            return await self._admitted(peer, manifest, now)
+
+    async def _admitted(self, peer: Peer, manifest: bytes, now: int) -> NewJob:
+        decide = self.policy.check_submission
+        return await asyncio.to_thread(admit, manifest, peer.name, now, await self._epochs(), decide)
 
     async def _ask_for_keys(self, doubt: RefusedError) -> None:
         """Have all custodians describe themselves. Raises ``NO_QUORUM`` when too few do for a "no" to mean anything."""

@@ -65,7 +65,8 @@ def initialise(config: CoordinatorConfig, *, now: int, signer: LogSigner | None 
         _write(stage / config.log_key, encode_log_key(signer), 0o600)
         _write(stage / LOG_VKEY, signer.keys.encode().encode() + b"\n", 0o644)
         _write(stage / CONFIG_NAME, render_config(config).encode(), 0o644)
-        (stage / "artifacts").mkdir(mode=0o700)
+        for folder in ("artifacts", config.bulletins):
+            (stage / folder).mkdir(mode=0o700)
         create_ledger(dataclasses.replace(config, directory=stage), signer, now=now)
         stage.rename(target)
     except OSError as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 
 from sqlalchemy.orm import Session
 
@@ -23,11 +24,22 @@ from keyquorum_core.ledger.leaves import (
     Result,
 )
 from keyquorum_core.manifest import Manifest
+from keyquorum_core.names import SHA256_HEX
+from keyquorum_core.policy.engine import Decision
 from keyquorum_core.roster import Roster
 from keyquorum_core.signing import peek_payload
 
-__all__ = ["ceremony_leaf", "denial_of_release", "denial_of_submission", "result_leaf", "submission_leaf"]
+__all__ = [
+    "ceremony_leaf",
+    "decision_of",
+    "denial_of_release",
+    "denial_of_submission",
+    "denying_decision",
+    "result_leaf",
+    "submission_leaf",
+]
 
+_DECIDED = ("policy_sha256", "policy_version", "decision_sha256")
 _WITHOUT_ERROR = {
     JobState.COMPLETED: "",
     JobState.FAILED: str(Reason.JOB_FAILED),
@@ -62,9 +74,21 @@ def submission_leaf(manifest: Manifest, payload: bytes, now: int, decision: Poli
     )
 
 
-def denial_of_submission(
-    envelope: bytes, caller: str, error: RefusedError, now: int, decision: PolicyDecision = NO_POLICY
-) -> JobDenied | None:
+def decision_of(decision: Decision) -> PolicyDecision:
+    """A decision as leaves name it."""
+    return PolicyDecision(decision.bundle_digest, decision.bundle_version, decision.digest.hex())
+
+
+def denying_decision(error: KeyquorumError) -> PolicyDecision:
+    """The decision that a refusal's details name; none where another check refused, or nothing sound stands there."""
+    policy, version, decision = (error.details.get(name, "") for name in _DECIDED)
+    sound = (
+        SHA256_HEX.fullmatch(policy) and SHA256_HEX.fullmatch(decision) and re.fullmatch("[1-9][0-9]{0,14}", version)
+    )
+    return PolicyDecision(policy, int(version), decision) if sound and NOTHING not in (policy, decision) else NO_POLICY
+
+
+def denial_of_submission(envelope: bytes, caller: str, error: RefusedError, now: int) -> JobDenied | None:
     """The denial of a manifest that its owner signed and handed in; None for any other: whoever may call could fill the
     ledger with refusals in the name of others."""
     try:
@@ -76,7 +100,7 @@ def denial_of_submission(
         return None
     return JobDenied(
         **_job(manifest, _sha256(payload), manifests.job_id(payload)),  # type: ignore[arg-type]
-        **decision.members(),  # type: ignore[arg-type]
+        **denying_decision(error).members(),  # type: ignore[arg-type]
         intent_sha256=NOTHING,
         seat="coordinator",
         reason=str(error.reason),
@@ -85,13 +109,20 @@ def denial_of_submission(
 
 
 def denial_of_release(
-    manifest: Manifest, manifest_sha256: str, job_id: str, intent: bytes, seat: str, reason: str, now: int
+    manifest: Manifest,
+    manifest_sha256: str,
+    job_id: str,
+    intent: bytes,
+    seat: str,
+    reason: str,
+    now: int,
+    decision: PolicyDecision = NO_POLICY,
 ) -> JobDenied:
-    """A custodian's refusal of the release that leaf ``intent`` announced. Which policy it decided by is the
-    custodian's to say, and its answer does not."""
+    """A custodian's refusal of the release that leaf ``intent`` announced. ``decision``: what it says it decided by
+    (:func:`denying_decision`); its own record has the same."""
     return JobDenied(
         **_job(manifest, manifest_sha256, job_id),  # type: ignore[arg-type]
-        **NO_POLICY.members(),  # type: ignore[arg-type]
+        **decision.members(),  # type: ignore[arg-type]
         intent_sha256=hashlib.sha256(b"\x00" + intent).hexdigest(),
         seat=seat,
         reason=reason,

@@ -35,6 +35,7 @@ from keyquorum_coordinator.ledger.setup import check_log_key, open_log
 from keyquorum_coordinator.metrics import Metrics
 from keyquorum_coordinator.objects import ObjectStorage, open_objects
 from keyquorum_coordinator.outbox import Outbox
+from keyquorum_coordinator.policy import CoordinatorPolicy
 from keyquorum_coordinator.releases import Releases
 from keyquorum_coordinator.sequencer import Sequencer
 from keyquorum_coordinator.services import (
@@ -105,6 +106,7 @@ class CoordinatorServer:
             store = objects or open_objects(config.store_place)
             log = open_log(config, clock=clock)
             check_log_key(log.keys, trust.roster.log_key)
+            policy = CoordinatorPolicy(config, trust.roster.quorum_of(), self.database, clock=clock)
         except BaseException:
             self._lock.close()
             raise
@@ -141,6 +143,7 @@ class CoordinatorServer:
             ceremonies=self.ceremonies,
             fanout=self.fanout,
             outbox=self.outbox,
+            policy=policy,
             roster_envelope=trust.roster_envelope,
             max_artifact_mib=config.max_artifact_mib,
             clock=clock,

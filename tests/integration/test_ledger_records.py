@@ -16,6 +16,7 @@ import pytest
 from sqlalchemy import func, select
 
 from keyquorum_coordinator.database import OutboxRow
+from keyquorum_core.bulletin import peek_bulletin
 from keyquorum_core.errors import Reason, UnavailableError
 from keyquorum_core.ledger.leaves import (
     NOTHING,
@@ -94,7 +95,9 @@ async def test_a_job_is_in_the_ledger_before_its_owner_hears_that_it_was_taken(s
     assert (leaf.job_id, leaf.manifest_sha256, leaf.key_id, leaf.epoch) == (job, sha256(payload), "k1", 1)
     assert (leaf.classification, leaf.regions) == ("internal", ("CH",))
     assert leaf.owner_sha256 == sha256(scene.owner.identity.public.to_bytes())
-    assert leaf.policy_version == 0
+    bundle = peek_bulletin((scene.running.server.config.path("bulletins") / "policy.json").read_bytes())
+    assert (leaf.policy_sha256, leaf.policy_version) == (bundle.digest, bundle.version)
+    assert leaf.decision_sha256 != NOTHING
     await scene.alice.jobs.Submit(pb.SubmitRequest(manifest=manifest))  # the same again
     assert len(await scene.of(JobSubmitted)) == 1
 

@@ -44,6 +44,7 @@ from keyquorum_core.signing import Identity, peek_payload, sign
 from keyquorum_protos.v1 import coordinator_pb2 as pb
 from keyquorum_protos.v1 import coordinator_pb2_grpc as rpc
 from keyquorum_protos.wire.tls import TlsIdentity, dns_name, open_channel
+from tests.support import policies
 from tests.support.custodian import Committee
 from tests.support.fake_custodian import CLUSTER, FakeCommittee
 from tests.support.vendor import evidence_document
@@ -152,6 +153,8 @@ def make_folder(directory: Path, committee: FakeCommittee | Committee, **changes
     config.path(config.tls_certificate).write_bytes(tls.certificate)
     config.path(config.tls_key).write_bytes(tls.key)
     write_roster(config, committee.roster, operator)
+    bundle = policies.bundle([operator], cluster=CLUSTER)
+    (directory / config.bulletins / "policy.json").write_bytes(bundle)
     with (directory / "coordinator.toml").open("a") as file:
         for name, value in changes.items():
             file.write(f"{name} = {json.dumps(value)}\n")
