@@ -17,6 +17,8 @@ from typing import TypeVar
 import grpc.aio
 import pytest
 
+from keyquorum_core.attestation.inventory import INVENTORY
+from keyquorum_core.bulletin import sign_bulletin
 from keyquorum_core.errors import UnavailableError
 from keyquorum_core.parts import SealedPart
 from keyquorum_core.signing import merge
@@ -27,6 +29,7 @@ from keyquorum_protos.v1 import custodian_pb2 as pb
 from keyquorum_protos.v1 import custodian_pb2_grpc as rpc
 from keyquorum_protos.wire.errors import from_rpc_error
 from tests.support.custodian import PASSPHRASE, Committee, build_committee
+from tests.support.vendor import bulletin, inventory_json
 
 ROOT = Path(__file__).parents[2]
 ME = "ch-1"
@@ -222,3 +225,25 @@ async def test_a_custodian_killed_between_recording_and_answering_answers_the_ne
     assert (await custodian.call(release)).WhichOneof("outcome") == "share"
     custodian.stop()
     assert committee.open(ME).keystore.release_count() == 1
+
+
+@pytest.mark.parametrize(("when", "version"), [("before", 1), ("after", 2)])
+async def test_a_custodian_killed_while_it_accepts_a_bulletin_has_the_old_one_or_the_new_one(
+    committee: Committee, when: str, version: int
+) -> None:
+    """It notices the file by itself, and dies at the commit. The file is gone at the next start: only the keystore can
+    say which document is in force; then the file is back, and it is the new one either way."""
+    custodian = MortalCustodian(committee)
+    await custodian.start(2, when)  # the first commit keeps the time
+    path = committee.directory(ME) / "bulletins" / "inventory.json"
+    envelope = sign_bulletin(bulletin("inventory", inventory_json(), 2), [committee.operator.identity])
+    path.with_suffix(".partial").write_bytes(envelope)
+    path.with_suffix(".partial").replace(path)
+    await asyncio.to_thread(custodian.wait_for_death)
+    path.unlink()
+    node = committee.open(ME)
+    assert node.bulletins.get(INVENTORY).version == version
+    path.write_bytes(envelope)
+    node.bulletins.refresh()
+    assert node.bulletins.get(INVENTORY).version == 2
+    committee.nodes.pop(ME).close()

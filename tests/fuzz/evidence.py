@@ -10,6 +10,7 @@ from functools import partial
 
 from keyquorum_core.attestation import cbor, nvidia_rim, tdx_events, tpm2_events
 from keyquorum_core.attestation.evidence import EvidenceDocument
+from keyquorum_core.attestation.firmware_image import parse_firmware
 from keyquorum_core.attestation.inventory import Inventory
 from keyquorum_core.attestation.nitro_document import parse_document
 from keyquorum_core.attestation.nitro_reference import NitroReferenceValues
@@ -18,10 +19,13 @@ from keyquorum_core.attestation.nvidia_evidence import GpuEvidence
 from keyquorum_core.attestation.nvidia_reference import NvidiaReferenceValues
 from keyquorum_core.attestation.nvidia_report import parse_report as parse_gpu_report
 from keyquorum_core.attestation.nvidia_report import read_report as read_gpu_report
+from keyquorum_core.attestation.pe_image import authenticode_sha384
 from keyquorum_core.attestation.reference import ReferenceValues
+from keyquorum_core.attestation.snp_measure import DirectBoot, snp_measurement
 from keyquorum_core.attestation.snp_reference import SnpReferenceValues
 from keyquorum_core.attestation.snp_report import parse_report, read_report
 from keyquorum_core.attestation.tdx_collateral import parse_collateral, parse_pck_chain
+from keyquorum_core.attestation.tdx_measure import tdx_mrtd
 from keyquorum_core.attestation.tdx_quote import parse_quote as parse_tdx_quote
 from keyquorum_core.attestation.tdx_reference import TdxReferenceValues
 from keyquorum_core.attestation.tpm2 import Tpm2Evidence
@@ -45,6 +49,7 @@ from keyquorum_core.bulletin import Bulletin
 from keyquorum_core.strictjson import Fields, loads
 from tests.fuzz.target import Target, of_genuine, one_of
 from tests.support import intel_vendor, nitro_vendor, nvidia, soft_tpm, tpm_maker, vendor
+from tests.support.firmware import firmware, pe_image
 from tests.support.genuine import OWN, REAL, Genuine, nitro_reference_json, tdx_reference_json
 from tests.support.vectors import VECTORS
 
@@ -151,6 +156,10 @@ def member(parse: Callable[[object], object]) -> Callable[[bytes], object]:
     return lambda data: parse(loads(data, "reference values"))
 
 
+def snp_image(data: bytes) -> bytes:
+    return snp_measurement(data, cpus=2, signature=0x00A00F11, boot=DirectBoot(b"kernel"))
+
+
 def _object(data: bytes) -> dict[str, object]:
     fields = Fields(loads(data, "body"), "body")
     return {name: fields.raw(name) for name in fields.names()}
@@ -214,5 +223,7 @@ EVIDENCE: Sequence[Target] = (
            lambda: [vendor.evidence_document({"ch-1": (1, bytes(32)), "de-1": (2, bytes([7]) * 32)})], 1 << 15),
     one_of("reference-values",
            [body(ReferenceValues.read), *map(member, MEMBERS), body(Inventory.read)], reference_values),
+    one_of("images", [parse_firmware, tdx_mrtd, snp_image, authenticode_sha384],
+           lambda: [*((which, firmware()) for which in range(3)), (3, pe_image(b"c" * 16))], 1 << 17),
     Target("bulletin", Bulletin.parse, lambda: [vendor.bulletin("inventory", vendor.inventory_json()).payload()]),
 )  # fmt: skip

@@ -51,16 +51,22 @@ class Verdict:
         return self.as_dict() | {"checks": [each.as_dict() for each in self.checks]}
 
 
+_GENUINE = Finding("genuine", "evidence that verifies", "it does")
+
+
 def unverified(kind: str, error: KeyquorumError) -> Verdict:
     """The verdict on evidence that ``error`` found not to be genuine; or genuine and refused, where it says so."""
     genuine = error.details.get("verified") == "true"
-    finding = Finding("genuine", error.expected or "evidence that verifies", error.actual or error.message, error)
-    return Verdict(kind, False, genuine, str(error.reason), str(error), {}, (finding,))
+    found = Finding("genuine", error.expected or "evidence that verifies", error.actual or error.message, error)
+    checks: tuple[Finding, ...] = (found,)
+    if genuine:
+        checks = (_GENUINE, Finding(str(error.reason).lower(), found.expected, found.actual, error))
+    return Verdict(kind, False, genuine, str(error.reason), str(error), {}, checks)
 
 
 def judged(kind: str, claims: Mapping[str, object], findings: Sequence[Finding]) -> Verdict:
     """The verdict on genuine evidence."""
-    checks = (Finding("genuine", "evidence that verifies", "it does"), *findings)
+    checks = (_GENUINE, *findings)
     refusal = next((each.refusal for each in checks if each.refusal is not None), None)
     if refusal is None:
         return Verdict(kind, True, True, "", "", claims, checks)
