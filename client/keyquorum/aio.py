@@ -51,6 +51,7 @@ from keyquorum_protos.v1 import coordinator_pb2 as pb
 __all__ = ["AsyncClient", "connect"]
 
 _LOG = logging.getLogger("keyquorum")
+COSIGNED_SECONDS = 15.0  # how long a result waits for custodians to cosign the ledger as far as its release
 CONFIRM_GRACE = 3.0  # seconds to wait for the answers that confirm a key, once it is there
 
 
@@ -332,7 +333,7 @@ class AsyncClient:
         await self.wait(job_id, timeout=timeout, progress=progress)
         owner = await self._keys("owner")
         connection = self._connection("owner")
-        message = await connection.unary(connection.jobs.GetOutcome, pb.GetOutcomeRequest(job_id=job_id))
+        message = await self._outcome(connection, job_id)
         job = job_from_wire(message.job, owner.identity.public, job_id)
         if not message.statement:
             raise no_statement(job)
@@ -342,6 +343,7 @@ class AsyncClient:
             owner=owner.identity.public,
             roster=self.profile.roster,
             quorum=self.profile.quorum,
+            now=int(self._clock()),
         )
         ran = outcome.statement.outcome
         if (ran == "completed") != (job.state == "completed"):
@@ -357,6 +359,17 @@ class AsyncClient:
         if ran != "completed" or result.exit_code != 0:
             raise JobFailedError(result)
         return result
+
+    async def _outcome(self, connection: Connection, job_id: str) -> pb.Outcome:
+        """What the coordinator has to show; waits a while for custodians to cosign the ledger as far as the release."""
+        until = time.monotonic() + COSIGNED_SECONDS
+        pause = 0.05
+        while True:
+            message = await connection.unary(connection.jobs.GetOutcome, pb.GetOutcomeRequest(job_id=job_id))
+            if message.leaf_proof or not message.statement or time.monotonic() + pause > until:
+                return message
+            await asyncio.sleep(pause)
+            pause = min(1.0, 2 * pause)
 
     async def _job_key(
         self, connection: Connection, outcome: VerifiedOutcome, owner: LoadedKeys, report: ProgressCallback

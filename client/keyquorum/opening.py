@@ -168,7 +168,7 @@ async def _ask(connection: Connection, answers: Answers, job: str, grace: float,
 
 def _take(answers: Answers, event: pb.AnswerEvent) -> None:
     if event.leaf:
-        answers.take_leaf(event.leaf)
+        answers.take_leaf(event.leaf, event.leaf_proof)
     if not event.HasField("answer"):
         return
     custodian = event.answer.custodian

@@ -18,7 +18,13 @@ def outcome_from_wire(message: pb.Outcome) -> OutcomeBytes:
         for r in message.receipts
     )
     return OutcomeBytes(
-        message.job.manifest, message.job.opening, message.leaf, message.evidence, receipts, message.statement
+        message.job.manifest,
+        message.job.opening,
+        message.leaf,
+        message.leaf_proof,
+        message.evidence,
+        receipts,
+        message.statement,
     )
 
 

@@ -124,6 +124,12 @@ class Result:
         return tuple(sorted(item.type for item in self._outcome.evidence.items))
 
     @property
+    def proof(self) -> bytes:
+        """That the ledger shows the release of this job's key to the worker, in a checkpoint that a quorum of
+        custodians cosigned: a C2SP tlog-proof, worth keeping."""
+        return self._outcome.proof.encode()
+
+    @property
     def development(self) -> bool:
         """Whether the worker ran on development hardware, which proves nothing about who could see the data."""
         return self._outcome.leaf.development

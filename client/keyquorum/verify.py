@@ -1,11 +1,11 @@
 """Is this the result? Everything an owner checks about a finished job, as one pure function over bytes (DESIGN §6).
 
 The chain, each link signed: the owner's manifest names the job → custodians of the roster, enough for its quorum,
-signed that they released the job's key for one leaf → the leaf names the digests of one worker's evidence and HPKE
-key → the evidence holds the worker's signing key → that key signed the result statement → the statement names the
-artifacts, always a log and, where the job completed, a result. Those decrypt only under the job's key and bound to that
-signing key, so that no statement holds that was made without the job's key. The coordinator carried all of it and
-appears nowhere.
+signed that they released the job's key for one leaf → the leaf stands in the ledger, under a checkpoint that a quorum
+cosigned, and names the digests of one worker's evidence and HPKE key → the evidence holds the worker's signing key →
+that key signed the result statement → the statement names the artifacts, always a log and, where the job completed, a
+result. Those decrypt only under the job's key and bound to that signing key, so that no statement holds that was made
+without the job's key. The coordinator carried all of it and appears nowhere.
 """
 
 from __future__ import annotations
@@ -16,7 +16,10 @@ from keyquorum.jobs import own_manifest
 from keyquorum_core.answers import JobBinding, check_leaf
 from keyquorum_core.attestation.evidence import EvidenceDocument
 from keyquorum_core.attestation.naming import claims_development
-from keyquorum_core.errors import KeyquorumError, Reason, RefusedError
+from keyquorum_core.errors import KeyquorumError, Reason, RefusedError, UnavailableError
+from keyquorum_core.ledger.log_trust import LogTrust, QuorumCheckpoint
+from keyquorum_core.ledger.merkle import verify_inclusion
+from keyquorum_core.ledger.tlog_proof import TlogProof
 from keyquorum_core.manifest import (
     Manifest,
     Opening,
@@ -45,6 +48,7 @@ class OutcomeBytes:
     manifest: bytes
     opening: bytes
     leaf: bytes
+    leaf_proof: bytes
     evidence: bytes
     receipts: tuple[tuple[Receipt, bytes], ...]
     statement: bytes
@@ -52,12 +56,15 @@ class OutcomeBytes:
 
 @dataclass(frozen=True, slots=True)
 class VerifiedOutcome:
-    """What follows from it. ``custodians``: those whose receipts verify, sorted. ``doubts``: why others' don't."""
+    """What follows from it. ``custodians``: those whose receipts verify, sorted. ``doubts``: why others' don't.
+    ``proof`` shows the leaf in the ledger's checkpoint ``logged``."""
 
     manifest: Manifest
     binding: JobBinding
     opening: Opening
     leaf: Leaf
+    proof: TlogProof
+    logged: QuorumCheckpoint
     evidence: EvidenceDocument
     statement: ResultStatement
     custodians: tuple[str, ...]
@@ -71,19 +78,21 @@ def open_job(manifest: bytes, opening: bytes, owner: PublicIdentity, job: str) -
 
 
 def verify_outcome(
-    outcome: OutcomeBytes, *, job: str, owner: PublicIdentity, roster: Roster, quorum: Quorum
+    outcome: OutcomeBytes, *, job: str, owner: PublicIdentity, roster: Roster, quorum: Quorum, now: int
 ) -> VerifiedOutcome:
     """Raises :class:`MalformedError` or :class:`RefusedError` at the first link that doesn't hold.
 
     A receipt that doesn't verify is a doubt and no more, as long as the others qualify: else one lying custodian could
     take everybody's results away. Reasons: ``SIGNATURE…``, ``WRONG_JOB``, ``LEAF``, ``RECIPIENT``, ``EPOCH``,
-    ``NOT_YET_VALID``, ``EXPIRED``, ``ARTIFACT``, ``NO_QUORUM``, or that of the first receipt at fault.
+    ``NOT_YET_VALID``, ``EXPIRED``, ``ARTIFACT``, ``LEDGER_…``, ``NO_QUORUM``, or that of the first receipt at fault.
+    :class:`UnavailableError` (``LEDGER_UNWITNESSED``) while no quorum has cosigned the ledger as far as the release.
     """
     manifest, binding, opening = open_job(outcome.manifest, outcome.opening, owner, job)
     leaf = Leaf.parse(outcome.leaf)
     evidence = EvidenceDocument.parse(outcome.evidence)
     check_leaf(leaf, binding, recipient="worker", recipient_public=evidence.hpke_key, evidence=outcome.evidence)
     check_window(manifest, leaf.time)
+    proof, logged = _check_ledger(outcome.leaf_proof, leaf, roster, quorum, now)
     custodians, doubts = _check_receipts(outcome, binding, leaf, roster, quorum)
     if not quorum.is_qualified(custodians):
         first = next(iter(doubts.values()), None)
@@ -97,7 +106,29 @@ def verify_outcome(
     _check_development(leaf, evidence)
     statement = open_result(outcome.statement, PublicIdentity.from_bytes(evidence.signing_key), job)
     _check_artifacts(statement)
-    return VerifiedOutcome(manifest, binding, opening, leaf, evidence, statement, custodians, doubts)
+    return VerifiedOutcome(manifest, binding, opening, leaf, proof, logged, evidence, statement, custodians, doubts)
+
+
+def _check_ledger(
+    data: bytes, leaf: Leaf, roster: Roster, quorum: Quorum, now: int
+) -> tuple[TlogProof, QuorumCheckpoint]:
+    """No result without its release in the ledger (G3), in a tree that a quorum of custodians has seen."""
+    if roster.log_key is None:
+        raise RefusedError(Reason.LEDGER_ORIGIN, "the roster names no ledger, so no release can be shown")
+    if not data:
+        raise UnavailableError(
+            Reason.LEDGER_UNWITNESSED,
+            "no quorum of custodians has cosigned the ledger as far as the release of this job's key",
+            expected="a proof of the release in a cosigned checkpoint",
+            actual="none yet",
+            next_step="Fetch the result again later; if it stays so, the coordinator may hide the release",
+            details={"job": leaf.job_id},
+        )
+    proof = TlogProof.parse(data)
+    logged = LogTrust(roster.log_key, roster.witnesses(), quorum).verify(proof.checkpoint, now=now)
+    checkpoint = logged.checkpoint
+    verify_inclusion(leaf.hash(), proof.index, checkpoint.size, proof.proof, checkpoint.root)
+    return proof, logged
 
 
 def _check_development(leaf: Leaf, evidence: EvidenceDocument) -> None:

@@ -30,7 +30,8 @@ class CoordinatorConfig:
     ``database``, ``ledger_database`` and ``ledger_checkpoint`` are SQLAlchemy URLs or SQLite files' paths; ``store``
     and ``ledger_tiles`` object stores' URLs or folders' paths. ``ledger_batch_ms``: milliseconds for which the ledger
     waits for more leaves before it commits; at 0 a batch is what came during the commit before it. ``policy_signers``:
-    a file of the form of ``operators``, saying whose signatures count on the coordinator's policies and lists."""
+    a file of the form of ``operators``, saying whose signatures count on the coordinator's policies and lists.
+    ``cosign_interval``: how often custodians cosign a ledger that stands still."""
 
     directory: Path
     name: str
@@ -55,6 +56,7 @@ class CoordinatorConfig:
     ledger_tls_certificate: str = ""
     ledger_tls_key: str = ""
     ledger_batch_ms: int = 0
+    cosign_interval: int = 60
     worker_timeout: int = 30
     release_deadline: int = 10
     max_releases: int = 256
@@ -134,6 +136,7 @@ _LIMITS = (
     ("max_artifact_mib", 1, 1 << 24),
     ("shutdown_grace", 0, 600),
     ("ledger_batch_ms", 0, 10_000),
+    ("cosign_interval", 1, 3600),
 )
 
 

@@ -143,6 +143,7 @@ class ReleaseRow(Base):
     job_id: Mapped[str] = mapped_column(ForeignKey("jobs.job_id"), primary_key=True)
     worker: Mapped[str] = mapped_column(String(256))
     leaf: Mapped[bytes] = mapped_column(LargeBinary)
+    leaf_index: Mapped[int] = mapped_column(BigInteger)
     evidence: Mapped[bytes] = mapped_column(LargeBinary)
     recorded_at: Mapped[int] = mapped_column(BigInteger)
 

@@ -152,7 +152,8 @@ class Desk:
             if not events:
                 await self._wait(changed, _POLL)
 
-    async def outcome(self, peer: Peer, job_id: str) -> tuple[Job, ReleaseRecord | None]:
+    async def outcome(self, peer: Peer, job_id: str) -> tuple[Job, ReleaseRecord | None, bytes]:
+        """The job, the release to its worker, and the ledger's proof of that: empty until a quorum cosigned so far."""
         job = await self.owned(peer, job_id)
         if job.state not in FINAL:
             raise StateError(
@@ -162,7 +163,8 @@ class Desk:
                 actual=job.state,
                 next_step="Watch it until it has",
             )
-        return job, await self.releases.recorded(job_id)
+        record = await self.releases.recorded(job_id)
+        return job, record, await self.releases.proof(record) if record is not None else b""
 
     # -- artifacts ----------------------------------------------------------------------------------------------------
 

@@ -11,7 +11,7 @@ import asyncio
 import secrets
 import time
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Self
@@ -27,7 +27,10 @@ from keyquorum_protos.v1 import custodian_pb2 as pb
 from keyquorum_protos.wire.errors import from_status, to_status
 from keyquorum_protos.wire.tls import TlsIdentity, dns_name, open_channel
 
-__all__ = ["Arrival", "Fanout", "Release"]
+__all__ = ["Again", "Arrival", "Fanout", "Release"]
+
+Again = Callable[[str, int], Awaitable[bytes]]
+"""(custodian, leaves of the ledger that it has seen) → the request anew, for it."""
 
 _PATIENCE = 3.0  # seconds for a custodian to be reached when a caller waits for it
 
@@ -47,7 +50,8 @@ class Arrival:
 class Release:
     """An asynchronous iterator over :class:`Arrival`, one per custodian. Close it when done (``async with`` does)."""
 
-    def __init__(self, fanout: Fanout, request_id: str, deadline: float) -> None:
+    def __init__(self, fanout: Fanout, request_id: str, deadline: float, again: Again | None) -> None:
+        self._again = again
         self._fanout = fanout
         self._request_id = request_id
         self._arrived: deque[Arrival] = deque()
@@ -124,6 +128,9 @@ class Release:
         )
 
     # -- called by links ----------------------------------------------------------------------------------------------
+
+    def again(self, custodian: str, ledger_size: int) -> Awaitable[bytes] | None:
+        return self._again(custodian, ledger_size) if self._again and custodian in self._outstanding else None
 
     def answered(self, custodian: str, answer: pb.ReleaseAnswer, window_statement: bytes) -> None:
         if custodian not in self._outstanding:
@@ -233,11 +240,8 @@ class Fanout:
             for link in self.links.values():
                 await link.first_probe.wait()
 
-    def release(self, request: pb.ReleaseRequest) -> Release:
-        """Ask all custodians, fastest first. The request id is set here; answers carry the one sent.
-
-        Raises :class:`RefusedError` (``QUOTA``) when too many releases run.
-        """
+    def require_room(self) -> None:
+        """Raises :class:`RefusedError` (``QUOTA``) when too many releases run."""
         if len(self._running) >= self._max_releases:
             raise RefusedError(
                 Reason.QUOTA,
@@ -246,13 +250,23 @@ class Fanout:
                 actual=len(self._running),
                 next_step="Try again in a moment",
             )
+
+    def release(
+        self, request: pb.ReleaseRequest, updates: Mapping[str, bytes] | None = None, again: Again | None = None
+    ) -> Release:
+        """Ask all custodians, fastest first. The request id is set here; answers carry the one sent.
+
+        ``updates``: what else a custodian is told, as further serialised members of the request. ``again``: makes the
+        request anew for a custodian that is at another size of the ledger. Raises as :meth:`require_room`.
+        """
+        self.require_room()
         self._count += 1
         request.request_id = request_id = f"{self._prefix}-{self._count}"
         data = request.SerializeToString()
-        release = Release(self, request_id, self._deadline)
+        release = Release(self, request_id, self._deadline, again)
         self._running.add(release)
         for link in self.ranked():
-            link.ask(request_id, data, release)
+            link.ask(request_id, data + (updates or {}).get(link.id, b""), release)
         return release
 
     def ended(self, release: Release) -> None:

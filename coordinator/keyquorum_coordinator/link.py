@@ -10,9 +10,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import re
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any, Protocol
 
 import grpc
@@ -26,7 +27,7 @@ from keyquorum_core.release import WINDOW_SECONDS, Window, open_window
 from keyquorum_core.roster import RosterCustodian
 from keyquorum_protos.v1 import custodian_pb2 as pb
 from keyquorum_protos.v1.custodian_pb2_grpc import CeremoniesStub, CustodianStub
-from keyquorum_protos.wire.errors import from_rpc_error
+from keyquorum_protos.wire.errors import from_rpc_error, from_status
 
 if TYPE_CHECKING:
     from keyquorum_protos.v1.custodian_pb2_grpc import CeremoniesAsyncStub, CustodianAsyncStub
@@ -41,19 +42,23 @@ _POLL = 10.0
 _FIRST_BACKOFF = 0.1
 _LONGEST_BACKOFF = 2.0
 _KEPT_WINDOWS = 4
+_MAX_CONFLICTS = 3
+_SIZE = re.compile(r"0|[1-9][0-9]{0,18}", re.ASCII)
 
 _log = structlog.get_logger("link")
 
 
 class Waiting(Protocol):
-    """Who waits for the answer to a request; called once per custodian."""
+    """Who waits for the answer to a request; ``answered`` or ``failed`` is called once per custodian."""
 
     def answered(self, custodian: str, answer: pb.ReleaseAnswer, window_statement: bytes) -> None: ...
     def failed(self, custodian: str, error: KeyquorumError) -> None: ...
+    def again(self, custodian: str, ledger_size: int) -> Awaitable[bytes] | None:
+        """The request anew, for a custodian that turned out to be at another size of the ledger; None to give up."""
 
 
 class _Pending:
-    __slots__ = ("data", "hedged", "lane", "sent_at", "waiting")
+    __slots__ = ("conflicts", "data", "hedged", "lane", "sent_at", "waiting")
 
     def __init__(self, waiting: Waiting, data: bytes, sent_at: float) -> None:
         self.waiting: Waiting | None = waiting
@@ -61,6 +66,7 @@ class _Pending:
         self.sent_at = sent_at
         self.lane: _Lane | None = None
         self.hedged = False
+        self.conflicts = 0
 
 
 class _Lane:
@@ -138,6 +144,10 @@ class Link:
         self.last_error: KeyquorumError | None = None
         self.clock_skew = 0.0
         self.keys: dict[tuple[str, int], str] = {}
+        self.ledger_size = 0
+        """What the custodian had seen of the ledger when it was asked last."""
+        self.connections = 0
+        """How often a stream was begun: what was sent over earlier ones may be lost."""
         self._custodian = custodian
         self._cluster = cluster
         self._connect = connect
@@ -155,6 +165,7 @@ class Link:
         self._channel: grpc.aio.Channel | None = None
         self._probing: asyncio.Task[None] | None = None
         self.first_probe = asyncio.Event()
+        self.first_stream = asyncio.Event()
 
     # -- life ---------------------------------------------------------------------------------------------------------
 
@@ -259,13 +270,41 @@ class Link:
             )
             return
         if not answer.HasField("share"):
-            waiting.answered(self.id, answer, b"")
+            if not (answer.HasField("refusal") and self._conflicts(answer, pending, waiting)):
+                waiting.answered(self.id, answer, b"")
             return
         statement = self._windows.get(answer.share.window)
         if statement is not None:
             waiting.answered(self.id, answer, statement)
         else:
             self._spawn(self._answer_of_new_window(answer, waiting))
+
+    def _conflicts(self, answer: pb.ReleaseAnswer, pending: _Pending, waiting: Waiting) -> bool:
+        """Whether it was refused for the custodian's place in the ledger alone, and goes out again from there."""
+        size = _place_of(answer.refusal)
+        anew = waiting.again(self.id, size) if size is not None and pending.conflicts < _MAX_CONFLICTS else None
+        if anew is None:
+            return False
+        self._spawn(self._ask_again(answer, pending, anew))
+        return True
+
+    async def _ask_again(self, answer: pb.ReleaseAnswer, pending: _Pending, anew: Awaitable[bytes]) -> None:
+        try:
+            data = await anew
+        except KeyquorumError as error:
+            if pending.waiting is not None:
+                pending.waiting.failed(self.id, error)
+            return
+        if pending.waiting is None:
+            return
+        again = _Pending(pending.waiting, data, time.monotonic())
+        again.conflicts = pending.conflicts + 1
+        self._pending[answer.request_id] = again
+        if self._primary is not None:
+            again.lane = self._primary
+            self._primary.send(data)
+        if self._timer is None:
+            self._timer = asyncio.get_running_loop().call_later(self._hedge_after(), self._overdue)
 
     async def _answer_of_new_window(self, answer: pb.ReleaseAnswer, waiting: Waiting) -> None:
         """The first answers of a window may come before its statement was polled: nobody could verify them yet."""
@@ -349,7 +388,9 @@ class Link:
                 continue
             if self._channel is None:
                 return
+            self.connections += 1
             lane = self._primary = _Lane(self._channel, self._answer)
+            self.first_stream.set()
             now = time.monotonic()
             for pending in self._pending.values():
                 pending.sent_at = now  # neither hedging nor latency counts the wait for a connection
@@ -398,6 +439,7 @@ class Link:
         # The custodian's clock is told in whole seconds: their middle is the best guess, and less than one is no skew.
         skew = described.now + 0.5 - (asked + now) / 2
         self.clock_skew = skew if abs(skew) >= 1 else 0.0
+        self.ledger_size = described.ledger_size
         self.keys = {(key.key_id, key.epoch): key.state for key in described.keys[:4096]}
         self._remember(window.statement, int(now))
         self.circuit.recovered(time.monotonic())
@@ -456,6 +498,13 @@ class Link:
             if pending.waiting is not None:
                 pending.waiting.failed(self.id, error)
         self._pending.clear()
+
+
+def _place_of(refusal: Any) -> int | None:
+    """How much of the ledger a custodian says it has seen, where that is why it refused."""
+    error = from_status(refusal)
+    size = error.details.get("size", "")
+    return int(size) if error.reason is Reason.LEDGER_CONFLICT and _SIZE.fullmatch(size) else None
 
 
 def _unforeseen(custodian: str, error: Exception) -> KeyquorumError:

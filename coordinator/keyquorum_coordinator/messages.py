@@ -79,10 +79,11 @@ def ceremony_message(progress: Progress) -> pb.CeremonyEvent:
     )
 
 
-def outcome_message(job: Job, record: ReleaseRecord | None) -> pb.Outcome:
+def outcome_message(job: Job, record: ReleaseRecord | None, proof: bytes) -> pb.Outcome:
     message = pb.Outcome(job=job_message(job), statement=job.statement)
     if record is not None:
         message.leaf = record.leaf
+        message.leaf_proof = proof
         message.evidence = record.evidence
         for receipt in record.receipts:
             message.receipts.add(

@@ -1,8 +1,8 @@
 """Releases of a job's key: to its owner, or to the worker that holds the job, by a quorum of custodians.
 
-The coordinator writes the leaf, asks everybody and passes answers on as they come. It keeps, of a release to a worker,
-what the owner needs to check it later (leaf, evidence, and the answers without their shares), and writes that after the
-answers have left, once a quorum is there and once more when late answers came.
+The coordinator enters the leaf in the ledger, asks everybody and passes answers on as they come. It keeps, of a release
+to a worker, what the owner needs to check it later (leaf, evidence, and the answers without their shares), and writes
+that after the answers have left, once a quorum is there and once more when late answers came.
 """
 
 from __future__ import annotations
@@ -23,13 +23,16 @@ from keyquorum_coordinator.database import Database, JobRow, ReceiptRow, Release
 from keyquorum_coordinator.fanout import Arrival, Fanout, Release
 from keyquorum_coordinator.job_states import JobState
 from keyquorum_coordinator.jobs import Job, JobStore
+from keyquorum_coordinator.sequencer import Entry, Sequencer
+from keyquorum_coordinator.witnesses import Witnesses
 from keyquorum_core.attestation.evidence import EvidenceDocument
 from keyquorum_core.attestation.naming import claims_development
 from keyquorum_core.errors import KeyquorumError
+from keyquorum_core.ledger.tlog_proof import TlogProof
 from keyquorum_core.release import Leaf
 from keyquorum_protos.v1 import custodian_pb2 as pb
 
-__all__ = ["ReceiptRecord", "ReleaseRecord", "Releases"]
+__all__ = ["ReceiptRecord", "ReleaseRecord", "Releases", "Shown"]
 
 _log = structlog.get_logger("releases")
 
@@ -46,9 +49,18 @@ class ReceiptRecord:
 
 
 @dataclass(frozen=True, slots=True)
+class Shown:
+    """A release's leaf, and where the ledger shows it: a C2SP tlog-proof with the checkpoint it was entered under."""
+
+    leaf: bytes
+    proof: bytes
+
+
+@dataclass(frozen=True, slots=True)
 class ReleaseRecord:
     worker: str
     leaf: bytes
+    leaf_index: int
     evidence: bytes
     receipts: tuple[ReceiptRecord, ...]
 
@@ -59,6 +71,8 @@ class Releases:
     def __init__(
         self,
         fanout: Fanout,
+        sequencer: Sequencer,
+        witnesses: Witnesses,
         jobs: JobStore,
         database: Database,
         *,
@@ -66,6 +80,8 @@ class Releases:
         on_release: Callable[[str, float | None], None] = lambda recipient, seconds: None,
     ) -> None:
         self._fanout = fanout
+        self._sequencer = sequencer
+        self._witnesses = witnesses
         self._jobs = jobs
         self._database = database
         self._clock = clock
@@ -73,17 +89,18 @@ class Releases:
         self._tasks: set[asyncio.Task[None]] = set()
         self._recording: dict[str, asyncio.Task[None]] = {}
 
-    async def to_owner(self, job: Job) -> AsyncGenerator[tuple[bytes, Arrival]]:
-        """(leaf, answer) from every custodian. Raises ``NO_QUORUM`` at the end when there was no quorum, ``QUOTA``."""
+    async def to_owner(self, job: Job) -> AsyncGenerator[tuple[Shown, Arrival]]:
+        """(leaf, answer) from every custodian. Raises ``NO_QUORUM`` at the end when there was no quorum, ``QUOTA``, and
+        as :meth:`Sequencer.append` when the ledger does not take the leaf: then nobody was asked."""
         facts = facts_of(job)
         leaf = self._leaf(job, facts.manifest_sha256, "owner", facts.owner_recipient_sha256, Leaf.NO_EVIDENCE)
-        request = pb.ReleaseRequest(manifest=job.manifest, leaf=leaf)
-        release = self._fanout.release(request)
+        entry, shown = await self._enter(leaf)
+        release = await self._witnesses.release(entry, pb.ReleaseRequest(manifest=job.manifest, leaf=leaf))
         opened: asyncio.Task[None] | None = None
         try:
             async with release:
                 async for arrival in release:
-                    yield leaf, arrival
+                    yield shown, arrival
         finally:
             self._on_release("owner", release.quorum_after)
             if release.quorum_after is not None and job.state is JobState.SUBMITTED:
@@ -92,7 +109,7 @@ class Releases:
             await asyncio.wait([opened])
         release.conclude()
 
-    async def to_worker(self, job: Job, evidence: bytes) -> AsyncGenerator[tuple[bytes, Arrival]]:
+    async def to_worker(self, job: Job, evidence: bytes) -> AsyncGenerator[tuple[Shown, Arrival]]:
         """As :meth:`to_owner`, for the worker that holds the job. Raises also for a malformed evidence document."""
         facts = facts_of(job)
         document = EvidenceDocument.parse(evidence)
@@ -104,15 +121,16 @@ class Releases:
             hashlib.sha256(evidence).hexdigest(),
             development=claims_development(document),
         )
+        entry, shown = await self._enter(leaf)
         request = pb.ReleaseRequest(manifest=job.manifest, evidence=evidence, leaf=leaf)
-        release = self._fanout.release(request)
-        record = _Record(job, leaf, evidence)
+        release = await self._witnesses.release(entry, request)
+        record = _Record(job, leaf, entry.index, evidence)
         try:
             async for arrival in release:
                 # Begun before the answer that may complete the worker's quorum leaves, and not waited for.
                 if record.take(arrival) and self._qualified(record) and not record.begun:
                     self._write_soon(record)
-                yield leaf, arrival
+                yield shown, arrival
         finally:
             self._on_release("worker", release.quorum_after)
             if self._qualified(record):
@@ -134,12 +152,26 @@ class Releases:
             await asyncio.wait([pending])
         return await self._database.read(lambda session: _load(session, job_id))
 
+    async def proof(self, record: ReleaseRecord) -> bytes:
+        """That the ledger shows the release, in the newest checkpoint that a quorum cosigned: a C2SP tlog-proof. Empty
+        while that one is older than the leaf."""
+        vouched = self._sequencer.witnessed
+        if vouched is None or vouched.checkpoint.size <= record.leaf_index:
+            return b""
+        path = await self._sequencer.inclusion(record.leaf_index, vouched.checkpoint.size)
+        return TlogProof(record.leaf_index, path, vouched.encode()).encode()
+
     async def settled(self) -> None:
         """Wait for records being written."""
         if self._tasks:
             await asyncio.wait(self._tasks)
 
     # -- inside -------------------------------------------------------------------------------------------------------
+
+    async def _enter(self, leaf: bytes) -> tuple[Entry, Shown]:
+        self._fanout.require_room()
+        entry = await self._sequencer.append(leaf, b"release:" + hashlib.sha256(leaf).digest())
+        return entry, Shown(leaf, TlogProof(entry.index, entry.proof, entry.checkpoint.encode()).encode())
 
     def _leaf(
         self,
@@ -204,9 +236,7 @@ class Releases:
             return  # nothing an owner could check (an earlier release, if there is one, still counts), or nothing new
         now = int(self._clock())
         try:
-            await self._database.write(
-                lambda session: _store(session, record.job, record.leaf, record.evidence, receipts, now)
-            )
+            await self._database.write(lambda session: _store(session, record, receipts, now))
             record.written = len(receipts)
         except KeyquorumError as error:
             _log.error("release.not_recorded", job=record.job.job_id, reason=str(error.reason))
@@ -215,9 +245,10 @@ class Releases:
 class _Record:
     """A release to a worker, as it comes to be known."""
 
-    def __init__(self, job: Job, leaf: bytes, evidence: bytes) -> None:
+    def __init__(self, job: Job, leaf: bytes, leaf_index: int, evidence: bytes) -> None:
         self.job = job
         self.leaf = leaf
+        self.leaf_index = leaf_index
         self.evidence = evidence
         self.receipts: dict[str, ReceiptRecord] = {}
         self.begun = False
@@ -244,14 +275,22 @@ def _receipt(arrival: Arrival) -> ReceiptRecord:
     )
 
 
-def _store(
-    session: Session, job: Job, leaf: bytes, evidence: bytes, receipts: Iterable[ReceiptRecord], now: int
-) -> None:
+def _store(session: Session, record: _Record, receipts: Iterable[ReceiptRecord], now: int) -> None:
+    job = record.job
     present = session.get(JobRow, job.job_id)
     if present is None or present.worker != job.worker:
         return  # taken away meanwhile: another worker's release will be the one that counts
     session.execute(delete(ReceiptRow).where(ReceiptRow.job_id == job.job_id))
-    session.merge(ReleaseRow(job_id=job.job_id, worker=job.worker, leaf=leaf, evidence=evidence, recorded_at=now))
+    session.merge(
+        ReleaseRow(
+            job_id=job.job_id,
+            worker=job.worker,
+            leaf=record.leaf,
+            leaf_index=record.leaf_index,
+            evidence=record.evidence,
+            recorded_at=now,
+        )
+    )
     session.flush()
     for receipt in receipts:
         session.add(
@@ -272,7 +311,7 @@ def _load(session: Session, job_id: str) -> ReleaseRecord | None:
     row = session.get(ReleaseRow, job_id)
     if row is None:
         return None
-    return ReleaseRecord(row.worker, row.leaf, row.evidence, tuple(_load_receipts(session, job_id)))
+    return ReleaseRecord(row.worker, row.leaf, row.leaf_index, row.evidence, tuple(_load_receipts(session, job_id)))
 
 
 def _load_receipts(session: Session, job_id: str) -> list[ReceiptRecord]:

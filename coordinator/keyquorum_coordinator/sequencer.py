@@ -103,6 +103,12 @@ class Sequencer:
             await self._run(self._readers, self._ledger.follow)
         return self.witnessed or self.latest
 
+    async def reach(self, size: int) -> SignedCheckpoint:
+        """The newest checkpoint; unless it has ``size`` leaves, after a look at what other coordinators wrote."""
+        if self.latest.checkpoint.size < size:
+            await self._run(self._readers, self._ledger.follow)
+        return self.latest
+
     # -- writing ------------------------------------------------------------------------------------------------------
 
     async def append(self, leaf: bytes, request_id: bytes) -> Entry:

@@ -46,6 +46,7 @@ from keyquorum_coordinator.services import (
     KeysService,
     WorkersService,
 )
+from keyquorum_coordinator.witnesses import Witnesses
 from keyquorum_core.errors import KeyquorumError, Reason, StateError, UnavailableError
 from keyquorum_core.ledger.leaves import RosterInUse
 from keyquorum_protos.v1 import coordinator_pb2_grpc as rpc
@@ -110,7 +111,7 @@ class CoordinatorServer:
         except BaseException:
             self._lock.close()
             raise
-        self.sequencer = Sequencer(log, batch_window=config.ledger_batch_ms / 1000, on_batch=self.metrics.ledger_batch)
+        self.sequencer = Sequencer(log, batch_window=config.ledger_batch_ms / 1000, on_batch=self._batched)
         self._reader = LedgerReader(self.sequencer)
         self.fanout = Fanout(
             trust.roster,
@@ -121,6 +122,7 @@ class CoordinatorServer:
             on_latency=lambda custodian, seconds: self.metrics.custodian_seconds.labels(custodian).observe(seconds),
         )
         self.outbox = Outbox(self.database, self.sequencer)
+        self.witnesses = Witnesses(self.sequencer, self.fanout, clock=clock, interval=config.cosign_interval)
         self.jobs = JobStore(
             self.database,
             clock=clock,
@@ -135,7 +137,15 @@ class CoordinatorServer:
             on_bytes=lambda direction, count: self.metrics.artifact_bytes.labels(direction).inc(count),
         )
         self.ceremonies = Ceremonies(self.database, self.fanout, clock=clock, on_leaf=lambda: self.outbox.wake())
-        self.releases = Releases(self.fanout, self.jobs, self.database, clock=clock, on_release=self.metrics.released)
+        self.releases = Releases(
+            self.fanout,
+            self.sequencer,
+            self.witnesses,
+            self.jobs,
+            self.database,
+            clock=clock,
+            on_release=self.metrics.released,
+        )
         self.desk = Desk(
             jobs=self.jobs,
             artifacts=self.artifacts,
@@ -148,6 +158,10 @@ class CoordinatorServer:
             max_artifact_mib=config.max_artifact_mib,
             clock=clock,
         )
+
+    def _batched(self, count: int, seconds: float) -> None:
+        self.metrics.ledger_batch(count, seconds)
+        self.witnesses.poke()
 
     async def start(self) -> None:
         """Listen. Raises :class:`UnavailableError` when an address cannot be had."""
@@ -186,6 +200,7 @@ class CoordinatorServer:
         await server.start()
         self.address = f"{self.config.listen.rpartition(':')[0]}:{port}"
         self._tasks = [
+            asyncio.create_task(self.witnesses.run()),
             asyncio.create_task(self.outbox.run()),
             asyncio.create_task(self._sweep()),
             asyncio.create_task(self._resume()),

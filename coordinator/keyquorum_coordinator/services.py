@@ -23,6 +23,7 @@ from keyquorum_coordinator.messages import (
     key_message,
     outcome_message,
 )
+from keyquorum_coordinator.releases import Shown
 from keyquorum_core.errors import MalformedError, Reason
 from keyquorum_protos.v1 import coordinator_pb2 as pb
 from keyquorum_protos.v1 import coordinator_pb2_grpc as rpc
@@ -107,8 +108,7 @@ class JobsService(rpc.JobsServicer):
         return job_message(await self._desk.jobs.cancel(job.job_id, request.why))
 
     async def GetOutcome(self, request: pb.GetOutcomeRequest, context: Context) -> pb.Outcome:
-        job, record = await self._desk.outcome(peer_of(context), request.job_id)
-        return outcome_message(job, record)
+        return outcome_message(*await self._desk.outcome(peer_of(context), request.job_id))
 
 
 class ArtifactsService(rpc.ArtifactsServicer):
@@ -185,14 +185,14 @@ class WorkersService(rpc.WorkersServicer):
 
 
 async def _answer_events(
-    answers: AsyncIterator[tuple[bytes, Arrival]], request_id: str
+    answers: AsyncIterator[tuple[Shown, Arrival]], request_id: str
 ) -> AsyncIterator[pb.AnswerEvent]:
-    """Answers under the caller's own request id; the leaf goes with the first."""
+    """Answers under the caller's own request id; the leaf and the ledger's proof of it go with the first."""
     first = True
-    async for leaf, arrival in answers:
+    async for shown, arrival in answers:
         event = pb.AnswerEvent(answer=arrival.answer, window_statement=arrival.window_statement)
         event.answer.request_id = request_id
         if first:
-            event.leaf = leaf
+            event.leaf, event.leaf_proof = shown.leaf, shown.proof
             first = False
         yield event

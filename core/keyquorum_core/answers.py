@@ -15,12 +15,13 @@ from dataclasses import dataclass
 
 from keyquorum_core.derivation import Combination, Combiner, context
 from keyquorum_core.errors import KeyquorumError, Reason, RefusedError, UnavailableError
+from keyquorum_core.ledger.tlog_proof import TlogProof
 from keyquorum_core.quorum import Quorum
 from keyquorum_core.release import Answer, Leaf, Window, open_share, open_window, verify_answer
 from keyquorum_core.roster import Roster
 from keyquorum_core.sealing import RecipientKey
 
-__all__ = ["Answers", "JobBinding", "check_leaf"]
+__all__ = ["Answers", "JobBinding", "check_leaf", "check_shown"]
 
 _NOT_ASKED = frozenset({Reason.UNAVAILABLE, Reason.TIMEOUT})
 _MAY_PASS = _NOT_ASKED | {Reason.STALE}
@@ -63,6 +64,21 @@ def check_leaf(leaf: Leaf, job: JobBinding, *, recipient: str, recipient_public:
                 actual=actual,
                 details={"job": job.job_id},
             )
+
+
+def check_shown(proof: bytes, leaf_hash: bytes, roster: Roster) -> None:
+    """Raise unless ``proof`` shows the leaf in a checkpoint that the roster's log signed; whether witnesses cosigned
+    it is not asked: a release is newer than their cosignatures."""
+    if roster.log_key is None:
+        raise RefusedError(Reason.LEDGER_ORIGIN, "the roster names no ledger, so no release can be shown")
+    if not proof:
+        raise RefusedError(
+            Reason.LEDGER_PROOF,
+            "the coordinator does not show that the ledger has this release",
+            expected="a proof with the leaf",
+            actual="none",
+        )
+    TlogProof.parse(proof).verify(leaf_hash, roster.log_key)
 
 
 class Answers:
@@ -111,8 +127,12 @@ class Answers:
         self.refused.clear()
         self.rejected.clear()
 
-    def take_leaf(self, data: bytes) -> None:
-        """Raises :class:`RefusedError` (see :func:`check_leaf`) or :class:`MalformedError`: nothing then is usable."""
+    def take_leaf(self, data: bytes, proof: bytes) -> None:
+        """The leaf of this request, and that the ledger has it by the log's own signatures: a C2SP tlog-proof.
+
+        Raises :class:`RefusedError` (see :func:`check_leaf`; ``LEDGER_ORIGIN``, ``LEDGER_PROOF``, ``SIGNATURE…``) or
+        :class:`MalformedError`: nothing then is usable.
+        """
         if self._leaf is not None:
             if not hmac.compare_digest(self._leaf[0], data):
                 raise RefusedError(Reason.LEAF, "the coordinator changed the leaf between two answers")
@@ -121,7 +141,9 @@ class Answers:
         check_leaf(
             leaf, self._job, recipient=self._role, recipient_public=self._recipient.public, evidence=self._evidence
         )
-        self._leaf = (data, leaf.hash())
+        leaf_hash = leaf.hash()
+        check_shown(proof, leaf_hash, self._roster)
+        self._leaf = (data, leaf_hash)
 
     def take_refusal(self, custodian: str, error: KeyquorumError) -> None:
         if custodian in self._quorum.ids and custodian not in self.answered:

@@ -17,11 +17,11 @@ from keyquorum_protos.v1 import custodian_pb2_grpc as rpc
 from keyquorum_protos.wire import tls
 from keyquorum_protos.wire.errors import from_rpc_error
 
-__all__ = ["accept_bulletin", "fetch_status", "show_bulletin", "show_status"]
+__all__ = ["accept_bulletin", "admin_stub", "fetch_status", "show_bulletin", "show_status"]
 
 
 @asynccontextmanager
-async def _stub(directory: Path) -> AsyncIterator[Any]:
+async def admin_stub(directory: Path) -> AsyncIterator[Any]:
     """The operator's service of the custodian serving ``directory``; errors inside become typed ones."""
     config = load_config(directory)
     identity = tls.TlsIdentity(
@@ -39,14 +39,14 @@ async def _stub(directory: Path) -> AsyncIterator[Any]:
 
 async def accept_bulletin(directory: Path, envelope: bytes, timeout: float = 30.0) -> dict[str, Any]:
     """Have the custodian serving ``directory`` accept a signed document. Raises its error, or ``UNAVAILABLE``."""
-    async with _stub(directory) as stub:
+    async with admin_stub(directory) as stub:
         found = await stub.AcceptBulletin(pb.AcceptBulletinRequest(envelope=envelope), timeout=timeout)
     return _bulletin(found.accepted)
 
 
 async def fetch_status(directory: Path, timeout: float = 5.0) -> dict[str, Any]:
     """What the custodian serving ``directory`` says of itself. Raises its error, or ``UNAVAILABLE`` without one."""
-    async with _stub(directory) as stub:
+    async with admin_stub(directory) as stub:
         found = await stub.Status(pb.StatusRequest(), timeout=timeout)
     described = found.description
     return {
@@ -59,6 +59,9 @@ async def fetch_status(directory: Path, timeout: float = 5.0) -> dict[str, Any]:
         "trusts_development_hardware": described.trusts_development_hardware,
         "started_at": found.started_at,
         "now": described.now,
+        "ledger_size": described.ledger_size,
+        "ledger_witnessed_at": described.ledger_witnessed_at,
+        "ledger_alarms": described.ledger_alarms,
         "releases": found.releases,
         "refusals": found.refusals,
         "warnings": list(found.warnings),
@@ -101,6 +104,7 @@ def show_status(found: dict[str, Any]) -> str:
         f"  serving since  {started}",
         f"  roster         version {found['roster_version']}, {found['roster_digest']}",
         f"  releases       {found['releases']} answered, {found['refusals']} refused since then",
+        f"  ledger         {found['ledger_size']} leaves, {_vouched(found)}",
     ]
     lines += [
         f"  key            {key['key_id']} epoch {key['epoch']}: {key['state']}, {key['seeds']} seeds,"
@@ -114,6 +118,11 @@ def show_status(found: dict[str, Any]) -> str:
     ]
     lines += [f"  {show_bulletin(each)}" for each in found["bulletins"]]
     return "\n".join(lines)
+
+
+def _vouched(found: dict[str, Any]) -> str:
+    at = found["ledger_witnessed_at"]
+    return f"cosigned by a quorum {max(0, found['now'] - at)} s ago" if at else "no quorum's cosignatures seen yet"
 
 
 def show_bulletin(each: dict[str, Any]) -> str:

@@ -33,6 +33,9 @@ app.add_typer(bulletin_app, name="bulletin")
 policy_app = typer.Typer(no_args_is_help=True, help="What this custodian releases keys by: its policies and lists.")
 app.add_typer(policy_app, name="policy")
 
+ledger_app = typer.Typer(no_args_is_help=True, help="What this custodian saw of the ledger, and what stops releases.")
+app.add_typer(ledger_app, name="ledger")
+
 _Directory = Annotated[Path, typer.Option("--dir", help="The custodian's folder.")]
 _Json = Annotated[bool, typer.Option("--json", help="Print one JSON object, for scripts.")]
 _PassphraseFile = Annotated[
@@ -87,6 +90,9 @@ def init(
     address: Annotated[str, typer.Option(help="host:port that others reach it at; by default as --listen.")] = "",
     admin_listen: Annotated[str, typer.Option(help="host:port for this custodian's operator.")] = "127.0.0.1:0",
     metrics_listen: Annotated[str, typer.Option(help="host:port for Prometheus; empty serves none.")] = "",
+    witness_listen: Annotated[
+        str, typer.Option(help="host:port for add-checkpoint by C2SP tlog-witness, plain HTTP; empty serves none.")
+    ] = "",
     suite: Annotated[str, typer.Option(help="HPKE suite of the custodian's own key.")] = "MLKEM768_X25519",
     passphrase_file: _PassphraseFile = None,
     as_json: _Json = False,
@@ -99,7 +105,14 @@ def init(
     with _refusals(as_json):
         harden()
         config = CustodianConfig(
-            directory.absolute(), custodian_id, jurisdiction, cluster, listen, admin_listen, metrics_listen
+            directory.absolute(),
+            custodian_id,
+            jurisdiction,
+            cluster,
+            listen,
+            admin_listen,
+            metrics_listen,
+            witness_listen,
         )
         card = initialise(
             config, _passphrase(passphrase_file, confirm=True), now=int(time.time()), address=address, suite=suite
@@ -279,6 +292,54 @@ def policy_forget_time(directory: _Directory, passphrase_file: _PassphraseFile =
             typer.echo(json.dumps({"highest_before": before, "now": now}))
         else:
             typer.echo(f"The latest time known was {before}; it is {now} now.")
+
+
+_Offline = Annotated[bool, typer.Option(help="Open the keystore of a custodian that isn't running.")]
+
+
+@ledger_app.command("alarms")
+def ledger_alarms(
+    directory: _Directory,
+    offline: _Offline = False,
+    passphrase_file: _PassphraseFile = None,
+    as_json: _Json = False,
+) -> None:
+    """Proof of forks and rollbacks that this custodian holds, each with both signed checkpoints. Exit status 1 while
+    one is open."""
+    import asyncio
+
+    from keyquorum_custodian import ledger_alarms as alarms
+
+    with _refusals(as_json):
+        if offline:
+            found = alarms.read_offline(directory, _passphrase(passphrase_file))
+        else:
+            found = asyncio.run(alarms.fetch(directory))
+        typer.echo(json.dumps({"alarms": found}) if as_json else printable(alarms.show(found)))
+    if any(not alarm["cleared_at"] for alarm in found):
+        raise typer.Exit(1)
+
+
+@ledger_app.command("clear")
+def ledger_clear(
+    number: Annotated[int, typer.Argument(help="The alarm's number.")],
+    why: Annotated[str, typer.Option(help="What you found out; it is kept with the alarm.")],
+    directory: _Directory,
+    offline: _Offline = False,
+    passphrase_file: _PassphraseFile = None,
+    as_json: _Json = False,
+) -> None:
+    """Let releases go on after an alarm. Both checkpoints stay, with your reason and the time."""
+    import asyncio
+
+    from keyquorum_custodian import ledger_alarms as alarms
+
+    with _refusals(as_json):
+        if offline:
+            found = alarms.clear_offline(directory, _passphrase(passphrase_file), number, why, int(time.time()))
+        else:
+            found = asyncio.run(alarms.clear(directory, number, why))
+        typer.echo(json.dumps({"alarms": found}) if as_json else printable(alarms.show(found)))
 
 
 def main() -> None:

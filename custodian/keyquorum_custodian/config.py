@@ -25,9 +25,11 @@ _ADDRESS = re.compile(r"(?:\[[0-9a-fA-F:]{2,45}\]|[A-Za-z0-9.-]{1,253}):[0-9]{1,
 
 @dataclass(frozen=True, slots=True)
 class CustodianConfig:
-    """Durations in seconds. ``metrics_listen`` is empty when metrics are not served. ``bulletin_threshold``: how many
-    operators must sign a bulletin, where the roster asks for fewer. ``policy_signers``: a file of the form of
-    ``operators``, saying whose signatures count on this custodian's policies and lists."""
+    """Durations in seconds. ``metrics_listen`` and ``witness_listen`` are empty when those are not served.
+    ``bulletin_threshold``: how many operators must sign a bulletin, where the roster asks for fewer.
+    ``max_cosignature_age``: for how long a quorum's cosignatures vouch for the ledger.
+    ``policy_signers``: a file of the form of ``operators``, saying whose signatures count on this custodian's policies
+    and lists."""
 
     directory: Path
     id: str
@@ -36,6 +38,7 @@ class CustodianConfig:
     listen: str
     admin_listen: str
     metrics_listen: str
+    witness_listen: str = ""
     roster: str = "roster.json"
     operators: str = "operators.json"
     owners: str = "owners"
@@ -43,6 +46,7 @@ class CustodianConfig:
     policy_signers: str = "operators.json"
     bulletin_threshold: int = 1
     releases_per_owner_per_hour: int = 1000
+    max_cosignature_age: int = 600
     shutdown_grace: int = 10
 
     def path(self, name: str) -> Path:
@@ -94,7 +98,10 @@ def load_config(directory: Path) -> CustodianConfig:
     check_names(texts["id"], texts["jurisdiction"], texts["cluster"])
     for name in ("listen", "admin_listen", "metrics_listen"):
         texts[name] = fields.text(name, max_length=300, allow_empty=name == "metrics_listen")
-        if texts[name]:
+    if "witness_listen" in fields:
+        texts["witness_listen"] = fields.text("witness_listen", max_length=300, allow_empty=True)
+    for name in ("listen", "admin_listen", "metrics_listen", "witness_listen"):
+        if texts.get(name):
             parse_address(texts[name], f"{CONFIG_NAME}: {name}")
     for name in ("roster", "operators", "owners", "bulletins", "policy_signers"):
         if name in fields:
@@ -103,6 +110,7 @@ def load_config(directory: Path) -> CustodianConfig:
     for name, low, high in (
         ("bulletin_threshold", 1, 64),
         ("releases_per_owner_per_hour", 1, 10**9),
+        ("max_cosignature_age", 30, 86400),
         ("shutdown_grace", 0, 600),
     ):
         if name in fields:
@@ -121,6 +129,7 @@ def render_config(config: CustodianConfig) -> str:
         f'listen = "{config.listen}"\n'
         f'admin_listen = "{config.admin_listen}"\n'
         f'metrics_listen = "{config.metrics_listen}"\n'
+        f'witness_listen = "{config.witness_listen}"\n'
         f'roster = "{config.roster}"\n'
         f'operators = "{config.operators}"\n'
         f'owners = "{config.owners}"\n'
@@ -128,5 +137,6 @@ def render_config(config: CustodianConfig) -> str:
         f'policy_signers = "{config.policy_signers}"\n'
         f"bulletin_threshold = {config.bulletin_threshold}\n"
         f"releases_per_owner_per_hour = {config.releases_per_owner_per_hour}\n"
+        f"max_cosignature_age = {config.max_cosignature_age}\n"
         f"shutdown_grace = {config.shutdown_grace}\n"
     )

@@ -1,4 +1,4 @@
-"""The release gate: what this custodian checks, by itself, before it answers (DESIGN §6; guarantees G2, G8).
+"""The release gate: what this custodian checks, by itself, before it answers (DESIGN §6; guarantees G2, G3, G8).
 
 :data:`CHECKS` is the whole list, in order. Each check either returns or raises one typed error; the first that raises
 ends the request, and nothing has changed then. There is no way to leave one out. What a check has established stands in
@@ -33,6 +33,7 @@ from keyquorum_custodian.policy import CustodianPolicy
 from keyquorum_custodian.quota import Quota
 from keyquorum_custodian.trust import Owners
 from keyquorum_custodian.windows import Windows
+from keyquorum_custodian.witness import NOWHERE, CheckpointUpdate, Inclusion, Witness
 
 __all__ = ["CHECKS", "LEAF_SKEW", "Gate", "ReleaseRequest"]
 
@@ -43,11 +44,14 @@ _KEPT_MANIFESTS = 512
 
 @dataclass(frozen=True, slots=True)
 class ReleaseRequest:
-    """The exact bytes that came: manifest envelope, evidence document (empty: the recipient is the owner), leaf."""
+    """The exact bytes that came: manifest envelope, evidence document (empty: the recipient is the owner), leaf; where
+    the ledger shows the leaf, and the checkpoint that says so when this custodian may not have seen it yet."""
 
     manifest: bytes
     evidence: bytes
     leaf: bytes
+    inclusion: Inclusion = NOWHERE
+    update: CheckpointUpdate | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +71,19 @@ class _Verified:
 class _Case:
     """One request and what the checks so far have established about it."""
 
-    __slots__ = ("appraisal", "decision", "development", "epoch", "leaf", "now", "recipient", "request", "verified")
+    __slots__ = (
+        "appraisal",
+        "decision",
+        "development",
+        "epoch",
+        "leaf",
+        "leaf_hash",
+        "no_update",
+        "now",
+        "recipient",
+        "request",
+        "verified",
+    )
 
     def __init__(self, request: ReleaseRequest, now: int) -> None:
         self.request = request
@@ -75,6 +91,8 @@ class _Case:
         self.development = False
         self.verified: _Verified
         self.leaf: Leaf
+        self.leaf_hash: bytes
+        self.no_update: KeyquorumError | None = None
         self.epoch: HeldEpoch
         self.recipient: bytes
         self.appraisal: Appraisal | None = None
@@ -95,6 +113,7 @@ class Gate:
         windows: Windows,
         policy: CustodianPolicy,
         quota: Quota,
+        witness: Witness,
         keystore: Keystore,
         clock: Callable[[], float],
     ) -> None:
@@ -106,6 +125,7 @@ class Gate:
         self._windows = windows
         self._policy = policy
         self._quota = quota
+        self._witness = witness
         self._keystore = keystore
         self._clock = clock
         self._manifests: OrderedDict[bytes, _Verified] = OrderedDict()
@@ -115,9 +135,14 @@ class Gate:
 
         Raises the error of the first check that fails, with ``check`` and ``custodian`` among its details; then nothing
         was computed, recorded or counted. Raises ``STORAGE`` when the release could not be recorded; then the share
-        is thrown away.
+        is thrown away. A checkpoint that came along is taken in any case: the requests behind this one rest on it.
         """
         case = _Case(request, int(self._clock()))
+        if request.update is not None:
+            try:
+                self._witness.update(request.update)
+            except KeyquorumError as error:
+                case.no_update = error
         for name, check in CHECKS:
             try:
                 check(self, case)
@@ -176,6 +201,7 @@ class Gate:
     def _check_leaf(self, case: _Case) -> None:
         """The leaf names this job, this manifest, this evidence, this key and epoch, and this moment."""
         case.leaf = leaf = Leaf.parse(case.request.leaf)
+        case.leaf_hash = leaf.hash()
         verified = case.verified
         for what, expected, actual in (
             ("job", verified.job_id, leaf.job_id),
@@ -215,6 +241,13 @@ class Gate:
     def _check_key(self, case: _Case) -> None:
         """The manifest's epoch of its key is active here."""
         case.epoch = self._epochs.active(case.verified.manifest.key_id, case.verified.manifest.epoch)
+
+    def _check_ledger(self, case: _Case) -> None:
+        """The ledger shows exactly this leaf, in a tree that extends all this custodian saw of it and that a quorum of
+        custodians vouched for a short while ago (G3)."""
+        if case.no_update is not None:
+            raise case.no_update
+        self._witness.require_shown(case.leaf_hash, case.request.inclusion)
 
     def _check_recipient(self, case: _Case) -> None:
         """Who gets the share: the owner named in the manifest, or a worker on evidence that this custodian accepts,
@@ -268,14 +301,14 @@ class Gate:
         try:
             self._quota.check(case.verified.manifest.owner, case.now)
         except RefusedError:
-            if not self._keystore.has_release(case.leaf.hash()):
+            if not self._keystore.has_release(case.leaf_hash):
                 raise
 
     # -- the answer ------------------------------------------------------------------------------------------------
 
     def _answer(self, case: _Case) -> Answer:
         verified, epoch = case.verified, case.epoch
-        leaf_hash = case.leaf.hash()
+        leaf_hash = case.leaf_hash
         window = self._windows.current()
         contributions = derivation.encode_contributions(epoch.contributions(verified.context))
         sealed = seal(case.recipient, contributions, share_info(leaf_hash, self.custodian_id, case.recipient))
@@ -319,6 +352,7 @@ CHECKS: Final[tuple[tuple[str, Callable[[Gate, _Case], None]], ...]] = (
     ("leaf", Gate._check_leaf),
     ("window", Gate._check_window),
     ("key", Gate._check_key),
+    ("ledger", Gate._check_ledger),
     ("recipient", Gate._check_recipient),
     ("policy", Gate._check_policy),
     ("quota", Gate._check_quota),

@@ -55,6 +55,7 @@ def initialise(
         listen=_choose_port(config.listen, "listen"),
         admin_listen=_choose_port(config.admin_listen, "admin_listen"),
         metrics_listen=_choose_port(config.metrics_listen, "metrics_listen") if config.metrics_listen else "",
+        witness_listen=_choose_port(config.witness_listen, "witness_listen") if config.witness_listen else "",
     )
     target = config.directory
     stage = target.with_name(f"{target.name}.init")

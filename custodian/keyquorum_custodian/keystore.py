@@ -390,6 +390,16 @@ class Keystore:
         """The seeds a ceremony made, by index, opened."""
         return self._indexed("seeds", row.ceremony_id, row.key_id, row.epoch)
 
+    # -- other modules' tables -------------------------------------------------------------------------------------
+
+    def select(self, query: str, *values: object) -> list[tuple[object, ...]]:
+        """Rows of a module that keeps tables of its own in here."""
+        return self._rows(query, *values)
+
+    def change(self, statement: str, *values: object) -> int:
+        """Inside a transaction: how many rows a statement of such a module changed."""
+        return self._db.execute(statement, values).rowcount
+
     # -- releases and appraisals -----------------------------------------------------------------------------------
 
     def record_release(self, record: ReleaseRecord) -> bool:

@@ -50,6 +50,21 @@ class Metrics:
             registry=self.registry,
         )
 
+        self.ledger_size = Gauge(
+            "keyquorum_custodian_ledger_size",
+            "Leaves in the newest checkpoint of the ledger accepted.",
+            registry=self.registry,
+        )
+        self.ledger_witnessed = Gauge(
+            "keyquorum_custodian_ledger_witnessed",
+            "When the latest quorum known had cosigned the ledger, unix seconds; 0 before the first.",
+            registry=self.registry,
+        )
+        self.ledger_alarms = Gauge(
+            "keyquorum_custodian_ledger_alarms",
+            "Open ledger alarms: proof of a fork or rollback, which stops all releases.",
+            registry=self.registry,
+        )
         self.bulletin_version = self._by_kind("version", "Version of the signed document in force; 0 for none.")
         self.bulletin_expires = self._by_kind("expires", "When it expires, unix seconds.")
         self.bulletin_refused = self._by_kind("refused", "1 while the document at hand is refused.")

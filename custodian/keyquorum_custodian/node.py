@@ -16,6 +16,7 @@ from keyquorum_core.attestation.inventory import INVENTORY
 from keyquorum_core.attestation.reference import REFERENCE_VALUES
 from keyquorum_core.bulletin import Kind
 from keyquorum_core.errors import Reason, RefusedError
+from keyquorum_core.ledger.log_trust import LogTrust
 from keyquorum_core.ledger.witness_keys import witness_name
 from keyquorum_core.policy.facts import QuorumFacts, Seat
 from keyquorum_core.roster import Roster, open_roster
@@ -27,11 +28,14 @@ from keyquorum_custodian.epochs import Epochs, load_epoch
 from keyquorum_custodian.gate import Gate
 from keyquorum_custodian.init import TLS_CERTIFICATE, TLS_KEY
 from keyquorum_custodian.keystore import Keystore
+from keyquorum_custodian.ledger_store import Alarm
+from keyquorum_custodian.logs import logger
 from keyquorum_custodian.policy import POLICY_KINDS, CustodianPolicy, KeptTime, policy_kinds
 from keyquorum_custodian.quota import Quota
 from keyquorum_custodian.tpms import Tpms
 from keyquorum_custodian.trust import Owners, load_operators
 from keyquorum_custodian.windows import Windows
+from keyquorum_custodian.witness import Witness
 from keyquorum_protos.wire.tls import TlsIdentity
 
 __all__ = ["BULLETIN_KINDS", "Node", "open_node"]
@@ -52,6 +56,7 @@ class Node:
     policy: CustodianPolicy
     windows: Windows
     epochs: Epochs
+    witness: Witness
     gate: Gate
     ceremonies: Ceremonies
     tls_identity: TlsIdentity
@@ -74,6 +79,13 @@ class Node:
                 "DEVELOPMENT HARDWARE IS TRUSTED: the reference values name a development root, so evidence that no"
                 " hardware made can be accepted. Never do this in production."
             )
+        out += [
+            f"LEDGER ALARM {alarm.number}: proof of a {alarm.kind}. Nothing is released until it is cleared; see"
+            " `keyquorum-custodian ledger alarms`."
+            for alarm in self.witness.open_alarms
+        ]
+        if self.roster.log_key is None:
+            out.append("the roster names no ledger: nothing is released")
         if self.roster.expires_at - self.clock() < 14 * 86400:
             out.append("the roster expires within 14 days; have the operators sign a new one")
         out += [
@@ -144,6 +156,14 @@ def _assemble(config: CustodianConfig, store: Keystore, clock: Callable[[], floa
     for row in store.epochs():
         epochs.add(load_epoch(store, row, config.id))
     windows = Windows(config.cluster, config.id, identity, clock)
+    witness = Witness(
+        LogTrust(roster.log_key, roster.witnesses(), roster.quorum_of()) if roster.log_key is not None else None,
+        cosigner,
+        store,
+        clock,
+        max_age=config.max_cosignature_age,
+        on_alarm=_say,
+    )
     gate = Gate(
         config.id,
         roster_expires_at=roster.expires_at,
@@ -153,6 +173,7 @@ def _assemble(config: CustodianConfig, store: Keystore, clock: Callable[[], floa
         windows=windows,
         policy=policy,
         quota=Quota(config.releases_per_owner_per_hour, store.releases_since(now - 3600)),
+        witness=witness,
         keystore=store,
         clock=clock,
     )
@@ -166,12 +187,17 @@ def _assemble(config: CustodianConfig, store: Keystore, clock: Callable[[], floa
         policy=policy,
         windows=windows,
         epochs=epochs,
+        witness=witness,
         gate=gate,
         ceremonies=ceremonies,
         tls_identity=tls_identity,
         clock=clock,
         started_at=now,
     )
+
+
+def _say(alarm: Alarm) -> None:
+    logger().error("LEDGER ALARM: releases stop", alarm=alarm.number, kind=alarm.kind)
 
 
 def _open_bulletins(config: CustodianConfig, roster: Roster, store: Keystore, seat: Seat, time: KeptTime) -> Bulletins:

@@ -133,7 +133,31 @@ CREATE TABLE tpm_states (
 ) STRICT, WITHOUT ROWID;
 """
 
-_MIGRATIONS = (_V1, _V2, _V3, _V4)
+_V5 = """
+-- The newest checkpoint of each log that this custodian accepted. What it accepts next must extend it.
+CREATE TABLE ledgers (
+    log         TEXT PRIMARY KEY,
+    size        INTEGER NOT NULL,
+    root        BLOB NOT NULL,
+    note        BLOB NOT NULL,
+    accepted_at INTEGER NOT NULL
+) STRICT, WITHOUT ROWID;
+
+-- Proof that the log, or this file, was turned back: two signed checkpoints that cannot both be. Never deleted. While
+-- one has no cleared_at nothing is released.
+CREATE TABLE ledger_alarms (
+    number     INTEGER PRIMARY KEY,
+    kind       TEXT NOT NULL CHECK (kind IN ('fork', 'rollback')),
+    evidence   BLOB NOT NULL UNIQUE,
+    known      BLOB NOT NULL,
+    shown      BLOB NOT NULL,
+    raised_at  INTEGER NOT NULL,
+    cleared_at INTEGER,
+    why        TEXT
+) STRICT;
+"""
+
+_MIGRATIONS = (_V1, _V2, _V3, _V4, _V5)
 VERSION = len(_MIGRATIONS)
 
 

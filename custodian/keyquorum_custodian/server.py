@@ -1,8 +1,8 @@
 """`keyquorum-custodian serve`: a node on the network, from the first socket to a graceful end.
 
 Two listeners, both mTLS. Coordinators named by the roster reach ``Custodian`` and ``Ceremonies``; the operator's own
-certificate, and no other, reaches ``CustodianAdmin``. Health and reflection answer on both. Nothing here creates or
-replaces a key.
+certificate, and no other, reaches ``CustodianAdmin``. Health and reflection answer on both. A third one, in plain HTTP
+and only where it is configured, is for whoever asks a witness. Nothing here creates or replaces a key.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from keyquorum_custodian.logs import logger
 from keyquorum_custodian.metrics import Metrics
 from keyquorum_custodian.node import Node
 from keyquorum_custodian.services import AdminService, CeremoniesService, CustodianService, report
+from keyquorum_custodian.witness_http import WitnessListener
 from keyquorum_protos.v1 import custodian_pb2_grpc
 from keyquorum_protos.wire import tls
 from keyquorum_protos.wire.guard import ANY_ROLE, Guard
@@ -53,10 +54,12 @@ class CustodianServer:
         self._servers: list[grpc.aio.Server] = []
         self._health: list[health.aio.HealthServicer] = []
         self._stop_metrics: Callable[[], None] | None = None
+        self._witness: WitnessListener | None = None
         self.metrics = Metrics(node.config.id, node.config.jurisdiction)
         self._custodian = CustodianService(node, self.metrics)
         self.address = ""
         self.admin_address = ""
+        self.witness_address = ""
 
     async def start(self) -> None:
         """Listen. Raises :class:`UnavailableError` when an address cannot be had."""
@@ -83,6 +86,9 @@ class CustodianServer:
             (_ADMIN,),
             lambda server: custodian_pb2_grpc.add_CustodianAdminServicer_to_server(AdminService(node), server),
         )
+        if node.config.witness_listen:
+            self._witness = WitnessListener(node.witness, report)
+            self.witness_address = await self._witness.start(node.config.witness_listen)
         self._tasks = [asyncio.create_task(self._prepare_windows()), asyncio.create_task(self._flush())]
         for warning in node.warnings():
             self._log.warning(warning, custodian=node.config.id)
@@ -128,6 +134,9 @@ class CustodianServer:
         self.metrics.track_window(node.windows.number)
         self.metrics.epochs.set_function(lambda: len(node.epochs.all()))
         self.metrics.seeds.set_function(lambda: sum(len(held.indices) for held in node.epochs.all()))
+        self.metrics.ledger_size.set_function(lambda: node.witness.size)
+        self.metrics.ledger_witnessed.set_function(lambda: node.witness.witnessed_at)
+        self.metrics.ledger_alarms.set_function(lambda: len(node.witness.open_alarms))
         self._look_at_bulletins()
         if node.config.metrics_listen:
             self._stop_metrics = self.metrics.serve(node.config.metrics_listen)
@@ -179,6 +188,8 @@ class CustodianServer:
             await state.enter_graceful_shutdown()
         self._custodian.end_streams()
         await asyncio.gather(*(server.stop(grace) for server in self._servers))
+        if self._witness is not None:
+            await self._witness.stop()
         for task in self._tasks:
             task.cancel()
         with contextlib.suppress(asyncio.CancelledError):
@@ -207,6 +218,7 @@ async def serve(node: Node, announce: Callable[[str], None]) -> None:
                     "address": server.address,
                     "admin": server.admin_address,
                     "metrics": node.config.metrics_listen,
+                    "witness": server.witness_address,
                     "pid": os.getpid(),
                     "version": __version__,
                 }

@@ -17,6 +17,7 @@ from keyquorum_custodian.gate import ReleaseRequest
 from keyquorum_custodian.logs import logger
 from keyquorum_custodian.metrics import Metrics
 from keyquorum_custodian.node import Node
+from keyquorum_custodian.witness import CheckpointUpdate, Inclusion
 from keyquorum_protos.v1 import custodian_pb2 as pb
 from keyquorum_protos.v1 import custodian_pb2_grpc as rpc
 from keyquorum_protos.wire.errors import to_status
@@ -87,9 +88,9 @@ class CustodianService(rpc.CustodianServicer):
                 stream.task.cancel()
 
     def _answer(self, request: pb.ReleaseRequest) -> pb.ReleaseAnswer:
-        started = time.perf_counter()
+        asked_as_witness = request.HasField("update") and not request.leaf
         try:
-            answer = self._node.gate.release(ReleaseRequest(request.manifest, request.evidence, request.leaf))
+            return self._cosign(request) if asked_as_witness else self._release(request)
         except KeyquorumError as error:
             refusal = error
         except Exception as error:
@@ -97,26 +98,39 @@ class CustodianService(rpc.CustodianServicer):
             reference = secrets.token_hex(8)
             report("/keyquorum.v1.Custodian/Release", reference, error)
             refusal = KeyquorumError(Reason.INTERNAL, f"an unforeseen failure; the log entry is {reference}")
-        else:
-            self._node.releases += 1
-            self._metrics.releases.inc()
-            self._metrics.release_seconds.observe(time.perf_counter() - started)
-            return pb.ReleaseAnswer(
-                request_id=request.request_id,
-                custodian=answer.custodian,
-                share=pb.Share(
-                    key_id=answer.key_id,
-                    epoch=answer.epoch,
-                    window=answer.window,
-                    sealed=answer.sealed,
-                    signature=answer.signature,
-                ),
-            )
-        self._node.refusals += 1
-        self._metrics.refusals.labels(str(refusal.reason)).inc()
-        self._log.warning("release refused", request=request.request_id[:64], **refusal.as_dict())
+        if not asked_as_witness:
+            self._node.refusals += 1
+            self._metrics.refusals.labels(str(refusal.reason)).inc()
+        what = "checkpoint refused" if asked_as_witness else "release refused"
+        self._log.warning(what, request=request.request_id[:64], **refusal.as_dict())
         return pb.ReleaseAnswer(
             request_id=request.request_id, custodian=self._node.config.id, refusal=to_status(refusal)
+        )
+
+    def _release(self, request: pb.ReleaseRequest) -> pb.ReleaseAnswer:
+        started = time.perf_counter()
+        answer = self._node.gate.release(_request(request))
+        self._node.releases += 1
+        self._metrics.releases.inc()
+        self._metrics.release_seconds.observe(time.perf_counter() - started)
+        return pb.ReleaseAnswer(
+            request_id=request.request_id,
+            custodian=answer.custodian,
+            share=pb.Share(
+                key_id=answer.key_id,
+                epoch=answer.epoch,
+                window=answer.window,
+                sealed=answer.sealed,
+                signature=answer.signature,
+            ),
+        )
+
+    def _cosign(self, request: pb.ReleaseRequest) -> pb.ReleaseAnswer:
+        lines = self._node.witness.serve(_update(request.update), cosign=request.update.cosign)
+        return pb.ReleaseAnswer(
+            request_id=request.request_id,
+            custodian=self._node.config.id,
+            cosignatures="".join(line.line() for line in lines).encode(),
         )
 
     async def GetWindow(self, request: pb.GetWindowRequest, context: _Context) -> pb.GetWindowResponse:
@@ -181,6 +195,18 @@ class AdminService(rpc.CustodianAdminServicer):
             bulletins=[_bulletin_out(*state) for state in node.bulletins.states()],
         )
 
+    async def ListLedgerAlarms(
+        self, request: pb.ListLedgerAlarmsRequest, context: _Context
+    ) -> pb.ListLedgerAlarmsResponse:
+        return _alarms(self._node)
+
+    async def ClearLedgerAlarm(
+        self, request: pb.ClearLedgerAlarmRequest, context: _Context
+    ) -> pb.ListLedgerAlarmsResponse:
+        self._node.witness.clear(request.number, request.why)
+        logger().warning("ledger alarm cleared", alarm=request.number, why=request.why)
+        return _alarms(self._node)
+
     async def AcceptBulletin(self, request: pb.AcceptBulletinRequest, context: _Context) -> pb.AcceptBulletinResponse:
         accepted = self._node.bulletins.accept(request.envelope)
         return pb.AcceptBulletinResponse(accepted=_bulletin_out(accepted.kind, accepted, ""))
@@ -197,6 +223,43 @@ def _bulletin_out(kind: str, accepted: Accepted[Any] | None, problem: str) -> pb
         expires_at=accepted.expires_at,
         signers=accepted.signers,
         problem=problem,
+    )
+
+
+def _alarms(node: Node) -> pb.ListLedgerAlarmsResponse:
+    return pb.ListLedgerAlarmsResponse(
+        alarms=[
+            pb.LedgerAlarm(
+                number=alarm.number,
+                kind=alarm.kind,
+                known=alarm.known,
+                shown=alarm.shown,
+                raised_at=alarm.raised_at,
+                cleared_at=alarm.cleared_at or 0,
+                why=alarm.why or "",
+            )
+            for alarm in node.witness.alarms()
+        ]
+    )
+
+
+def _request(request: pb.ReleaseRequest) -> ReleaseRequest:
+    return ReleaseRequest(
+        request.manifest,
+        request.evidence,
+        request.leaf,
+        Inclusion(request.leaf_index, request.tree_size, tuple(request.inclusion_proof)),
+        _update(request.update) if request.HasField("update") else None,
+    )
+
+
+def _update(update: pb.CheckpointUpdate) -> CheckpointUpdate:
+    return CheckpointUpdate(
+        update.old_size,
+        tuple(update.consistency_proof),
+        update.checkpoint,
+        update.cosigned,
+        tuple(update.cosigned_proof),
     )
 
 
@@ -224,4 +287,7 @@ def _describe(node: Node) -> pb.DescribeResponse:
         trusts_development_hardware=node.trusts_development,
         version=__version__,
         now=int(node.clock()),
+        ledger_size=node.witness.size,
+        ledger_witnessed_at=node.witness.witnessed_at,
+        ledger_alarms=len(node.witness.open_alarms),
     )

@@ -141,7 +141,7 @@ async def _ask_once(link: Link, documents: JobDocuments, answers: Answers, evide
         async with aclosing(link.stream(link.workers.Release, request, timeout=_RELEASE_SECONDS)) as events:
             async for event in events:
                 if event.leaf:
-                    answers.take_leaf(event.leaf)
+                    answers.take_leaf(event.leaf, event.leaf_proof)
                 which = event.answer.WhichOneof("outcome")
                 if which == "refusal":
                     answers.take_refusal(event.answer.custodian, from_status(event.answer.refusal))

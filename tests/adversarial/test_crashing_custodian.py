@@ -208,7 +208,7 @@ async def test_a_custodian_killed_between_recording_and_answering_answers_the_ne
     custodian = MortalCustodian(committee)
     await custodian.start(1, "record")
     request = committee.owner_request()
-    message = pb.ReleaseRequest(request_id="r", manifest=request.manifest, leaf=request.leaf)
+    message = committee.message(ME, request)
 
     async def release(channel: grpc.aio.Channel) -> pb.ReleaseAnswer:
         call = rpc.CustodianStub(channel).Release(timeout=10)

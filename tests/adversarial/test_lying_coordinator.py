@@ -405,7 +405,8 @@ class ReplaysAnswersOfAnotherJob(FakeCoordinator):
                 yield event
             return
         if not self.with_leaf:
-            yield pb.AnswerEvent(leaf=self.leaf_for_owner(job).to_bytes())
+            leaf = self.leaf_for_owner(job).to_bytes()
+            yield pb.AnswerEvent(leaf=leaf, leaf_proof=self.leaf_proof(leaf))
         for event in first.open_answers:
             if self.with_leaf or not event.leaf:
                 yield event

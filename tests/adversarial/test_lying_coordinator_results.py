@@ -59,6 +59,7 @@ class ForgesWorkerAndEvidence(FakeCoordinator):
                 evidence_sha256=hashlib.sha256(evidence).hexdigest(),
                 recipient_sha256=hashlib.sha256(impostor.recipient.public).hexdigest(),
             ).to_bytes()
+            out.leaf_proof = self.leaf_proof(out.leaf, cosigned=True)
         return out
 
 

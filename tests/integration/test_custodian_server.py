@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import json
 import os
 import re
@@ -94,7 +95,7 @@ async def test_requests_on_one_stream_are_each_answered_in_order(
     call = stub.Release()
     sent = [("good-1", request.leaf), ("bad", b"no leaf"), ("good-2", request.leaf), ("good-1", request.leaf)]
     for request_id, leaf_bytes in sent:
-        await call.write(pb.ReleaseRequest(request_id=request_id, manifest=request.manifest, leaf=leaf_bytes))
+        await call.write(committee.message(NAME, dataclasses.replace(request, leaf=leaf_bytes), request_id))
     await call.done_writing()
     answers = [answer async for answer in call]
     assert [answer.request_id for answer in answers] == [request_id for request_id, _ in sent]
@@ -121,7 +122,7 @@ async def test_requests_on_one_stream_are_each_answered_in_order(
 async def test_health_is_answered_while_a_stream_is_busy(committee: Committee, channel: grpc.aio.Channel) -> None:
     request = committee.owner_request()
     call = rpc.CustodianStub(channel).Release()
-    message = pb.ReleaseRequest(request_id="r", manifest=request.manifest, leaf=request.leaf)
+    message = committee.message(NAME, request)
 
     async def flood() -> None:
         for _ in range(300):
@@ -291,7 +292,7 @@ async def test_status_metrics_and_logs_tell_what_happened(
     request = committee.owner_request()
     call = rpc.CustodianStub(channel).Release()
     for request_id, leaf in (("1", request.leaf), ("2", request.leaf), ("3", request.leaf), ("bad", b"no leaf")):
-        await call.write(pb.ReleaseRequest(request_id=request_id, manifest=request.manifest, leaf=leaf))
+        await call.write(committee.message(NAME, dataclasses.replace(request, leaf=leaf), request_id))
     await call.done_writing()
     assert len([answer async for answer in call]) == 4
     await asyncio.to_thread(_look_at_everything, committee, process)
@@ -420,7 +421,7 @@ async def test_a_custodian_that_ends_answers_what_is_under_way(committee: Commit
     async with committee.channel("is-1", started.address) as channel:
         request = committee.owner_request()
         call = rpc.CustodianStub(channel).Release()
-        await call.write(pb.ReleaseRequest(request_id="1", manifest=request.manifest, leaf=request.leaf))
+        await call.write(committee.message("is-1", request, "1"))
         first = await call.read()
         assert isinstance(first, pb.ReleaseAnswer)
         assert first.WhichOneof("outcome") == "share"

@@ -9,6 +9,7 @@ keystore is open in one place at a time.
 from __future__ import annotations
 
 import base64
+import dataclasses
 import hashlib
 import json
 import os
@@ -29,6 +30,7 @@ from keyquorum_core.attestation.development import DevelopmentChip
 from keyquorum_core.bulletin import sign_bulletin
 from keyquorum_core.key_policy import KeyPolicy
 from keyquorum_core.keywrap import LoadedKeys
+from keyquorum_core.ledger.cosignatures import Cosigner
 from keyquorum_core.ledger.log_keys import LogSigner
 from keyquorum_core.parts import SealedPart
 from keyquorum_core.quorum import Quorum
@@ -39,9 +41,12 @@ from keyquorum_core.signing import Identity, merge, sign
 from keyquorum_custodian.config import CustodianConfig
 from keyquorum_custodian.gate import ReleaseRequest
 from keyquorum_custodian.init import initialise
+from keyquorum_custodian.keystore import Keystore
 from keyquorum_custodian.node import Node, open_node
+from keyquorum_protos.v1 import custodian_pb2 as pb
 from keyquorum_protos.wire import tls
 from tests.support import policies
+from tests.support.ledger import MemoryLog, update_message
 from tests.support.vendor import MEASUREMENT, bulletin, evidence_document, inventory_json, reference_json
 
 __all__ = [
@@ -90,9 +95,16 @@ class Committee:
     operator: LoadedKeys
     owner: LoadedKeys
     coordinator_tls: tls.TlsIdentity
-    log: LogSigner
+    ledger: MemoryLog
     clock: Callable[[], float]
     nodes: dict[str, Node] = field(default_factory=dict)
+    reached: dict[str, int] = field(default_factory=dict)
+    """The newest size of the ledger that each custodian was shown."""
+
+    @property
+    def log(self) -> LogSigner:
+        """The keys of the log that the roster names."""
+        return self.ledger.signer
 
     @property
     def cluster(self) -> str:
@@ -109,10 +121,12 @@ class Committee:
     def directory(self, custodian_id: str) -> Path:
         return self.folder / custodian_id
 
-    def open(self, custodian_id: str) -> Node:
-        """The custodian in this process; opened when it was not."""
+    def open(self, custodian_id: str, *, shown: bool = True) -> Node:
+        """The custodian in this process; opened when it was not, and told of the ledger as it is."""
         if custodian_id not in self.nodes:
             self.nodes[custodian_id] = open_node(self.directory(custodian_id), PASSPHRASE, clock=self.clock)
+            if shown and self.ledger.size:
+                self.ledger.bring(self.nodes[custodian_id].witness)
         return self.nodes[custodian_id]
 
     def open_all(self) -> dict[str, Node]:
@@ -197,12 +211,35 @@ class Committee:
     def owner_request(self, envelope: bytes | None = None, **leaf: object) -> ReleaseRequest:
         """The owner asks; ``leaf`` replaces members of the leaf."""
         envelope = envelope or manifest.sign_manifest(self.manifest(), self.owner.identity)
-        return ReleaseRequest(envelope, b"", self.leaf(envelope, b"", **leaf).to_bytes())
+        return self.logged(ReleaseRequest(envelope, b"", self.leaf(envelope, b"", **leaf).to_bytes()))
 
     def worker_request(self, evidence: bytes, envelope: bytes | None = None, **leaf: object) -> ReleaseRequest:
         """A worker asks, on an evidence document."""
         envelope = envelope or manifest.sign_manifest(self.manifest(), self.owner.identity)
-        return ReleaseRequest(envelope, evidence, self.leaf(envelope, evidence, **leaf).to_bytes())
+        return self.logged(ReleaseRequest(envelope, evidence, self.leaf(envelope, evidence, **leaf).to_bytes()))
+
+    def logged(self, request: ReleaseRequest) -> ReleaseRequest:
+        """The request with its leaf in the ledger, whose newest checkpoint all nodes open here have then seen."""
+        inclusion = self.ledger.append(request.leaf)
+        self.ledger.bring(*(node.witness for node in self.nodes.values()))
+        self.reached |= dict.fromkeys(self.nodes, self.ledger.size)
+        return dataclasses.replace(request, inclusion=inclusion)
+
+    def message(self, to: str, request: ReleaseRequest, request_id: str = "r") -> pb.ReleaseRequest:
+        """The request as it goes over the wire to one custodian, with the checkpoint it may not have seen."""
+        others = [name for name in self.ids if name != to]  # it cosigns nothing that it was not shown
+        update = self.ledger.update(self.reached.get(to, 0), cosigned=self.ledger.cosigned(by=others))
+        self.reached[to] = self.ledger.size
+        return pb.ReleaseRequest(
+            request_id=request_id,
+            manifest=request.manifest,
+            evidence=request.evidence,
+            leaf=request.leaf,
+            leaf_index=request.inclusion.index,
+            tree_size=request.inclusion.size,
+            inclusion_proof=request.inclusion.proof,
+            update=update_message(update),
+        )
 
     def leaf(self, envelope: bytes, evidence: bytes, **changes: object) -> Leaf:
         """The leaf that fits a manifest envelope and an evidence document (empty: the owner asks)."""
@@ -276,6 +313,7 @@ def build_committee(
     (folder / "coordinator-cert.pem").write_bytes(coordinator.certificate)
     (folder / "coordinator-key.pem").write_bytes(coordinator.key)
     entries: list[RosterCustodian] = []
+    cosigners: dict[str, Cosigner] = {}
     for custodian_id, jurisdiction in custodians:
         config = CustodianConfig(
             directory=folder / custodian_id,
@@ -289,6 +327,9 @@ def build_committee(
             shutdown_grace=2,
         )
         entries.append(initialise(config, PASSPHRASE, now=now, opslimit=_OPSLIMIT, memlimit=_MEMLIMIT).custodian)
+        store = Keystore.open(config.keystore, PASSPHRASE)
+        cosigners[custodian_id] = store.cosigner(entries[-1].witness_key.name)
+        store.close()
     log = LogSigner.generate(f"{cluster}/ledger")
     roster = Roster(
         cluster=cluster,
@@ -321,7 +362,7 @@ def build_committee(
             document = sign_bulletin(bulletin(kind, body, cluster=cluster), [operator.identity])
             (folder / entry.id / "bulletins" / f"{kind}.json").write_bytes(document)
         (folder / entry.id / "owners" / f"{owner.name}.json").write_text(json.dumps(owner_file))
-    return Committee(folder, roster, envelope, operator, owner, coordinator, log, clock)
+    return Committee(folder, roster, envelope, operator, owner, coordinator, MemoryLog(log, clock, cosigners), clock)
 
 
 @dataclass

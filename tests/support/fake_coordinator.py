@@ -43,6 +43,7 @@ from keyquorum_protos.wire.errors import to_status
 from keyquorum_protos.wire.guard import ANY_ROLE, Guard
 from keyquorum_protos.wire.tls import server_credentials, server_options
 from tests.support.client_world import CLUSTER, World, id_of
+from tests.support.ledger import MemoryLog
 from tests.support.vendor import development_chip
 
 Files = dict[str, bytes]
@@ -87,6 +88,7 @@ class FakeCoordinator(rpc.ClusterServicer, rpc.KeysServicer, rpc.JobsServicer, r
         self.world = world
         self.run = run
         self.clock = clock
+        self.ledger = MemoryLog(world.log, clock, {name: each.cosigner for name, each in world.custodians.items()})
         self.jobs: dict[str, JobRecord] = {}
         self.certificates = dict(world.certificates)
         self.down: dict[str, KeyquorumError] = {}
@@ -163,11 +165,14 @@ class FakeCoordinator(rpc.ClusterServicer, rpc.KeysServicer, rpc.JobsServicer, r
     async def open_events(self, job: JobRecord) -> AsyncIterator[pb.AnswerEvent]:
         """The answers to an owner's opening."""
         leaf = self.leaf_for_owner(job)
-        yield pb.AnswerEvent(leaf=leaf.to_bytes())
+        yield pb.AnswerEvent(leaf=leaf.to_bytes(), leaf_proof=self.leaf_proof(leaf.to_bytes()))
         for event in self.answers(job, leaf, job.manifest.owner_hpke):
             yield event
         if self.silent:
             await asyncio.sleep(30)
+
+    def leaf_proof(self, leaf: bytes, *, cosigned: bool = False) -> bytes:
+        return self.ledger.shown(leaf, cosigned=cosigned)
 
     def answers(self, job: JobRecord, leaf: Leaf, recipient: bytes) -> Iterable[pb.AnswerEvent]:
         for name, custodian in self.world.custodians.items():
@@ -184,6 +189,7 @@ class FakeCoordinator(rpc.ClusterServicer, rpc.KeysServicer, rpc.JobsServicer, r
         return pb.Outcome(
             job=self.job_message(job),
             leaf=job.leaf,
+            leaf_proof=self.leaf_proof(job.leaf, cosigned=True) if job.leaf else b"",
             evidence=job.evidence,
             receipts=job.receipts,
             statement=job.statement,

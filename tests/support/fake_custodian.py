@@ -17,8 +17,10 @@ import grpc
 import grpc.aio
 
 from keyquorum_core.errors import KeyquorumError
+from keyquorum_core.ledger.checkpoints import Checkpoint
 from keyquorum_core.ledger.cosignatures import Cosigner
 from keyquorum_core.ledger.log_keys import LogSigner
+from keyquorum_core.ledger.notes import parse_note
 from keyquorum_core.ledger.witness_keys import witness_name
 from keyquorum_core.release import make_window, sign_window, window_of
 from keyquorum_core.roster import Operator, Roster, RosterCustodian
@@ -64,6 +66,7 @@ class FakeCustodian(rpc.CustodianServicer):
         self.cosigner = Cosigner.generate(witness_name(CLUSTER, custodian_id))
         self.tls = self_signed(CLUSTER, "custodian", custodian_id, now=int(time.time()))
         self.behaviour = Behaviour()
+        self.ledger_size = 0
         self.requests: list[pb.ReleaseRequest] = []
         self.streams = 0
         self.asked: dict[int, list[str]] = {}  # request ids by stream, streams numbered from 1 as they were opened
@@ -117,6 +120,9 @@ class FakeCustodian(rpc.CustodianServicer):
         held: list[pb.ReleaseRequest] = []
         count = 0
         async for request in request_iterator:
+            if request.HasField("update") and not request.leaf:
+                yield self.cosign(request)
+                continue
             self.requests.append(request)
             self.asked.setdefault(stream, []).append(request.request_id)
             count += 1
@@ -137,6 +143,16 @@ class FakeCustodian(rpc.CustodianServicer):
             if self.behaviour.delay:
                 await asyncio.sleep(self.behaviour.delay)
             yield self._answer(request)
+
+    def cosign(self, request: pb.ReleaseRequest) -> pb.ReleaseAnswer:
+        """As a witness that believes everything."""
+        answer = pb.ReleaseAnswer(request_id=request.request_id, custodian=self.id, cosignatures=b"")
+        if request.update.cosign:
+            checkpoint = Checkpoint.parse(parse_note(request.update.checkpoint).text)
+            self.ledger_size = checkpoint.size
+            lines = self.cosigner.cosign(checkpoint, int(self.now()))
+            answer.cosignatures = "".join(line.line() for line in lines).encode()
+        return answer
 
     def _answer(self, request: pb.ReleaseRequest) -> pb.ReleaseAnswer:
         answer = pb.ReleaseAnswer(request_id=request.request_id, custodian=self.behaviour.name or self.id)

@@ -64,6 +64,7 @@ from keyquorum_protos.v1 import custodian_pb2
 from keyquorum_protos.wire.errors import from_status, to_status
 from keyquorum_protos.wire.guard import Guard
 from keyquorum_protos.wire.tls import CertificateAuthority, self_signed, server_credentials, server_options
+from tests.support.ledger import MemoryLog
 from tests.support.vendor import MEASUREMENT, development_chip, inventory, reference_values
 
 CLUSTER = "demo"
@@ -198,6 +199,7 @@ class FakeCluster(rpc.WorkersServicer, rpc.ArtifactsServicer):
         self.seeds = {index: secrets.token_bytes(32) for index in range(self.quorum.seed_count)}
         for name, custodian in self.custodians.items():
             custodian.seeds = {index: self.seeds[index] for index in self.quorum.indices_of(name)}
+        self.ledger = MemoryLog(self.log, self.now)
         self.jobs: dict[str, FakeJob] = {}
         self.proceed = True
         self.break_downloads = 0
@@ -348,6 +350,9 @@ class FakeCluster(rpc.WorkersServicer, rpc.ArtifactsServicer):
             development=True,
         ).to_bytes()
 
+    def leaf_proof(self, leaf: bytes) -> bytes:
+        return self.ledger.shown(leaf)
+
     def judge(self, custodian: Custodian, evidence: bytes) -> Appraisal:
         """As a custodian's gate does it."""
         now = self.now()
@@ -415,7 +420,10 @@ class FakeCluster(rpc.WorkersServicer, rpc.ArtifactsServicer):
                 answer.custodian = share.custodian
                 answer.share.key_id, answer.share.epoch, answer.share.window = share.key_id, share.epoch, share.window
                 answer.share.sealed, answer.share.signature = share.sealed, share.signature
-            yield pb.AnswerEvent(answer=answer, leaf=leaf_bytes if first else b"")
+            event = pb.AnswerEvent(answer=answer)
+            if first:
+                event.leaf, event.leaf_proof = leaf_bytes, self.leaf_proof(leaf_bytes)
+            yield event
             first = False
 
     async def Report(self, request: pb.ReportRequest, context: Any) -> pb.ReportResponse:

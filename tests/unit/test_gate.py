@@ -25,6 +25,7 @@ from keyquorum_core.sealing import RecipientKey, Suite
 from keyquorum_core.signing import Identity, sign, sign_many
 from keyquorum_custodian.gate import CHECKS, LEAF_SKEW, ReleaseRequest
 from keyquorum_custodian.node import Node
+from keyquorum_custodian.witness import NOWHERE
 from tests.support import composite
 from tests.support.custodian import Committee, build_committee
 from tests.support.vendor import (
@@ -155,6 +156,7 @@ def test_the_list_of_checks_is_the_one_of_the_design() -> None:
         "leaf",
         "window",
         "key",
+        "ledger",
         "recipient",
         "policy",
         "quota",
@@ -171,7 +173,8 @@ def test_the_list_of_checks_is_the_one_of_the_design() -> None:
 def test_what_is_too_large_is_refused_before_anything_is_computed_over_it(
     committee: Committee, node: Node, member: str, size: int, check: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    request = dataclasses.replace(committee.owner_request(), **{member: bytes(size + 1)})
+    too_large: dict[str, Any] = {member: bytes(size + 1)}
+    request = dataclasses.replace(committee.owner_request(), **too_large)
     hashed: list[int] = []
 
     class Sha256:
@@ -477,7 +480,7 @@ def test_truncated_evidence_is_refused(committee: Committee, node: Node, worker:
     for size in (1, len(whole) // 2, len(whole) - 1):
         cut = whole[:size]
         leaf = dataclasses.replace(Leaf.parse(request.leaf), evidence_sha256=hashlib.sha256(cut).hexdigest())
-        broken = ReleaseRequest(request.manifest, cut, leaf.to_bytes())
+        broken = committee.logged(ReleaseRequest(request.manifest, cut, leaf.to_bytes()))
         assert isinstance(refused(node, broken, "recipient", Reason.MALFORMED), MalformedError)
 
 
@@ -689,7 +692,7 @@ def test_an_owner_over_its_quota_is_refused_until_the_hour_has_passed(tmp_path: 
     node.gate.release(requests[0])  # answered before: asking again is free
     committee.nodes.pop("ch-1").close()
     node = committee.open("ch-1")
-    refused(node, requests[3], "quota", Reason.QUOTA)  # and a restart forgets nothing
+    refused(node, committee.logged(requests[3]), "quota", Reason.QUOTA)  # and a restart forgets nothing
     clock.now += 3600
     node.gate.release(committee.owner_request(signed(committee)))
     committee.close()
@@ -708,11 +711,12 @@ def _attacks(committee: Committee, worker: tuple[RecipientKey, Identity]) -> dic
         "leaf": lambda: committee.owner_request(job_id="a" * 26),
         "window": lambda: committee.owner_request(signed(committee, not_before=now + 9, not_after=now + 99)),
         "key": lambda: committee.owner_request(signed(committee, epoch=7)),
+        "ledger": lambda: dataclasses.replace(committee.owner_request(), inclusion=NOWHERE),
         "recipient": lambda: committee.worker_request(committee.evidence(*worker, measurement=b"\1" * 48)),
     }
 
 
-@pytest.mark.parametrize("check", ["manifest", "leaf", "window", "key", "recipient"])
+@pytest.mark.parametrize("check", ["manifest", "leaf", "window", "key", "ledger", "recipient"])
 def test_g2_every_custodian_refuses_by_itself_whatever_the_others_answered(
     committee: Committee, worker: tuple[RecipientKey, Identity], check: str
 ) -> None:

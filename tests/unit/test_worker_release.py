@@ -62,6 +62,9 @@ class Release:
             share = self.cluster.share(custodian, self.job, self.leaf, self.document.hpke_key)
             self.answers.take(share, b"")
 
+    def take(self, leaf: Leaf) -> None:
+        self.answers.take_leaf(leaf.to_bytes(), self.cluster.leaf_proof(leaf.to_bytes()))
+
 
 @pytest.fixture
 def release() -> Release:
@@ -96,7 +99,7 @@ def test_latest_window_of_a_custodian_counts(release: Release) -> None:
 
 
 def test_quorum_gives_the_key_of_the_opening(release: Release) -> None:
-    release.answers.take_leaf(release.leaf.to_bytes())
+    release.take(release.leaf)
     release.give("ch-1", "ch-2")
     assert release.answers.combination(confirmed=False) is None
     release.give("is-1")
@@ -107,7 +110,7 @@ def test_quorum_gives_the_key_of_the_opening(release: Release) -> None:
 
 
 def test_same_answer_twice_counts_once(release: Release) -> None:
-    release.answers.take_leaf(release.leaf.to_bytes())
+    release.take(release.leaf)
     release.give("ch-1", "ch-1", "ch-1", "de-1", "de-1")
     assert release.answers.answered == ["ch-1", "de-1"]
     assert release.answers.combination(confirmed=False) is None
@@ -116,10 +119,10 @@ def test_same_answer_twice_counts_once(release: Release) -> None:
 def test_answer_before_its_leaf_is_refused_and_the_leaf_may_not_change(release: Release) -> None:
     with pytest.raises(RefusedError, match="before the leaf"):
         release.give("ch-1")
-    release.answers.take_leaf(release.leaf.to_bytes())
-    release.answers.take_leaf(release.leaf.to_bytes())
+    release.take(release.leaf)
+    release.take(release.leaf)
     with pytest.raises(RefusedError, match="changed the leaf"):
-        release.answers.take_leaf(replace(release.leaf, time=release.leaf.time + 1).to_bytes())
+        release.take(replace(release.leaf, time=release.leaf.time + 1))
 
 
 @pytest.mark.parametrize(
@@ -136,23 +139,23 @@ def test_answer_before_its_leaf_is_refused_and_the_leaf_may_not_change(release: 
 )
 def test_leaf_of_anything_else_is_refused(release: Release, change: dict[str, object], reason: Reason) -> None:
     with pytest.raises(RefusedError) as caught:
-        release.answers.take_leaf(replace(release.leaf, **change).to_bytes())  # type: ignore[arg-type]
+        release.take(replace(release.leaf, **change))  # type: ignore[arg-type]
     assert caught.value.reason is reason
 
 
 def test_contributions_go_on_counting_over_several_requests(release: Release) -> None:
-    release.answers.take_leaf(release.leaf.to_bytes())
+    release.take(release.leaf)
     release.give("ch-1", "de-1")
     release.ask()
     later = replace(release.leaf, time=release.leaf.time + 3)
-    release.answers.take_leaf(later.to_bytes())
+    release.take(later)
     release.leaf = later
     release.give("jp-1")
     assert release.answers.combination(confirmed=False) is not None
 
 
 def test_failure_names_everyone_and_says_whether_asking_again_helps(release: Release) -> None:
-    release.answers.take_leaf(release.leaf.to_bytes())
+    release.take(release.leaf)
     release.give("ch-1")
     release.answers.take_refusal("ch-2", RefusedError(Reason.QUOTA, "too many"))
     release.answers.take_refusal("xx-9", RefusedError(Reason.QUOTA, "of nobody"))

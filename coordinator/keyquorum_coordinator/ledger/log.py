@@ -7,6 +7,7 @@ the log's keys, and nothing in the object store that the checkpoint does not cov
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
 from collections import OrderedDict
@@ -259,7 +260,11 @@ class Log:
                 if present is not None and present.checkpoint.size > checkpoint.checkpoint.size:
                     return present
                 same = present is not None and present.checkpoint == checkpoint.checkpoint
-                new = (present if same and present is not None else checkpoint).with_signatures(*signatures)
+                new = checkpoint.with_signatures(*signatures)
+                if same and present is not None:
+                    # A note has room for so many: where they do not all fit, those that are new are enough.
+                    with contextlib.suppress(MalformedError):
+                        new = present.with_signatures(*signatures)
                 if self._checkpoints.set_witnessed(b"" if present is None else present.encode(), new):
                     with self._state:
                         self._witnessed = new

@@ -348,10 +348,13 @@ class AnswerEvent(_message.Message):
     ANSWER_FIELD_NUMBER: _builtins.int
     WINDOW_STATEMENT_FIELD_NUMBER: _builtins.int
     LEAF_FIELD_NUMBER: _builtins.int
+    LEAF_PROOF_FIELD_NUMBER: _builtins.int
     window_statement: _builtins.bytes
     """The statement of the window that the answer's key belongs to, when the caller does not hold it yet."""
     leaf: _builtins.bytes
     """The leaf the request was made with; on the first event."""
+    leaf_proof: _builtins.bytes
+    """With the leaf: that the ledger has it, a C2SP tlog-proof with the log's checkpoint."""
     @_builtins.property
     def answer(self) -> _custodian_pb2.ReleaseAnswer: ...
     def __init__(
@@ -360,10 +363,11 @@ class AnswerEvent(_message.Message):
         answer: _custodian_pb2.ReleaseAnswer | None = ...,
         window_statement: _builtins.bytes = ...,
         leaf: _builtins.bytes = ...,
+        leaf_proof: _builtins.bytes = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["answer", b"answer"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["answer", b"answer", "leaf", b"leaf", "window_statement", b"window_statement"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["answer", b"answer", "leaf", b"leaf", "leaf_proof", b"leaf_proof", "window_statement", b"window_statement"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -554,10 +558,15 @@ class Outcome(_message.Message):
     EVIDENCE_FIELD_NUMBER: _builtins.int
     RECEIPTS_FIELD_NUMBER: _builtins.int
     STATEMENT_FIELD_NUMBER: _builtins.int
+    LEAF_PROOF_FIELD_NUMBER: _builtins.int
     leaf: _builtins.bytes
     """Release to the worker whose statement this is."""
     evidence: _builtins.bytes
     statement: _builtins.bytes
+    leaf_proof: _builtins.bytes
+    """That the ledger has the leaf, a C2SP tlog-proof with a checkpoint that a quorum cosigned; empty for a while after the
+    release: ask again.
+    """
     @_builtins.property
     def job(self) -> Global___Job: ...
     @_builtins.property
@@ -570,10 +579,11 @@ class Outcome(_message.Message):
         evidence: _builtins.bytes = ...,
         receipts: _abc.Iterable[Global___Receipt] | None = ...,
         statement: _builtins.bytes = ...,
+        leaf_proof: _builtins.bytes = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["job", b"job"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["evidence", b"evidence", "job", b"job", "leaf", b"leaf", "receipts", b"receipts", "statement", b"statement"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["evidence", b"evidence", "job", b"job", "leaf", b"leaf", "leaf_proof", b"leaf_proof", "receipts", b"receipts", "statement", b"statement"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

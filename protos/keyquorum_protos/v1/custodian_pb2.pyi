@@ -21,12 +21,18 @@ DESCRIPTOR: _descriptor.FileDescriptor
 
 @_typing.final
 class ReleaseRequest(_message.Message):
+    """With an update and no leaf nothing is to be released: the custodian is asked as a witness of the ledger."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     REQUEST_ID_FIELD_NUMBER: _builtins.int
     MANIFEST_FIELD_NUMBER: _builtins.int
     EVIDENCE_FIELD_NUMBER: _builtins.int
     LEAF_FIELD_NUMBER: _builtins.int
+    LEAF_INDEX_FIELD_NUMBER: _builtins.int
+    TREE_SIZE_FIELD_NUMBER: _builtins.int
+    INCLUSION_PROOF_FIELD_NUMBER: _builtins.int
+    UPDATE_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
     manifest: _builtins.bytes
     """DSSE envelope of the job manifest, exact bytes."""
@@ -34,6 +40,17 @@ class ReleaseRequest(_message.Message):
     """Evidence document, exact bytes; empty when the recipient is the owner."""
     leaf: _builtins.bytes
     """release.intent leaf, RFC 8785 JSON, exact bytes."""
+    leaf_index: _builtins.int
+    """Where the ledger shows the leaf: its index, and the size of the tree that the proof leads to."""
+    tree_size: _builtins.int
+    @_builtins.property
+    def inclusion_proof(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]:
+        """32 bytes each, the leaf's sibling first."""
+
+    @_builtins.property
+    def update(self) -> Global___CheckpointUpdate:
+        """The checkpoint of that size, in the first request over the stream that names it."""
+
     def __init__(
         self,
         *,
@@ -41,14 +58,60 @@ class ReleaseRequest(_message.Message):
         manifest: _builtins.bytes = ...,
         evidence: _builtins.bytes = ...,
         leaf: _builtins.bytes = ...,
+        leaf_index: _builtins.int = ...,
+        tree_size: _builtins.int = ...,
+        inclusion_proof: _abc.Iterable[_builtins.bytes] | None = ...,
+        update: Global___CheckpointUpdate | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["update", b"update"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["evidence", b"evidence", "leaf", b"leaf", "manifest", b"manifest", "request_id", b"request_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["evidence", b"evidence", "inclusion_proof", b"inclusion_proof", "leaf", b"leaf", "leaf_index", b"leaf_index", "manifest", b"manifest", "request_id", b"request_id", "tree_size", b"tree_size", "update", b"update"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ReleaseRequest: _TypeAlias = ReleaseRequest  # noqa: Y015
+
+@_typing.final
+class CheckpointUpdate(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CHECKPOINT_FIELD_NUMBER: _builtins.int
+    OLD_SIZE_FIELD_NUMBER: _builtins.int
+    CONSISTENCY_PROOF_FIELD_NUMBER: _builtins.int
+    COSIGNED_FIELD_NUMBER: _builtins.int
+    COSIGNED_PROOF_FIELD_NUMBER: _builtins.int
+    COSIGN_FIELD_NUMBER: _builtins.int
+    checkpoint: _builtins.bytes
+    """Signed note."""
+    old_size: _builtins.int
+    """What the sender takes for the newest size that the custodian has seen, and the proof from there, 32 bytes each."""
+    cosigned: _builtins.bytes
+    """The latest checkpoint that a quorum cosigned, as a signed note; empty when the custodian has it."""
+    cosign: _builtins.bool
+    """Cosign the checkpoint, if it is the newest one seen. Only where nothing is to be released."""
+    @_builtins.property
+    def consistency_proof(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]: ...
+    @_builtins.property
+    def cosigned_proof(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]:
+        """From its size to that of the checkpoint."""
+
+    def __init__(
+        self,
+        *,
+        checkpoint: _builtins.bytes = ...,
+        old_size: _builtins.int = ...,
+        consistency_proof: _abc.Iterable[_builtins.bytes] | None = ...,
+        cosigned: _builtins.bytes = ...,
+        cosigned_proof: _abc.Iterable[_builtins.bytes] | None = ...,
+        cosign: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["checkpoint", b"checkpoint", "consistency_proof", b"consistency_proof", "cosign", b"cosign", "cosigned", b"cosigned", "cosigned_proof", b"cosigned_proof", "old_size", b"old_size"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CheckpointUpdate: _TypeAlias = CheckpointUpdate  # noqa: Y015
 
 @_typing.final
 class Share(_message.Message):
@@ -92,8 +155,11 @@ class ReleaseAnswer(_message.Message):
     CUSTODIAN_FIELD_NUMBER: _builtins.int
     SHARE_FIELD_NUMBER: _builtins.int
     REFUSAL_FIELD_NUMBER: _builtins.int
+    COSIGNATURES_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
     custodian: _builtins.str
+    cosignatures: _builtins.bytes
+    """A witness's answer: its two signature lines of a note, or nothing when none were asked for."""
     @_builtins.property
     def share(self) -> Global___Share: ...
     @_builtins.property
@@ -107,12 +173,13 @@ class ReleaseAnswer(_message.Message):
         custodian: _builtins.str = ...,
         share: Global___Share | None = ...,
         refusal: _status_pb2.Status | None = ...,
+        cosignatures: _builtins.bytes = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["outcome", b"outcome", "refusal", b"refusal", "share", b"share"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["cosignatures", b"cosignatures", "outcome", b"outcome", "refusal", b"refusal", "share", b"share"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["custodian", b"custodian", "outcome", b"outcome", "refusal", b"refusal", "request_id", b"request_id", "share", b"share"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cosignatures", b"cosignatures", "custodian", b"custodian", "outcome", b"outcome", "refusal", b"refusal", "request_id", b"request_id", "share", b"share"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_outcome: _TypeAlias = _typing.Literal["share", "refusal"]  # noqa: Y015
+    _WhichOneofReturnType_outcome: _TypeAlias = _typing.Literal["share", "refusal", "cosignatures"]  # noqa: Y015
     _WhichOneofArgType_outcome: _TypeAlias = _typing.Literal["outcome", b"outcome"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_outcome) -> _WhichOneofReturnType_outcome | None: ...
 
@@ -181,6 +248,9 @@ class DescribeResponse(_message.Message):
     TRUSTS_DEVELOPMENT_HARDWARE_FIELD_NUMBER: _builtins.int
     VERSION_FIELD_NUMBER: _builtins.int
     NOW_FIELD_NUMBER: _builtins.int
+    LEDGER_SIZE_FIELD_NUMBER: _builtins.int
+    LEDGER_WITNESSED_AT_FIELD_NUMBER: _builtins.int
+    LEDGER_ALARMS_FIELD_NUMBER: _builtins.int
     custodian: _builtins.str
     jurisdiction: _builtins.str
     cluster: _builtins.str
@@ -190,6 +260,12 @@ class DescribeResponse(_message.Message):
     version: _builtins.str
     now: _builtins.int
     """Custodian's wall clock, unix seconds, so that skew is seen."""
+    ledger_size: _builtins.int
+    """Leaves in the newest checkpoint that it accepted."""
+    ledger_witnessed_at: _builtins.int
+    """When the latest quorum that it knows of had cosigned the ledger, unix seconds."""
+    ledger_alarms: _builtins.int
+    """It holds proof that the log or its own disk was turned back, and releases nothing."""
     @_builtins.property
     def keys(self) -> _containers.RepeatedCompositeFieldContainer[Global___KeyEpoch]: ...
     def __init__(
@@ -204,10 +280,13 @@ class DescribeResponse(_message.Message):
         trusts_development_hardware: _builtins.bool = ...,
         version: _builtins.str = ...,
         now: _builtins.int = ...,
+        ledger_size: _builtins.int = ...,
+        ledger_witnessed_at: _builtins.int = ...,
+        ledger_alarms: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cluster", b"cluster", "custodian", b"custodian", "jurisdiction", b"jurisdiction", "keys", b"keys", "now", b"now", "roster_digest", b"roster_digest", "roster_version", b"roster_version", "trusts_development_hardware", b"trusts_development_hardware", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cluster", b"cluster", "custodian", b"custodian", "jurisdiction", b"jurisdiction", "keys", b"keys", "ledger_alarms", b"ledger_alarms", "ledger_size", b"ledger_size", "ledger_witnessed_at", b"ledger_witnessed_at", "now", b"now", "roster_digest", b"roster_digest", "roster_version", b"roster_version", "trusts_development_hardware", b"trusts_development_hardware", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -498,6 +577,103 @@ class StatusRequest(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___StatusRequest: _TypeAlias = StatusRequest  # noqa: Y015
+
+@_typing.final
+class ListLedgerAlarmsRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListLedgerAlarmsRequest: _TypeAlias = ListLedgerAlarmsRequest  # noqa: Y015
+
+@_typing.final
+class ListLedgerAlarmsResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ALARMS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def alarms(self) -> _containers.RepeatedCompositeFieldContainer[Global___LedgerAlarm]: ...
+    def __init__(
+        self,
+        *,
+        alarms: _abc.Iterable[Global___LedgerAlarm] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["alarms", b"alarms"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListLedgerAlarmsResponse: _TypeAlias = ListLedgerAlarmsResponse  # noqa: Y015
+
+@_typing.final
+class LedgerAlarm(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NUMBER_FIELD_NUMBER: _builtins.int
+    KIND_FIELD_NUMBER: _builtins.int
+    KNOWN_FIELD_NUMBER: _builtins.int
+    SHOWN_FIELD_NUMBER: _builtins.int
+    RAISED_AT_FIELD_NUMBER: _builtins.int
+    CLEARED_AT_FIELD_NUMBER: _builtins.int
+    WHY_FIELD_NUMBER: _builtins.int
+    number: _builtins.int
+    kind: _builtins.str
+    """fork, rollback"""
+    known: _builtins.bytes
+    """Signed notes that cannot both be."""
+    shown: _builtins.bytes
+    raised_at: _builtins.int
+    cleared_at: _builtins.int
+    """0 while it is open."""
+    why: _builtins.str
+    def __init__(
+        self,
+        *,
+        number: _builtins.int = ...,
+        kind: _builtins.str = ...,
+        known: _builtins.bytes = ...,
+        shown: _builtins.bytes = ...,
+        raised_at: _builtins.int = ...,
+        cleared_at: _builtins.int = ...,
+        why: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cleared_at", b"cleared_at", "kind", b"kind", "known", b"known", "number", b"number", "raised_at", b"raised_at", "shown", b"shown", "why", b"why"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___LedgerAlarm: _TypeAlias = LedgerAlarm  # noqa: Y015
+
+@_typing.final
+class ClearLedgerAlarmRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NUMBER_FIELD_NUMBER: _builtins.int
+    WHY_FIELD_NUMBER: _builtins.int
+    number: _builtins.int
+    why: _builtins.str
+    def __init__(
+        self,
+        *,
+        number: _builtins.int = ...,
+        why: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["number", b"number", "why", b"why"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ClearLedgerAlarmRequest: _TypeAlias = ClearLedgerAlarmRequest  # noqa: Y015
 
 @_typing.final
 class StatusResponse(_message.Message):

@@ -454,6 +454,16 @@ class CustodianAdminStub:
                 request_serializer=keyquorum__protos_dot_v1_dot_custodian__pb2.StatusRequest.SerializeToString,
                 response_deserializer=keyquorum__protos_dot_v1_dot_custodian__pb2.StatusResponse.FromString,
                 _registered_method=True)
+        self.ListLedgerAlarms = channel.unary_unary(
+                '/keyquorum.v1.CustodianAdmin/ListLedgerAlarms',
+                request_serializer=keyquorum__protos_dot_v1_dot_custodian__pb2.ListLedgerAlarmsRequest.SerializeToString,
+                response_deserializer=keyquorum__protos_dot_v1_dot_custodian__pb2.ListLedgerAlarmsResponse.FromString,
+                _registered_method=True)
+        self.ClearLedgerAlarm = channel.unary_unary(
+                '/keyquorum.v1.CustodianAdmin/ClearLedgerAlarm',
+                request_serializer=keyquorum__protos_dot_v1_dot_custodian__pb2.ClearLedgerAlarmRequest.SerializeToString,
+                response_deserializer=keyquorum__protos_dot_v1_dot_custodian__pb2.ListLedgerAlarmsResponse.FromString,
+                _registered_method=True)
         self.AcceptBulletin = channel.unary_unary(
                 '/keyquorum.v1.CustodianAdmin/AcceptBulletin',
                 request_serializer=keyquorum__protos_dot_v1_dot_custodian__pb2.AcceptBulletinRequest.SerializeToString,
@@ -466,6 +476,18 @@ class CustodianAdminServicer:
     """
 
     def Status(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListLedgerAlarms(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ClearLedgerAlarm(self, request, context):
         """Missing associated documentation comment in .proto file."""
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -485,6 +507,16 @@ def add_CustodianAdminServicer_to_server(servicer, server):
                     servicer.Status,
                     request_deserializer=keyquorum__protos_dot_v1_dot_custodian__pb2.StatusRequest.FromString,
                     response_serializer=keyquorum__protos_dot_v1_dot_custodian__pb2.StatusResponse.SerializeToString,
+            ),
+            'ListLedgerAlarms': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListLedgerAlarms,
+                    request_deserializer=keyquorum__protos_dot_v1_dot_custodian__pb2.ListLedgerAlarmsRequest.FromString,
+                    response_serializer=keyquorum__protos_dot_v1_dot_custodian__pb2.ListLedgerAlarmsResponse.SerializeToString,
+            ),
+            'ClearLedgerAlarm': grpc.unary_unary_rpc_method_handler(
+                    servicer.ClearLedgerAlarm,
+                    request_deserializer=keyquorum__protos_dot_v1_dot_custodian__pb2.ClearLedgerAlarmRequest.FromString,
+                    response_serializer=keyquorum__protos_dot_v1_dot_custodian__pb2.ListLedgerAlarmsResponse.SerializeToString,
             ),
             'AcceptBulletin': grpc.unary_unary_rpc_method_handler(
                     servicer.AcceptBulletin,
@@ -520,6 +552,60 @@ class CustodianAdmin:
             '/keyquorum.v1.CustodianAdmin/Status',
             keyquorum__protos_dot_v1_dot_custodian__pb2.StatusRequest.SerializeToString,
             keyquorum__protos_dot_v1_dot_custodian__pb2.StatusResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListLedgerAlarms(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/keyquorum.v1.CustodianAdmin/ListLedgerAlarms',
+            keyquorum__protos_dot_v1_dot_custodian__pb2.ListLedgerAlarmsRequest.SerializeToString,
+            keyquorum__protos_dot_v1_dot_custodian__pb2.ListLedgerAlarmsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ClearLedgerAlarm(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/keyquorum.v1.CustodianAdmin/ClearLedgerAlarm',
+            keyquorum__protos_dot_v1_dot_custodian__pb2.ClearLedgerAlarmRequest.SerializeToString,
+            keyquorum__protos_dot_v1_dot_custodian__pb2.ListLedgerAlarmsResponse.FromString,
             options,
             channel_credentials,
             insecure,

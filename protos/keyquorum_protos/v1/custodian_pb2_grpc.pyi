@@ -162,6 +162,8 @@ class CustodianAdminStub:
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> CustodianAdminAsyncStub: ...
     Status: _grpc.UnaryUnaryMultiCallable[_custodian_pb2.StatusRequest, _custodian_pb2.StatusResponse]
+    ListLedgerAlarms: _grpc.UnaryUnaryMultiCallable[_custodian_pb2.ListLedgerAlarmsRequest, _custodian_pb2.ListLedgerAlarmsResponse]
+    ClearLedgerAlarm: _grpc.UnaryUnaryMultiCallable[_custodian_pb2.ClearLedgerAlarmRequest, _custodian_pb2.ListLedgerAlarmsResponse]
     AcceptBulletin: _grpc.UnaryUnaryMultiCallable[_custodian_pb2.AcceptBulletinRequest, _custodian_pb2.AcceptBulletinResponse]
     """Accept a signed operator document; refused as a file in the custodian's folder would be."""
 
@@ -171,6 +173,8 @@ class CustodianAdminAsyncStub(CustodianAdminStub):
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     Status: _aio.UnaryUnaryMultiCallable[_custodian_pb2.StatusRequest, _custodian_pb2.StatusResponse]  # type: ignore[assignment]
+    ListLedgerAlarms: _aio.UnaryUnaryMultiCallable[_custodian_pb2.ListLedgerAlarmsRequest, _custodian_pb2.ListLedgerAlarmsResponse]  # type: ignore[assignment]
+    ClearLedgerAlarm: _aio.UnaryUnaryMultiCallable[_custodian_pb2.ClearLedgerAlarmRequest, _custodian_pb2.ListLedgerAlarmsResponse]  # type: ignore[assignment]
     AcceptBulletin: _aio.UnaryUnaryMultiCallable[_custodian_pb2.AcceptBulletinRequest, _custodian_pb2.AcceptBulletinResponse]  # type: ignore[assignment]
     """Accept a signed operator document; refused as a file in the custodian's folder would be."""
 
@@ -183,6 +187,20 @@ class CustodianAdminServicer(metaclass=_abc_1.ABCMeta):
         request: _custodian_pb2.StatusRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_custodian_pb2.StatusResponse, _abc.Awaitable[_custodian_pb2.StatusResponse]]: ...
+
+    @_abc_1.abstractmethod
+    def ListLedgerAlarms(
+        self,
+        request: _custodian_pb2.ListLedgerAlarmsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_custodian_pb2.ListLedgerAlarmsResponse, _abc.Awaitable[_custodian_pb2.ListLedgerAlarmsResponse]]: ...
+
+    @_abc_1.abstractmethod
+    def ClearLedgerAlarm(
+        self,
+        request: _custodian_pb2.ClearLedgerAlarmRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_custodian_pb2.ListLedgerAlarmsResponse, _abc.Awaitable[_custodian_pb2.ListLedgerAlarmsResponse]]: ...
 
     @_abc_1.abstractmethod
     def AcceptBulletin(
