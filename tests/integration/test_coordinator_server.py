@@ -3,77 +3,25 @@
 from __future__ import annotations
 
 import asyncio
-import errno
 import hashlib
 import os
 import time
-import urllib.request
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
 import grpc
 import grpc.aio
 import pytest
-from grpc_health.v1 import health_pb2, health_pb2_grpc
-from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
-from keyquorum_coordinator.config import load_trust
-from keyquorum_coordinator.init import initialise, issue_certificate
-from keyquorum_coordinator.objects import Objects, open_objects
-from keyquorum_coordinator.status import fetch_status
-from keyquorum_core.errors import KeyquorumError, MalformedError, Reason, RefusedError, StateError, UnavailableError
-from keyquorum_core.manifest import Resources
+from keyquorum_core.errors import MalformedError, Reason, RefusedError, UnavailableError
 from keyquorum_core.release import Leaf
 from keyquorum_protos.v1 import coordinator_pb2 as pb
 from keyquorum_protos.wire.errors import from_rpc_error, from_status, to_status
-from keyquorum_protos.wire.tls import self_signed
-from tests.support.coordinator import Caller, Owner, Running, Worker, claim, make_folder, run_job
+from tests.support.coordinator import Caller, Owner, Running, Worker, claim, refusal, run_job, submit
 from tests.support.fake_custodian import FakeCommittee
 
 BUNDLE = os.urandom(300_000)
-
-
-@pytest.fixture
-async def committee() -> AsyncIterator[FakeCommittee]:
-    committee = await FakeCommittee.start()
-    yield committee
-    await committee.stop()
-
-
-@pytest.fixture
-async def running(tmp_path: Path, committee: FakeCommittee) -> AsyncIterator[Running]:
-    running = await Running.start(tmp_path / "coordinator", committee)
-    yield running
-    await running.stop()
-
-
-@pytest.fixture
-def owner() -> Owner:
-    return Owner()
-
-
-@pytest.fixture
-async def alice(running: Running) -> Caller:
-    return running.caller("owner", "alice")
-
-
-@pytest.fixture
-async def worker(running: Running) -> Caller:
-    return running.caller("worker", "w1")
-
-
-async def refusal(call: Awaitable[Any]) -> KeyquorumError:
-    with pytest.raises(grpc.aio.AioRpcError) as caught:
-        await call
-    return from_rpc_error(caught.value, "coordinator")
-
-
-async def submit(alice: Caller, owner: Owner, **changes: Any) -> str:
-    job, manifest = owner.manifest(**changes)
-    answer = await alice.jobs.Submit(pb.SubmitRequest(manifest=manifest))
-    assert (answer.job_id, answer.state, answer.manifest) == (job, "submitted", manifest)
-    return job
 
 
 # -- a whole job -----------------------------------------------------------------------------------------------------
@@ -463,197 +411,4 @@ async def test_a_job_whose_time_is_over_expires(tmp_path: Path, committee: FakeC
     events = await alice.watch(job)
     assert events[-1].state == "expired"
     assert from_status(events[-1].error).reason is Reason.EXPIRED
-    await running.stop()
-
-
-# -- artifacts -------------------------------------------------------------------------------------------------------
-
-
-class FullDisk:
-    def __init__(self, inner: Objects) -> None:
-        self.inner = inner
-        self.full = False
-        self.get, self.paths, self.delete = inner.get, inner.paths, inner.delete
-
-    def put(self, path: str, data: bytes) -> None:
-        if self.full:
-            raise OSError(errno.ENOSPC, "No space left on device")
-        self.inner.put(path, data)
-
-
-async def test_a_full_disk_stops_an_upload_with_a_storage_error_and_loses_nothing(
-    tmp_path: Path, committee: FakeCommittee, owner: Owner
-) -> None:
-    disk = FullDisk(open_objects(str(tmp_path / "objects")))
-    running = await Running.start(tmp_path / "full", committee, objects=disk)
-    alice = running.caller("owner", "alice")
-    job = await submit(alice, owner)
-    bundle = os.urandom(9 << 20)
-
-    async def chunks() -> AsyncIterator[pb.UploadChunk]:
-        yield pb.UploadChunk(start=pb.UploadStart(job_id=job, kind="bundle"))
-        for start in range(0, 8 << 20, 1 << 20):
-            yield pb.UploadChunk(data=bundle[start : start + (1 << 20)])
-        for _ in range(500):
-            if (await alice.stat(job, "bundle")).committed:
-                break
-            await asyncio.sleep(0.01)
-        disk.full = True
-        yield pb.UploadChunk(data=bundle[8 << 20 :])
-        yield pb.UploadChunk(finish=pb.UploadFinish(size=len(bundle), sha256=hashlib.sha256(bundle).digest()))
-
-    error = await refusal(alice.artifacts.Upload(chunks()))
-    assert isinstance(error, UnavailableError)
-    assert error.reason is Reason.STORAGE
-    assert (await alice.stat(job, "bundle")).committed == 8 << 20
-    disk.full = False
-    assert (await alice.upload(job, "bundle", bundle, offset=8 << 20)).complete
-    await running.stop()
-
-
-async def test_an_upload_must_begin_with_a_start_and_end_with_a_finish(owner: Owner, alice: Caller) -> None:
-    job = await submit(alice, owner)
-    start = pb.UploadChunk(start=pb.UploadStart(job_id=job, kind="bundle"))
-    for messages in (
-        [pb.UploadChunk(data=b"x")],
-        [start, pb.UploadChunk(data=b"x")],
-        [start, start],
-        [start, pb.UploadChunk()],
-    ):
-        assert isinstance(await refusal(alice.artifacts.Upload(iter(messages))), MalformedError)
-
-
-async def test_a_result_over_the_jobs_bound_is_refused(owner: Owner, alice: Caller, worker: Caller) -> None:
-    job, manifest = owner.manifest(resources=Resources(1, 256, 0, 60, 1))
-    await alice.jobs.Submit(pb.SubmitRequest(manifest=manifest))
-    await alice.open(job)
-    await alice.upload(job, "bundle", b"b")
-    await alice.jobs.Commit(pb.CommitRequest(job_id=job, opening=owner.opening(job, b"b")))
-    await claim(worker)
-    assert (await refusal(worker.upload(job, "result", bytes(6 << 20)))).reason is Reason.TOO_LARGE
-
-
-async def test_an_upload_that_outlives_its_claim_changes_nothing(owner: Owner, alice: Caller, worker: Caller) -> None:
-    job = await run_job(owner, alice)
-    await claim(worker)
-    cancelled = asyncio.Event()
-
-    async def chunks() -> AsyncIterator[pb.UploadChunk]:
-        yield pb.UploadChunk(start=pb.UploadStart(job_id=job, kind="result"))
-        yield pb.UploadChunk(data=b"late")
-        await alice.jobs.Cancel(pb.CancelJobRequest(job_id=job))
-        cancelled.set()
-        yield pb.UploadChunk(finish=pb.UploadFinish(size=4, sha256=hashlib.sha256(b"late").digest()))
-
-    assert (await refusal(worker.artifacts.Upload(chunks()))).reason is Reason.ROLE
-    assert cancelled.is_set()
-    state = await alice.stat(job, "result")
-    assert (state.committed, state.complete) == (0, False)
-
-
-async def test_a_bundle_is_not_changed_under_a_committed_job(owner: Owner, alice: Caller) -> None:
-    job = await submit(alice, owner)
-    await alice.open(job)
-
-    async def chunks() -> AsyncIterator[pb.UploadChunk]:
-        yield pb.UploadChunk(start=pb.UploadStart(job_id=job, kind="bundle"))
-        for _ in range(500):
-            if not (await alice.stat(job, "bundle")).complete:
-                break
-            await asyncio.sleep(0.01)
-        # The opening was signed over the first bundle; it cannot be committed while another one is on its way.
-        with pytest.raises(grpc.aio.AioRpcError):
-            await alice.jobs.Commit(pb.CommitRequest(job_id=job, opening=owner.opening(job, b"first")))
-        yield pb.UploadChunk(data=b"second")
-        yield pb.UploadChunk(finish=pb.UploadFinish(size=6, sha256=hashlib.sha256(b"second").digest()))
-
-    await alice.upload(job, "bundle", b"first")
-    assert (await alice.artifacts.Upload(chunks())).complete
-    await alice.jobs.Commit(pb.CommitRequest(job_id=job, opening=owner.opening(job, b"second")))
-    assert (await refusal(alice.upload(job, "bundle", b"third"))).reason is Reason.STATE
-
-
-# -- the process -----------------------------------------------------------------------------------------------------
-
-
-async def test_health_is_answered_per_service_and_reflection_lists_them(running: Running, alice: Caller) -> None:
-    names = [f"keyquorum.v1.{name}" for name in ("Cluster", "Keys", "Jobs", "Artifacts", "Workers")]
-    health = health_pb2_grpc.HealthStub(alice.channel)
-    for name in ("", *names):
-        answer = await health.Check(health_pb2.HealthCheckRequest(service=name), timeout=5)
-        assert answer.status == health_pb2.HealthCheckResponse.SERVING
-    call = reflection_pb2_grpc.ServerReflectionStub(alice.channel).ServerReflectionInfo(
-        iter([reflection_pb2.ServerReflectionRequest(list_services="")])
-    )
-    listed = [service.name async for answer in call for service in answer.list_services_response.service]
-    assert set(names) | {"grpc.health.v1.Health"} <= set(listed)
-
-
-async def test_status_tells_of_every_custodian(running: Running, committee: FakeCommittee) -> None:
-    await committee.custodians["ch-1"].stop()
-    for _ in range(100):
-        found = await fetch_status(running.config.directory)
-        by_id = {each["custodian"]: each for each in found["custodians"]}  # type: ignore[attr-defined]
-        if by_id["ch-1"]["last_error"]:
-            break
-        await asyncio.sleep(0.05)
-    assert not by_id["ch-1"]["reachable"]
-    assert by_id["de-1"]["reachable"]
-    assert "UNAVAILABLE" in by_id["ch-1"]["last_error"]
-
-
-async def test_only_one_coordinator_uses_a_folder(running: Running, committee: FakeCommittee) -> None:
-    with pytest.raises(StateError):
-        await Running.again(running.config, committee)
-
-
-async def test_a_roster_that_does_not_name_this_coordinator_is_refused(
-    tmp_path: Path, committee: FakeCommittee
-) -> None:
-    config = make_folder(tmp_path / "c", committee)
-    config.path(config.tls_certificate).write_bytes(self_signed("demo", "coordinator", "main", now=0).certificate)
-    with pytest.raises(RefusedError) as caught:
-        load_trust(config, int(time.time()))
-    assert caught.value.reason is Reason.ROSTER
-
-
-async def test_init_and_issued_certificates_are_never_overwritten(running: Running, tmp_path: Path) -> None:
-    with pytest.raises(StateError) as caught:
-        initialise(running.config, now=0)
-    assert caught.value.reason is Reason.EXISTS
-    issue_certificate(running.config.directory, "owner", "carol", tmp_path / "out", now=int(time.time()))
-    assert (tmp_path / "out" / "carol-key.pem").stat().st_mode & 0o777 == 0o600
-    with pytest.raises(StateError):
-        issue_certificate(running.config.directory, "owner", "carol", tmp_path / "out", now=int(time.time()))
-    with pytest.raises(MalformedError):
-        issue_certificate(running.config.directory, "coordinator", "carol", tmp_path / "out", now=0)
-    assert running.config.path(running.config.tls_key).stat().st_mode & 0o777 == 0o600
-
-
-async def test_stopping_sends_those_who_wait_away_at_once(
-    tmp_path: Path, committee: FakeCommittee, owner: Owner
-) -> None:
-    running = await Running.start(tmp_path / "stopping", committee)
-    alice, worker = running.caller("owner", "alice"), running.caller("worker", "w1")
-    job = await submit(alice, owner)
-    watching = asyncio.create_task(refusal(alice.watch(job)))
-    claiming = asyncio.create_task(refusal(claim(worker, wait=60)))
-    await asyncio.sleep(0.1)
-    await running.server.stop(3600)  # whoever used up that grace would never see the test's end
-    for waiting in (watching, claiming):
-        assert isinstance(await waiting, UnavailableError)
-    for caller in running.callers:
-        await caller.close()
-
-
-async def test_metrics_show_jobs_releases_and_circuits(tmp_path: Path, committee: FakeCommittee, owner: Owner) -> None:
-    running = await Running.start(tmp_path / "metrics", committee)
-    address = running.server.metrics.serve("127.0.0.1:0")
-    alice = running.caller("owner", "alice")
-    await alice.open(await submit(alice, owner))
-    page = await asyncio.to_thread(lambda: urllib.request.urlopen(f"http://{address}/metrics").read().decode())
-    assert 'keyquorum_coordinator_jobs{state="opened"} 1.0' in page
-    assert 'keyquorum_coordinator_release_seconds_count{recipient="owner"} 1.0' in page
-    assert 'keyquorum_coordinator_custodian_circuit{custodian="ch-1"} 0.0' in page
-    assert 'reason="OK"' in page
     await running.stop()

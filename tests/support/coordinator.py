@@ -12,10 +12,13 @@ import secrets
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+import grpc.aio
+import pytest
 
 from keyquorum_coordinator.config import CoordinatorConfig, load_config, load_trust
 from keyquorum_coordinator.init import initialise, issue_certificate
@@ -23,6 +26,7 @@ from keyquorum_coordinator.jobs import NewJob
 from keyquorum_coordinator.objects import ObjectStorage
 from keyquorum_coordinator.server import CoordinatorServer
 from keyquorum_core.ceremony import PLAN_TYPE, CeremonyPlan, new_ceremony_id
+from keyquorum_core.errors import KeyquorumError
 from keyquorum_core.ledger.leaves import NO_POLICY, JobSubmitted
 from keyquorum_core.manifest import (
     ArtifactDigest,
@@ -43,6 +47,7 @@ from keyquorum_core.sealing import RecipientKey
 from keyquorum_core.signing import Identity, peek_payload, sign
 from keyquorum_protos.v1 import coordinator_pb2 as pb
 from keyquorum_protos.v1 import coordinator_pb2_grpc as rpc
+from keyquorum_protos.wire.errors import from_rpc_error
 from keyquorum_protos.wire.tls import TlsIdentity, dns_name, open_channel
 from tests.support import policies
 from tests.support.custodian import Committee
@@ -313,3 +318,16 @@ async def run_job(owner: Owner, as_owner: Caller, bundle: bytes = b"bundle" * 10
 async def claim(as_worker: Caller, job: str = "", wait: int = 0) -> pb.Job:
     answer = await as_worker.workers.Claim(pb.ClaimRequest(job_id=job, wait_seconds=wait))
     return answer.job
+
+
+async def refusal(call: Awaitable[Any]) -> KeyquorumError:
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await call
+    return from_rpc_error(caught.value, "coordinator")
+
+
+async def submit(alice: Caller, owner: Owner, **changes: Any) -> str:
+    job, manifest = owner.manifest(**changes)
+    answer = await alice.jobs.Submit(pb.SubmitRequest(manifest=manifest))
+    assert (answer.job_id, answer.state, answer.manifest) == (job, "submitted", manifest)
+    return job
