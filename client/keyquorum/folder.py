@@ -31,12 +31,12 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from keyquorum.profile import read_file
 from keyquorum_core.bundle import BundleLimits
 from keyquorum_core.bundle_names import NameSet, split_name
 from keyquorum_core.errors import MalformedError, Reason, RefusedError, UnavailableError
 from keyquorum_core.manifest import Resources, Subject
 from keyquorum_core.strictjson import Fields
+from keyquorum_protos.wire.files import read_bytes
 
 __all__ = ["FolderFile", "JobFolder", "JobSettings", "read_folder"]
 
@@ -188,7 +188,7 @@ def _walk(root: Path, folder: Path) -> Iterator[FolderFile]:
 def _read_settings(path: Path) -> JobSettings:
     what = SETTINGS_FILE
     try:
-        parsed = tomllib.loads(read_file(path, what).decode("utf-8"))
+        parsed = tomllib.loads(read_bytes(path, what).decode("utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise MalformedError(Reason.MALFORMED, f"{path} is not TOML", actual=str(error)[:200]) from None
     fields = Fields(parsed, what)

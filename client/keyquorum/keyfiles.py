@@ -15,7 +15,6 @@ from pathlib import Path
 
 import rfc8785
 
-from keyquorum.profile import read_file
 from keyquorum_core.errors import MalformedError, Reason, RefusedError, StateError, UnavailableError
 from keyquorum_core.keywrap import LoadedKeys, load_keys, save_keys
 from keyquorum_core.names import PRINCIPAL, check
@@ -23,6 +22,7 @@ from keyquorum_core.sealing import RecipientKey, Suite, check_public
 from keyquorum_core.signing import PUBLIC_IDENTITY_SIZE, Identity, PublicIdentity
 from keyquorum_core.streams import write_all
 from keyquorum_core.strictjson import Fields, loads
+from keyquorum_protos.wire.files import read_bytes
 
 __all__ = [
     "PASSPHRASE_ENVIRONMENT",
@@ -65,7 +65,7 @@ class PublicKeys:
 def read_public_keys(path: Path) -> PublicKeys:
     """Raises :class:`MalformedError` for anything but a well-formed public key file."""
     what = "public key file"
-    fields = Fields(loads(read_file(path, what), what), what)
+    fields = Fields(loads(read_bytes(path, what), what), what)
     out = PublicKeys(
         fields.text("name", max_length=64),
         fields.text("role", max_length=16),
@@ -136,7 +136,7 @@ def unlock(path: Path, role: str, name: str | None, passphrase: PassphraseSource
     (``NOT_FOUND``) for a lost file, and :class:`RefusedError` (``ROLE``) for somebody else's.
     """
     try:
-        blob = read_file(path, f"{role}'s key file")
+        blob = read_bytes(path, f"{role}'s key file")
     except UnavailableError as error:
         if error.reason is Reason.NOT_FOUND:
             error.next_step = (

@@ -14,7 +14,6 @@ from importlib.resources import files
 from pathlib import Path
 
 from keyquorum.documents import load_document
-from keyquorum.profile import read_file
 from keyquorum_core.bulletin import MAX_BULLETIN_ENVELOPE, Bulletin, peek_bulletin, sign_bulletin
 from keyquorum_core.errors import MalformedError, Reason, StateError, UnavailableError
 from keyquorum_core.policy.bundle import POLICY_KIND, PolicyBundle
@@ -26,6 +25,7 @@ from keyquorum_core.policy.lists import LIST_KINDS, ControlledList
 from keyquorum_core.policy.policies import MAX_TEXT, PolicySet, load_policies
 from keyquorum_core.policy.scenarios import Scenario, read_scenarios
 from keyquorum_core.signing import Identity
+from keyquorum_protos.wire.files import read_bytes
 
 __all__ = [
     "SETS",
@@ -67,7 +67,7 @@ def shipped(name: str, suffix: str = ".yaml") -> bytes:
 
 def load_controls(where: str) -> Controls:
     """A ``controls.yaml``, or a shipped set by its name. Raises :class:`MalformedError`, ``NOT_FOUND``."""
-    data = shipped(where) if where in SETS else read_file(Path(where), "controls")
+    data = shipped(where) if where in SETS else read_bytes(Path(where), "controls")
     return read_controls(load_document(data, f"controls {where}"))
 
 
@@ -79,7 +79,7 @@ def compile_set(where: str) -> dict[str, str]:
 
 
 def load_scenarios(path: Path) -> tuple[Scenario, ...]:
-    return read_scenarios(load_document(read_file(path, "scenario table"), f"scenario table {path.name}"))
+    return read_scenarios(load_document(read_bytes(path, "scenario table"), f"scenario table {path.name}"))
 
 
 def set_scenarios(name: str) -> tuple[Scenario, ...]:
@@ -99,7 +99,7 @@ def load_source(where: str) -> Source:
         return _source(where, {each.name: _text(each) for each in found})
     if path.suffix == ".cedar":
         return _source(where, {path.name: _text(path)})
-    bulletin = peek_bulletin(read_file(path, "policies", max_bytes=MAX_BULLETIN_ENVELOPE))
+    bulletin = peek_bulletin(read_bytes(path, "policies", max_bytes=MAX_BULLETIN_ENVELOPE))
     if bulletin.kind != POLICY_KIND:
         raise MalformedError(Reason.POLICY, f"{path} is no policy bundle", expected=POLICY_KIND, actual=bulletin.kind)
     bundle = PolicyBundle.read(bulletin.body)
@@ -113,7 +113,7 @@ def _source(where: str, texts: Mapping[str, str]) -> Source:
 
 def _text(path: Path) -> str:
     try:
-        return read_file(path, "policy file", max_bytes=MAX_TEXT).decode("utf-8")
+        return read_bytes(path, "policy file", max_bytes=MAX_TEXT).decode("utf-8")
     except UnicodeDecodeError:
         raise MalformedError(Reason.MALFORMED, f"{path} is not UTF-8 text") from None
 
@@ -140,7 +140,7 @@ def sign_list(
     """A signed list (``export`` or ``sanctions``) of the entries in a YAML or JSON file."""
     if name not in LIST_KINDS:
         raise MalformedError(Reason.MALFORMED, "no such list", expected=" or ".join(LIST_KINDS), actual=name[:32])
-    document = load_document(read_file(path, "list"), f"list {path.name}")
+    document = load_document(read_bytes(path, "list"), f"list {path.name}")
     if not isinstance(document, Mapping):
         raise MalformedError(Reason.MALFORMED, f"{path.name} is not an object", expected="object with 'entries'")
     found = ControlledList.read(document, version)

@@ -30,16 +30,16 @@ import tomllib
 from dataclasses import dataclass
 from pathlib import Path
 
-from keyquorum_core.errors import MalformedError, Reason, RefusedError, StateError, UnavailableError
+from keyquorum_core.errors import MalformedError, Reason, RefusedError, StateError
 from keyquorum_core.quorum import Quorum
-from keyquorum_core.roster import Roster, open_roster, parse_operators
+from keyquorum_core.roster import MAX_ROSTER, Roster, open_roster, parse_operators
 from keyquorum_core.strictjson import Fields
+from keyquorum_protos.wire.files import read_bytes
 from keyquorum_protos.wire.tls import TlsIdentity
 
-__all__ = ["ENVIRONMENT", "Principal", "Profile", "load_profile", "read_file"]
+__all__ = ["ENVIRONMENT", "Principal", "Profile", "load_profile"]
 
 ENVIRONMENT = "KEYQUORUM_PROFILE"
-MAX_FILE = 4 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,22 +79,6 @@ class Profile:
         return found
 
 
-def read_file(path: Path, what: str, *, max_bytes: int = MAX_FILE) -> bytes:
-    """The file's bytes. Raises :class:`UnavailableError` (``NOT_FOUND``, ``STORAGE``), :class:`MalformedError`."""
-    try:
-        with path.open("rb") as file:
-            data = file.read(max_bytes + 1)
-    except FileNotFoundError:
-        raise UnavailableError(Reason.NOT_FOUND, f"{what} is missing", expected=f"a file {path}") from None
-    except OSError as error:
-        raise UnavailableError(
-            Reason.STORAGE, f"{what} can't be read", expected=f"a readable file {path}", actual=error.strerror
-        ) from None
-    if len(data) > max_bytes:
-        raise MalformedError(Reason.TOO_LARGE, f"{what} is too large", expected=f"at most {max_bytes} bytes")
-    return data
-
-
 def load_profile(path: str | os.PathLike[str], *, now: int | None = None) -> Profile:
     """Read and verify a profile.
 
@@ -103,7 +87,7 @@ def load_profile(path: str | os.PathLike[str], *, now: int | None = None) -> Pro
     """
     file = Path(path)
     try:
-        parsed = tomllib.loads(read_file(file, "profile").decode("utf-8"))
+        parsed = tomllib.loads(read_bytes(file, "profile").decode("utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise MalformedError(Reason.MALFORMED, f"profile {file} is not TOML", actual=str(error)[:200]) from None
     base = file.parent
@@ -114,7 +98,7 @@ def load_profile(path: str | os.PathLike[str], *, now: int | None = None) -> Pro
     roster_path = base / fields.text("roster", max_length=4096)
     pin = fields.hex("roster_sha256", 32).hex()
     operators, threshold = parse_operators(
-        read_file(base / fields.text("operators", max_length=4096), "operators file")
+        read_bytes(base / fields.text("operators", max_length=4096), "operators file")
     )
     owner = _principal(fields, "owner", base)
     operator = _principal(fields, "operator", base)
@@ -122,7 +106,7 @@ def load_profile(path: str | os.PathLike[str], *, now: int | None = None) -> Pro
     fields.done()
     if owner is None and operator is None:
         raise MalformedError(Reason.MALFORMED, "profile names nobody", expected="a section [owner] or [operator]")
-    envelope = read_file(roster_path, "roster")
+    envelope = read_bytes(roster_path, "roster", MAX_ROSTER)
     roster = open_roster(envelope, operators, threshold, int(time.time()) if now is None else now, cluster=cluster)
     if not hmac.compare_digest(roster.digest, pin):
         raise RefusedError(
@@ -143,7 +127,7 @@ def _principal(fields: Fields, role: str, base: Path) -> Principal | None:
     section = fields.object(role)
     name = section.text("name", max_length=64)
     key_file = base / section.text("key", max_length=4096)
-    certificate = read_file(base / section.text("tls_certificate", max_length=4096), f"{role}'s TLS certificate")
-    key = read_file(base / section.text("tls_key", max_length=4096), f"{role}'s TLS key")
+    certificate = read_bytes(base / section.text("tls_certificate", max_length=4096), f"{role}'s TLS certificate")
+    key = read_bytes(base / section.text("tls_key", max_length=4096), f"{role}'s TLS key")
     section.done()
     return Principal(role, name, key_file, TlsIdentity(certificate, key))

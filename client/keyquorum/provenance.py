@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from keyquorum.profile import read_file
 from keyquorum_core.errors import Reason, RefusedError
 from keyquorum_core.keywrap import LoadedKeys
 from keyquorum_core.manifest import Subject
 from keyquorum_core.provenance import Provenance, open_provenance
+from keyquorum_protos.wire.files import read_bytes
 
 __all__ = ["read_statements"]
 
@@ -22,7 +22,7 @@ def read_statements(paths: Sequence[Path], owner: LoadedKeys, subjects: Sequence
     """
     out: dict[str, Provenance] = {}
     for path in paths:
-        statement = open_provenance(read_file(path, "provenance statement"), owner.identity.public)
+        statement = open_provenance(read_bytes(path, "provenance statement"), owner.identity.public)
         made = [subject.name for subject in subjects if subject.sha256 == statement.output_sha256]
         if not made:
             raise RefusedError(

@@ -158,7 +158,8 @@ def policy_install(
     as_json: _Json = False,
 ) -> None:
     """Verify a signed policy bundle, export list or sanctions list, and leave it where the coordinator looks for it."""
-    from keyquorum_coordinator.config import load_config, read_bytes
+    from keyquorum_coordinator.config import load_config
+    from keyquorum_protos.wire.files import read_bytes
     from keyquorum_coordinator.policy import install_document
 
     with _refusals(as_json):

@@ -15,8 +15,6 @@ from keyquorum_coordinator.config import (
     CoordinatorConfig,
     check_names,
     load_config,
-    parse_address,
-    read_bytes,
     render_config,
 )
 from keyquorum_coordinator.ledger.setup import create_ledger
@@ -24,7 +22,8 @@ from keyquorum_coordinator.log_key import LOG_VKEY, encode_log_key, log_origin
 from keyquorum_core import names
 from keyquorum_core.errors import MalformedError, Reason, StateError, UnavailableError
 from keyquorum_core.ledger.log_keys import LogSigner
-from keyquorum_protos.wire.ports import choose_port
+from keyquorum_protos.wire.files import read_bytes
+from keyquorum_protos.wire.ports import choose_port, parse_address
 from keyquorum_protos.wire.tls import CertificateAuthority, TlsIdentity, self_signed, spiffe_id
 
 __all__ = ["CALLER_ROLES", "initialise", "issue_certificate"]

@@ -13,10 +13,10 @@ from typing import Final
 
 import rfc8785
 
-from keyquorum_coordinator.config import read_bytes
 from keyquorum_core.errors import Reason, RefusedError
 from keyquorum_core.ledger.log_keys import LogSigner
 from keyquorum_core.strictjson import Fields, loads
+from keyquorum_protos.wire.files import read_bytes
 
 __all__ = ["LOG_VKEY", "encode_log_key", "load_log_key", "log_origin"]
 

@@ -11,12 +11,12 @@ from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from keyquorum_coordinator.circuit import CircuitState
-from keyquorum_coordinator.config import parse_address
 from keyquorum_coordinator.fanout import Fanout
 from keyquorum_coordinator.job_states import JobState
 from keyquorum_coordinator.link import Link
 from keyquorum_core.errors import KeyquorumError, Reason, UnavailableError
 from keyquorum_core.ledger.log_keys import SignedCheckpoint
+from keyquorum_protos.wire.ports import parse_address
 
 __all__ = ["Metrics"]
 

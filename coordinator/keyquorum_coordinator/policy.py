@@ -20,7 +20,8 @@ from typing import Final, TypeVar, cast
 import structlog
 from sqlalchemy.orm import Session
 
-from keyquorum_coordinator.config import CoordinatorConfig, read_bytes
+from keyquorum_coordinator.config import CoordinatorConfig
+from keyquorum_protos.wire.files import read_bytes
 from keyquorum_coordinator.database import BulletinRow, ClockRow, Database
 from keyquorum_core.bulletin import (
     MAX_BULLETIN_ENVELOPE,

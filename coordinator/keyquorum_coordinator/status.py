@@ -6,10 +6,11 @@ from pathlib import Path
 
 import grpc.aio
 
-from keyquorum_coordinator.config import load_config, read_bytes
+from keyquorum_coordinator.config import load_config
 from keyquorum_protos.v1 import coordinator_pb2 as pb
 from keyquorum_protos.v1.coordinator_pb2_grpc import ClusterStub
 from keyquorum_protos.wire.errors import from_rpc_error
+from keyquorum_protos.wire.files import read_bytes
 from keyquorum_protos.wire.tls import TlsIdentity, dns_name, open_channel
 
 __all__ = ["fetch_status"]

@@ -10,12 +10,13 @@ from typing import Any
 
 import grpc.aio
 
-from keyquorum_custodian.config import load_config, read_bytes
+from keyquorum_custodian.config import load_config
 from keyquorum_custodian.init import ADMIN_CERTIFICATE, ADMIN_KEY, TLS_CERTIFICATE
 from keyquorum_protos.v1 import custodian_pb2 as pb
 from keyquorum_protos.v1 import custodian_pb2_grpc as rpc
 from keyquorum_protos.wire import tls
 from keyquorum_protos.wire.errors import from_rpc_error
+from keyquorum_protos.wire.files import read_bytes
 
 __all__ = ["accept_bulletin", "admin_stub", "fetch_status", "show_bulletin", "show_status"]
 

@@ -27,10 +27,10 @@ from keyquorum_core.bulletin import (
 )
 from keyquorum_core.errors import KeyquorumError, Reason, RefusedError, StateError
 from keyquorum_core.signing import PublicIdentity
-from keyquorum_custodian.config import read_bytes
 from keyquorum_custodian.keystore import Keystore
 from keyquorum_custodian.stamps import Stamp, settled, stamp_of
 from keyquorum_custodian.trust import Operators
+from keyquorum_protos.wire.files import read_bytes
 
 __all__ = ["Accepted", "Bulletins", "replace_file"]
 

@@ -63,7 +63,7 @@ def _refuse(error: KeyquorumError, as_json: bool) -> NoReturn:
 
 def _passphrase(path: Path | None, *, confirm: bool = False) -> str:
     if path is not None:
-        from keyquorum_custodian.config import read_bytes
+        from keyquorum_protos.wire.files import read_bytes
 
         lines = read_bytes(path, "the passphrase file", 4096).decode("utf-8", "replace").splitlines()
         return lines[0] if lines else ""
@@ -137,8 +137,8 @@ def init(
 @app.command()
 def card(directory: _Directory) -> None:
     """Print the enrolment card: what the operators put this custodian into the roster with."""
-    from keyquorum_custodian.config import read_bytes
     from keyquorum_custodian.init import CARD
+    from keyquorum_protos.wire.files import read_bytes
 
     with _refusals():
         typer.echo(read_bytes(directory / CARD, "the enrolment card", 1 << 20).decode("utf-8"))
@@ -180,8 +180,9 @@ def owner_add(
     as_json: _Json = False,
 ) -> None:
     """Accept an owner's manifests from now on; a running custodian notices by itself."""
-    from keyquorum_custodian.config import load_config, read_bytes
+    from keyquorum_custodian.config import load_config
     from keyquorum_custodian.trust import add_owner
+    from keyquorum_protos.wire.files import read_bytes
 
     with _refusals(as_json):
         config = load_config(directory)
@@ -222,7 +223,7 @@ def bulletin_accept(
 
     from keyquorum_core.bulletin import MAX_BULLETIN_ENVELOPE
     from keyquorum_custodian.admin import accept_bulletin, show_bulletin
-    from keyquorum_custodian.config import read_bytes
+    from keyquorum_protos.wire.files import read_bytes
 
     with _refusals(as_json):
         accepted = asyncio.run(accept_bulletin(directory, read_bytes(file, "the document", MAX_BULLETIN_ENVELOPE)))
@@ -260,8 +261,8 @@ def policy_install(
 
     from keyquorum_core.bulletin import MAX_BULLETIN_ENVELOPE
     from keyquorum_custodian.admin import accept_bulletin, show_bulletin
-    from keyquorum_custodian.config import read_bytes
     from keyquorum_custodian.policy_files import leave_document
+    from keyquorum_protos.wire.files import read_bytes
 
     with _refusals(as_json):
         envelope = read_bytes(file, "the document", MAX_BULLETIN_ENVELOPE)

@@ -6,21 +6,20 @@ relative to the file's folder.
 
 from __future__ import annotations
 
-import re
 import tomllib
 from dataclasses import dataclass
 from pathlib import Path
 
 from keyquorum_core import names
-from keyquorum_core.errors import MalformedError, Reason, StateError, UnavailableError
+from keyquorum_core.errors import MalformedError, Reason
 from keyquorum_core.quorum import Custodian
 from keyquorum_core.strictjson import Fields
+from keyquorum_protos.wire.files import read_bytes
+from keyquorum_protos.wire.ports import parse_address
 
-__all__ = ["CONFIG_NAME", "CustodianConfig", "load_config", "parse_address", "read_bytes", "render_config"]
+__all__ = ["CONFIG_NAME", "CustodianConfig", "load_config", "render_config"]
 
 CONFIG_NAME = "custodian.toml"
-_MAX_FILE = 4 << 20
-_ADDRESS = re.compile(r"(?:\[[0-9a-fA-F:]{2,45}\]|[A-Za-z0-9.-]{1,253}):[0-9]{1,5}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,32 +57,10 @@ class CustodianConfig:
         return self.directory / "keystore.db"
 
 
-def parse_address(text: str, what: str) -> tuple[str, int]:
-    """``host:port`` (IPv6 in brackets), port 0 … 65535. Raises :class:`MalformedError`."""
-    host, _, port = text.rpartition(":")
-    if not _ADDRESS.fullmatch(text) or int(port) > 65535:
-        raise MalformedError(Reason.MALFORMED, f"{what} is not an address", expected="host:port", actual=text[:80])
-    return host, int(port)
-
-
 def check_names(custodian_id: str, jurisdiction: str, cluster: str) -> None:
     """Raises :class:`MalformedError` unless all three can stand in certificates and rosters."""
     Custodian(custodian_id, jurisdiction)
     names.check(names.CLUSTER, cluster, "cluster name")
-
-
-def read_bytes(path: Path, what: str, max_bytes: int = _MAX_FILE) -> bytes:
-    """A file's bytes. Raises ``NOT_FOUND``, ``TOO_LARGE`` or ``STORAGE``, naming the file."""
-    try:
-        with path.open("rb") as file:
-            data = file.read(max_bytes + 1)
-    except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
-        raise StateError(Reason.NOT_FOUND, f"{what} is missing", expected=f"a file at {path}") from None
-    except OSError as error:
-        raise UnavailableError(Reason.STORAGE, f"{what} could not be read from {path}", actual=error.strerror) from None
-    if len(data) > max_bytes:
-        raise MalformedError(Reason.TOO_LARGE, f"{what} at {path} is too large", expected=f"at most {max_bytes} bytes")
-    return data
 
 
 def load_config(directory: Path) -> CustodianConfig:

@@ -19,10 +19,10 @@ from keyquorum_core.ledger.witness_keys import witness_name
 from keyquorum_core.roster import EnrolmentCard, RosterCustodian, make_card
 from keyquorum_core.sealing import RecipientKey, Suite
 from keyquorum_core.signing import Identity
-from keyquorum_custodian.config import CONFIG_NAME, CustodianConfig, check_names, parse_address, render_config
+from keyquorum_custodian.config import CONFIG_NAME, CustodianConfig, check_names, render_config
 from keyquorum_custodian.keystore import Keystore
 from keyquorum_protos.wire import tls
-from keyquorum_protos.wire.ports import choose_port
+from keyquorum_protos.wire.ports import choose_port, parse_address
 
 __all__ = ["ADMIN_CERTIFICATE", "ADMIN_KEY", "CARD", "TLS_CERTIFICATE", "TLS_KEY", "initialise"]
 

@@ -10,7 +10,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info
 
 from keyquorum_core.errors import Reason, UnavailableError
 from keyquorum_custodian import __version__
-from keyquorum_custodian.config import parse_address
+from keyquorum_protos.wire.ports import parse_address
 
 __all__ = ["Metrics"]
 

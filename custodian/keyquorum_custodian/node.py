@@ -23,7 +23,7 @@ from keyquorum_core.roster import Roster, open_roster
 from keyquorum_custodian.appraisals import Appraisals
 from keyquorum_custodian.bulletins import Bulletins
 from keyquorum_custodian.ceremonies import Ceremonies
-from keyquorum_custodian.config import CustodianConfig, load_config, read_bytes
+from keyquorum_custodian.config import CustodianConfig, load_config
 from keyquorum_custodian.epochs import Epochs, load_epoch
 from keyquorum_custodian.gate import Gate
 from keyquorum_custodian.init import TLS_CERTIFICATE, TLS_KEY
@@ -36,6 +36,7 @@ from keyquorum_custodian.tpms import Tpms
 from keyquorum_custodian.trust import Owners, load_operators
 from keyquorum_custodian.windows import Windows
 from keyquorum_custodian.witness import Witness
+from keyquorum_protos.wire.files import read_bytes
 from keyquorum_protos.wire.tls import TlsIdentity
 
 __all__ = ["BULLETIN_KINDS", "Node", "open_node"]

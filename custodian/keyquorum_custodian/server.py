@@ -22,7 +22,6 @@ from grpc_reflection.v1alpha import reflection
 
 from keyquorum_core.errors import KeyquorumError, Reason, UnavailableError
 from keyquorum_custodian import __version__
-from keyquorum_custodian.config import read_bytes
 from keyquorum_custodian.init import ADMIN_CERTIFICATE
 from keyquorum_custodian.logs import logger
 from keyquorum_custodian.metrics import Metrics
@@ -31,6 +30,7 @@ from keyquorum_custodian.services import AdminService, CeremoniesService, Custod
 from keyquorum_custodian.witness_http import WitnessListener
 from keyquorum_protos.v1 import custodian_pb2_grpc
 from keyquorum_protos.wire import tls
+from keyquorum_protos.wire.files import read_bytes
 from keyquorum_protos.wire.guard import ANY_ROLE, Guard
 
 __all__ = ["CustodianServer", "serve"]

@@ -19,8 +19,8 @@ from keyquorum_core.errors import MalformedError, Reason, RefusedError, StateErr
 from keyquorum_core.roster import parse_operators
 from keyquorum_core.signing import PUBLIC_IDENTITY_SIZE, PublicIdentity
 from keyquorum_core.strictjson import Fields, loads
-from keyquorum_custodian.config import read_bytes
 from keyquorum_custodian.stamps import Stamp, settled, stamp_of
+from keyquorum_protos.wire.files import read_bytes
 
 __all__ = ["Operators", "Owners", "add_owner", "load_operators"]
 

@@ -32,7 +32,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from keyquorum_core import names
-from keyquorum_core.errors import MalformedError, Reason, UnavailableError
+from keyquorum_core.errors import MalformedError, Reason
 from keyquorum_core.roster import MAX_ROSTER, Roster, open_roster, parse_operators
 from keyquorum_core.strictjson import Fields
 from keyquorum_gpu_worker.evidence import Collection, EvidenceSource
@@ -42,12 +42,12 @@ from keyquorum_gpu_worker.evidence.nvidia import NvidiaGpus
 from keyquorum_gpu_worker.evidence.sev_snp import SevSnp
 from keyquorum_gpu_worker.evidence.tdx import Tdx
 from keyquorum_gpu_worker.evidence.tpm2 import Tpm2
+from keyquorum_protos.wire.files import read_bytes
 from keyquorum_protos.wire.tls import TlsIdentity
 
-__all__ = ["CONFIG_NAME", "WorkerConfig", "load_config", "load_roster", "load_sources", "load_tls", "read_file"]
+__all__ = ["CONFIG_NAME", "WorkerConfig", "load_config", "load_roster", "load_sources", "load_tls"]
 
 CONFIG_NAME = "worker.toml"
-_MAX_FILE = 1 << 20
 _SECTIONS: Mapping[str, Callable[[Fields, Path], Callable[[], EvidenceSource]]] = {
     "development": DevelopmentPlatform.from_section,
     "sev-snp": SevSnp.from_section,
@@ -75,26 +75,10 @@ class WorkerConfig:
     """Each makes one source of evidence, and raises as that does where it cannot work."""
 
 
-def read_file(path: Path, what: str, max_bytes: int = _MAX_FILE) -> bytes:
-    """Raises :class:`UnavailableError` (``NOT_FOUND``, ``STORAGE``) or :class:`MalformedError` (``TOO_LARGE``)."""
-    try:
-        with path.open("rb") as file:
-            data = file.read(max_bytes + 1)
-    except FileNotFoundError:
-        raise UnavailableError(Reason.NOT_FOUND, f"{what} is missing", expected=f"a file {path}") from None
-    except OSError as error:
-        raise UnavailableError(
-            Reason.STORAGE, f"{what} cannot be read", expected=f"a readable file {path}", actual=error.strerror
-        ) from None
-    if len(data) > max_bytes:
-        raise MalformedError(Reason.TOO_LARGE, f"{what} is too large", expected=f"at most {max_bytes} bytes")
-    return data
-
-
 def load_config(directory: Path) -> WorkerConfig:
     """Read ``directory``/worker.toml. Raises :class:`MalformedError` or :class:`UnavailableError`."""
     base = directory.absolute()
-    data = read_file(base / CONFIG_NAME, "the worker's configuration")
+    data = read_bytes(base / CONFIG_NAME, "the worker's configuration")
     try:
         parsed = tomllib.loads(data.decode("utf-8"))
     except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
@@ -133,15 +117,15 @@ def load_config(directory: Path) -> WorkerConfig:
 
 def load_tls(config: WorkerConfig) -> TlsIdentity:
     return TlsIdentity(
-        read_file(config.tls_certificate, "the worker's TLS certificate"),
-        read_file(config.tls_key, "the worker's TLS key"),
+        read_bytes(config.tls_certificate, "the worker's TLS certificate"),
+        read_bytes(config.tls_key, "the worker's TLS key"),
     )
 
 
 def load_roster(config: WorkerConfig, clock: Callable[[], float] = time.time) -> Roster:
     """The roster, signed by the operators that this worker pins, current. Raises as :func:`open_roster`."""
-    operators, threshold = parse_operators(read_file(config.operators, "operators file"))
-    envelope = read_file(config.roster, "the roster", 2 * MAX_ROSTER)
+    operators, threshold = parse_operators(read_bytes(config.operators, "operators file"))
+    envelope = read_bytes(config.roster, "the roster", 2 * MAX_ROSTER)
     return open_roster(envelope, operators, threshold, int(clock()), cluster=config.cluster)
 
 

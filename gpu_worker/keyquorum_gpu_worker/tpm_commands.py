@@ -123,9 +123,9 @@ def _place(directory: Path) -> tuple[Tss, int]:
 
 
 def _read(path: Path, what: str) -> bytes:
-    from keyquorum_gpu_worker.config import read_file
+    from keyquorum_protos.wire.files import read_bytes
 
-    return read_file(path, what, _MAX_FILE)
+    return read_bytes(path, what, _MAX_FILE)
 
 
 def _emit(data: bytes, out: Path | None) -> None:

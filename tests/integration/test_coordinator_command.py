@@ -20,7 +20,7 @@ from keyquorum_coordinator import cli as coordinator_cli
 from keyquorum_coordinator.cli import app
 from keyquorum_coordinator.config import CONFIG_NAME, load_config
 from keyquorum_coordinator.log_key import load_log_key
-from keyquorum_core.errors import MalformedError, Reason, StateError, UnavailableError
+from keyquorum_core.errors import MalformedError, Reason, UnavailableError
 from keyquorum_core.ledger.log_keys import LogKeys
 from keyquorum_custodian import cli as custodian_cli
 from tests.support.coordinator import Process, make_folder
@@ -62,7 +62,7 @@ def test_init_makes_the_ledger_keys_and_shows_the_public_ones(tmp_path: Path) ->
     with pytest.raises(MalformedError):
         load_log_key(path)
     path.unlink()
-    with pytest.raises(StateError) as caught:
+    with pytest.raises(UnavailableError) as caught:
         load_log_key(path)
     assert caught.value.reason is Reason.NOT_FOUND
 

@@ -13,11 +13,12 @@ from keyquorum_core.errors import KeyquorumError, MalformedError, Reason, Refuse
 from keyquorum_core.roster import open_card
 from keyquorum_core.sealing import RecipientKey
 from keyquorum_core.signing import Identity
-from keyquorum_custodian.config import CustodianConfig, load_config, parse_address, render_config
+from keyquorum_custodian.config import CustodianConfig, load_config, render_config
 from keyquorum_custodian.init import initialise
 from keyquorum_custodian.keystore import Keystore
 from keyquorum_custodian.quota import Quota
 from keyquorum_custodian.trust import Owners, add_owner, load_operators
+from keyquorum_protos.wire.ports import parse_address
 
 NOW = 1_700_000_000
 ALICE = Identity.generate()
@@ -74,7 +75,7 @@ def test_no_member_may_be_missing(tmp_path: Path, member: str) -> None:
 
 
 def test_a_folder_without_a_custodian_says_so(tmp_path: Path) -> None:
-    with pytest.raises(StateError) as caught:
+    with pytest.raises(UnavailableError) as caught:
         load_config(tmp_path)
     assert caught.value.reason is Reason.NOT_FOUND
 

@@ -16,12 +16,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from keyquorum.atomic import make_folder, replace_file
-from keyquorum.profile import read_file
 from keyquorum_core.errors import KeyquorumError, MalformedError, Reason, RefusedError, StateError, UnavailableError
 from keyquorum_core.ledger.log_keys import SignedCheckpoint
 from keyquorum_core.ledger.log_trust import LogTrust
 from keyquorum_core.ledger.notes import MAX_NOTE
 from keyquorum_core.strictjson import Fields, loads
+from keyquorum_protos.wire.files import read_bytes
 
 __all__ = ["Remembered", "WatchState"]
 
@@ -71,7 +71,9 @@ class WatchState:
         if not self._file.exists():
             return None
         what = f"state file {self._file}"
-        members = Fields(loads(read_file(self._file, what, max_bytes=2 * MAX_NOTE), what, max_bytes=2 * MAX_NOTE), what)
+        members = Fields(
+            loads(read_bytes(self._file, what, max_bytes=2 * MAX_NOTE), what, max_bytes=2 * MAX_NOTE), what
+        )
         version = members.integer("version")
         if version != _VERSION:
             raise MalformedError(Reason.UNSUPPORTED, f"{what} has another version", expected=_VERSION, actual=version)

@@ -243,9 +243,9 @@ def _nitro_document(data: bytes) -> bytes:
 
 
 def _read(path: Path, what: str) -> bytes:
-    from keyquorum.profile import read_file
+    from keyquorum_protos.wire.files import read_bytes
 
-    return read_file(path, what, max_bytes=_MAX_FILE)
+    return read_bytes(path, what, max_bytes=_MAX_FILE)
 
 
 def _moment(text: str | None) -> int:

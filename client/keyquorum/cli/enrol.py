@@ -38,15 +38,15 @@ def challenge(
 ) -> None:
     """Check a candidate down to the TPM maker's root, and make the credential that proves it."""
     from keyquorum.keyfiles import write_new
-    from keyquorum.profile import read_file
     from keyquorum_core.attestation.tpm2_endorsement import root_fingerprint
     from keyquorum_core.attestation.tpm2_enrolment import ENROLMENT_SECONDS
     from keyquorum_core.attestation.tpm2_enrolment import challenge as make
     from keyquorum_core.attestation.tpm2_messages import credential_bytes, parse_candidate, pending_bytes
+    from keyquorum_protos.wire.files import read_bytes
 
-    trusted = read_file(root, "root certificate")
-    given = parse_candidate(read_file(candidate, "candidate").strip())
-    chain = (*given.ek_certificates, *(read_file(path, "issuer's certificate") for path in issuer or ()), trusted)
+    trusted = read_bytes(root, "root certificate")
+    given = parse_candidate(read_bytes(candidate, "candidate").strip())
+    chain = (*given.ek_certificates, *(read_bytes(path, "issuer's certificate") for path in issuer or ()), trusted)
     found = type(given)(chain, given.ek_public, given.ak_public)
     credential, asked = make(found, pinned_roots={root_fingerprint(trusted)}, now=int(time.time()))
     write_new(pending, pending_bytes(asked) + b"\n", private=True)
@@ -67,11 +67,11 @@ def confirm(
     as_json: output.JsonOption = False,
 ) -> None:
     """Compare the answer, and show what the inventory is to list."""
-    from keyquorum.profile import read_file
     from keyquorum_core.attestation.tpm2_messages import parse_answer, parse_pending
+    from keyquorum_protos.wire.files import read_bytes
 
-    asked = parse_pending(read_file(pending, "pending enrolment").strip())
-    said = parse_answer(read_file(answer, "answer").strip())
+    asked = parse_pending(read_bytes(pending, "pending enrolment").strip())
+    said = parse_answer(read_bytes(answer, "answer").strip())
     try:
         pending.unlink()  # before it is compared: nobody gets a second try
     except OSError as error:

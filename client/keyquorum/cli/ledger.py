@@ -136,12 +136,12 @@ def verify(
 
 def _verify_proofs(trust: LogTrust, files: list[Path], now: int, as_json: bool) -> None:
     from keyquorum.ledger.proving import verify_proof_file
-    from keyquorum.profile import read_file
+    from keyquorum_protos.wire.files import read_bytes
     from keyquorum_core.ledger.tlog_proof import MAX_TLOG_PROOF
 
     found = []
     for path in files:
-        data = read_file(path, "proof", max_bytes=MAX_TLOG_PROOF)
+        data = read_bytes(path, "proof", max_bytes=MAX_TLOG_PROOF)
         try:
             found.append((path, *verify_proof_file(data, trust, now)))
         except KeyquorumError as error:
@@ -168,10 +168,10 @@ def _verify_proofs(trust: LogTrust, files: list[Path], now: int, as_json: bool) 
 
 
 def _saved(trust: LogTrust, path: Path) -> SignedCheckpoint:
-    from keyquorum.profile import read_file
     from keyquorum_core.ledger.notes import MAX_NOTE
+    from keyquorum_protos.wire.files import read_bytes
 
-    return trust.open(read_file(path, "saved checkpoint", max_bytes=MAX_NOTE))
+    return trust.open(read_bytes(path, "saved checkpoint", max_bytes=MAX_NOTE))
 
 
 @app.command()

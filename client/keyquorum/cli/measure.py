@@ -128,9 +128,9 @@ def _signature(cpu: str) -> int:
 
 
 def _read(path: Path, what: str, max_bytes: int = _MAX_FILE) -> bytes:
-    from keyquorum.profile import read_file
+    from keyquorum_protos.wire.files import read_bytes
 
-    return read_file(path, what, max_bytes=max_bytes)
+    return read_bytes(path, what, max_bytes=max_bytes)
 
 
 def _show(values: dict[str, str], as_json: bool) -> None:

@@ -37,10 +37,10 @@ def sign(
     """Make a document and sign it; nothing that custodians could not read is signed. Others add theirs with cosign."""
     from keyquorum.bulletins import make
     from keyquorum.keyfiles import unlock, write_new
-    from keyquorum.profile import read_file
     from keyquorum_core.bulletin import MAX_BULLETIN_ENVELOPE
+    from keyquorum_protos.wire.files import read_bytes
 
-    data = read_file(body, "body", max_bytes=MAX_BULLETIN_ENVELOPE)
+    data = read_bytes(body, "body", max_bytes=MAX_BULLETIN_ENVELOPE)
     ask = output.passphrase_source(passphrase_file)
     signers = [unlock(path, "operator", None, ask) for path in operator_key]
     now = int(time.time())
@@ -68,10 +68,10 @@ def cosign(
     """Add your signature to a document, once you have looked at it (``show``)."""
     from keyquorum.bulletins import cosign as add
     from keyquorum.keyfiles import unlock, write_new
-    from keyquorum.profile import read_file
     from keyquorum_core.bulletin import MAX_BULLETIN_ENVELOPE
+    from keyquorum_protos.wire.files import read_bytes
 
-    envelope = read_file(file, "document", max_bytes=MAX_BULLETIN_ENVELOPE)
+    envelope = read_bytes(file, "document", max_bytes=MAX_BULLETIN_ENVELOPE)
     ask = output.passphrase_source(passphrase_file)
     signers = [unlock(path, "operator", None, ask) for path in operator_key]
     made, merged = add(envelope, [each.identity for each in signers])
@@ -89,10 +89,10 @@ def show(
     as_json: output.JsonOption = False,
 ) -> None:
     """Show a document: of what kind and version, who signed it, and what it says."""
-    from keyquorum.profile import read_file
     from keyquorum_core.bulletin import MAX_BULLETIN_ENVELOPE, peek_bulletin, verify_bulletin
+    from keyquorum_protos.wire.files import read_bytes
 
-    envelope = read_file(file, "document", max_bytes=MAX_BULLETIN_ENVELOPE)
+    envelope = read_bytes(file, "document", max_bytes=MAX_BULLETIN_ENVELOPE)
     found = peek_bulletin(envelope)
     if operators is None:
         output.note("NOT VERIFIED: give --operators and --cluster to check who signed it.")
@@ -107,12 +107,12 @@ def show(
 def trusted(operators: Path, cluster: str) -> Trusted:
     """Whose signatures an ``operators.json`` trusts; wrong usage without a cluster's name."""
     from keyquorum.bulletins import Trusted
-    from keyquorum.profile import read_file
     from keyquorum_core.roster import parse_operators
+    from keyquorum_protos.wire.files import read_bytes
 
     if not cluster:
         raise typer.BadParameter("--operators needs --cluster: documents are for one cluster")
-    identities, threshold = parse_operators(read_file(operators, "operators file"))
+    identities, threshold = parse_operators(read_bytes(operators, "operators file"))
     return Trusted(identities, threshold, cluster, int(time.time()))
 
 

@@ -140,9 +140,9 @@ def new_passphrase(file: Path | None, what: str) -> str:
 
 def _given_passphrase(file: Path | None) -> str:
     if file is not None:
-        from keyquorum.profile import read_file
+        from keyquorum_protos.wire.files import read_bytes
 
-        lines = read_file(file, "passphrase file", max_bytes=4096).decode("utf-8", "replace").splitlines()
+        lines = read_bytes(file, "passphrase file", max_bytes=4096).decode("utf-8", "replace").splitlines()
         return lines[0] if lines else ""
     return os.environ.get(PASSPHRASE, "")
 

@@ -164,15 +164,15 @@ def analyze(
     """
     from keyquorum.documents import load_document
     from keyquorum.policies import load_source
-    from keyquorum.profile import read_file
     from keyquorum_core.policy.analyze import classifications_of, dead_policies, unreleasable
     from keyquorum_core.quorum import load_quorum_document
+    from keyquorum_protos.wire.files import read_bytes
 
     named = [_named(each) for each in policies]
     sources = {where: load_source(where) for _, where in named}
     findings = [(where, each) for where, source in sources.items() for each in dead_policies(source.policies)]
     if quorum is not None:
-        rule = load_quorum_document(load_document(read_file(quorum, "quorum file"), "quorum document"))
+        rule = load_quorum_document(load_document(read_bytes(quorum, "quorum file"), "quorum document"))
         seats = {}
         for name, where in named:
             for custodian in (name,) if name else sources[where].custodians:

@@ -27,13 +27,13 @@ def explain(
 ) -> None:
     """Say how many custodians or jurisdictions could collude, and how many may fail."""
     from keyquorum.documents import MAX_DOCUMENT, load_document
-    from keyquorum.profile import read_file
     from keyquorum_core.quorum import load_quorum_document
+    from keyquorum_protos.wire.files import read_bytes
 
     if file == "-":
         data = sys.stdin.buffer.read(MAX_DOCUMENT + 1)
     else:
-        data = read_file(Path(file), "quorum file", max_bytes=MAX_DOCUMENT + 1)
+        data = read_bytes(Path(file), "quorum file", max_bytes=MAX_DOCUMENT + 1)
     quorum = load_quorum_document(load_document(data, "quorum document"))
     report = quorum.resilience()
     if as_json:

@@ -46,8 +46,8 @@ def create(
     """Assemble enrolment cards, a quorum rule and operators into a signed roster."""
     from keyquorum.documents import load_document
     from keyquorum.keyfiles import read_public_keys, unlock, write_new
-    from keyquorum.profile import read_file
     from keyquorum.rosters import assemble_roster, operators_file, rule_of
+    from keyquorum_protos.wire.files import read_bytes
 
     ask = output.passphrase_source(passphrase_file)
     signers = [unlock(path, "operator", None, ask) for path in operator_key]
@@ -69,15 +69,15 @@ def create(
         version=version,
         issued_at=now,
         expires_at=now + days * 86400,
-        cards=[read_file(path, "enrolment card") for path in card],
-        rule=rule_of(load_document(read_file(quorum, "quorum file"), "quorum file")),
+        cards=[read_bytes(path, "enrolment card") for path in card],
+        rule=rule_of(load_document(read_bytes(quorum, "quorum file"), "quorum file")),
         operators=operators,
         operator_threshold=operator_threshold,
         signers=[each.identity for each in signers],
         coordinator_tls=[
-            read_file(path, "coordinator's certificate").decode("ascii", "replace") for path in coordinator_cert
+            read_bytes(path, "coordinator's certificate").decode("ascii", "replace") for path in coordinator_cert
         ],
-        log_key=read_file(log_key, "ledger's keys").decode("utf-8", "replace").strip() if log_key is not None else "",
+        log_key=read_bytes(log_key, "ledger's keys").decode("utf-8", "replace").strip() if log_key is not None else "",
         log_url=log_url,
     )
     write_new(out, made.envelope, private=False)
@@ -95,17 +95,17 @@ def show(
     as_json: output.JsonOption = False,
 ) -> None:
     """Show a roster: who the custodians are, what a quorum is, who signed."""
-    from keyquorum.profile import read_file
     from keyquorum_core.roster import MAX_ROSTER, ROSTER_TYPE, Roster, open_roster, parse_operators
     from keyquorum_core.signing import open_multi, peek_payload
+    from keyquorum_protos.wire.files import read_bytes
 
-    envelope = read_file(file, "roster")
+    envelope = read_bytes(file, "roster")
     if operators is None:
         roster = Roster.parse(peek_payload(envelope, ROSTER_TYPE, "roster", max_bytes=2 * MAX_ROSTER))
         output.note("NOT VERIFIED: give --operators to check who signed it.")
         _show(roster, None, as_json)
         return
-    trusted, threshold = parse_operators(read_file(operators, "operators file"))
+    trusted, threshold = parse_operators(read_bytes(operators, "operators file"))
     roster = open_roster(envelope, trusted, threshold, int(time.time()))
     _, signed = open_multi(envelope, ROSTER_TYPE, trusted, threshold, "roster", max_bytes=2 * MAX_ROSTER)
     _show(roster, list(signed), as_json)

@@ -10,10 +10,11 @@ from pathlib import Path
 
 from keyquorum.ledger.http import HttpSource
 from keyquorum.ledger.source import DirectorySource, LogSource
-from keyquorum.profile import load_profile, read_file
+from keyquorum.profile import load_profile
 from keyquorum_core.errors import MalformedError, Reason, RefusedError, StateError
 from keyquorum_core.ledger.log_trust import LogTrust
 from keyquorum_core.roster import Roster, open_roster, parse_operators
+from keyquorum_protos.wire.files import read_bytes
 
 __all__ = ["Auditor", "of_profile", "of_roster_files", "open_source"]
 
@@ -42,9 +43,9 @@ def of_roster_files(roster: Path, operators: Path, *, sha256: str | None = None,
     ``at`` is when the roster must be valid, POSIX seconds, by default now. Raises as :func:`open_roster`, and
     :class:`RefusedError` (``ROSTER``) for another roster than the pinned one.
     """
-    trusted, threshold = parse_operators(read_file(operators, "operators file"))
+    trusted, threshold = parse_operators(read_bytes(operators, "operators file"))
     opened = open_roster(
-        read_file(roster, "roster", max_bytes=8 << 20), trusted, threshold, int(time.time()) if at is None else at
+        read_bytes(roster, "roster", max_bytes=8 << 20), trusted, threshold, int(time.time()) if at is None else at
     )
     if sha256 is not None and not hmac.compare_digest(opened.digest.encode(), sha256.lower().encode()):
         raise RefusedError(
@@ -81,7 +82,7 @@ def open_source(auditor: Auditor, log: str | None, *, ca: Path | None = None) ->
 
 
 def _authorities(path: Path) -> ssl.SSLContext:
-    pem = read_file(path, "file of authorities")
+    pem = read_bytes(path, "file of authorities")
     try:
         return ssl.create_default_context(cadata=pem.decode("ascii"))
     except (ssl.SSLError, ValueError):

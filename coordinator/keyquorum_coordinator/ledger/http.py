@@ -23,10 +23,10 @@ from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 
-from keyquorum_coordinator.config import parse_address
 from keyquorum_coordinator.sequencer import Sequencer
 from keyquorum_core.errors import KeyquorumError, MalformedError, Reason, StateError, UnavailableError
 from keyquorum_core.ledger.tiles import Bundle, parse_path
+from keyquorum_protos.wire.ports import parse_address
 
 __all__ = ["LedgerReader", "ledger_app"]
 

@@ -1,4 +1,4 @@
-"""Choosing a port now that somebody will listen on later.
+"""Addresses as ``host:port``, and choosing a port now that somebody will listen on later.
 
 Asking the system for any free port gives one of its ephemeral range, and until the server starts any client on the
 machine may be given the same. Ports below that range are only taken by those who ask for them by number.
@@ -6,18 +6,28 @@ machine may be given the same. Ports below that range are only taken by those wh
 
 from __future__ import annotations
 
+import re
 import secrets
 import socket
 from pathlib import Path
 from typing import Final
 
-from keyquorum_core.errors import Reason, UnavailableError
+from keyquorum_core.errors import MalformedError, Reason, UnavailableError
 
-__all__ = ["choose_port"]
+__all__ = ["choose_port", "parse_address"]
 
+_ADDRESS: Final = re.compile(r"(?:\[[0-9a-fA-F:]{2,45}\]|[A-Za-z0-9.-]{1,253}):[0-9]{1,5}")
 _LOWEST: Final = 10_240
 _EPHEMERAL: Final = 32_768  # Linux's default; IANA's range begins later
 _TRIES: Final = 64
+
+
+def parse_address(text: str, what: str) -> tuple[str, int]:
+    """``host:port`` (IPv6 in brackets), port 0 … 65535. Raises :class:`MalformedError`."""
+    host, _, port = text.rpartition(":")
+    if not _ADDRESS.fullmatch(text) or int(port) > 65535:
+        raise MalformedError(Reason.MALFORMED, f"{what} is not an address", expected="host:port", actual=text[:80])
+    return host, int(port)
 
 
 def choose_port(host: str = "127.0.0.1") -> int:
