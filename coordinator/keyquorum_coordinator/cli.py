@@ -159,8 +159,8 @@ def policy_install(
 ) -> None:
     """Verify a signed policy bundle, export list or sanctions list, and leave it where the coordinator looks for it."""
     from keyquorum_coordinator.config import load_config
-    from keyquorum_protos.wire.files import read_bytes
     from keyquorum_coordinator.policy import install_document
+    from keyquorum_protos.wire.files import read_bytes
 
     with _refusals(as_json):
         left = install_document(load_config(directory), read_bytes(file, "the document"))

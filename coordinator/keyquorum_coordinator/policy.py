@@ -21,7 +21,6 @@ import structlog
 from sqlalchemy.orm import Session
 
 from keyquorum_coordinator.config import CoordinatorConfig
-from keyquorum_protos.wire.files import read_bytes
 from keyquorum_coordinator.database import BulletinRow, ClockRow, Database
 from keyquorum_core.bulletin import (
     MAX_BULLETIN_ENVELOPE,
@@ -40,6 +39,7 @@ from keyquorum_core.policy.seat import PolicySeat, SteadyTime
 from keyquorum_core.quorum import Quorum
 from keyquorum_core.roster import parse_operators
 from keyquorum_core.signing import PublicIdentity
+from keyquorum_protos.wire.files import read_bytes
 
 __all__ = ["KINDS", "SEAT", "CoordinatorPolicy", "install_document", "policy_signers"]
 

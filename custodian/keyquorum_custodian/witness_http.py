@@ -22,8 +22,8 @@ from starlette.routing import Route
 
 from keyquorum_core.errors import KeyquorumError, MalformedError, Reason, StateError, UnavailableError
 from keyquorum_core.ledger.add_checkpoint import MAX_ADD_CHECKPOINT, AddCheckpoint
-from keyquorum_protos.wire.ports import parse_address
 from keyquorum_custodian.witness import Witness
+from keyquorum_protos.wire.ports import parse_address
 
 __all__ = ["WitnessListener", "witness_app"]
 

@@ -136,8 +136,8 @@ def verify(
 
 def _verify_proofs(trust: LogTrust, files: list[Path], now: int, as_json: bool) -> None:
     from keyquorum.ledger.proving import verify_proof_file
-    from keyquorum_protos.wire.files import read_bytes
     from keyquorum_core.ledger.tlog_proof import MAX_TLOG_PROOF
+    from keyquorum_protos.wire.files import read_bytes
 
     found = []
     for path in files:
