@@ -17,13 +17,14 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks import artifact_rate, audit, jobs, memory, release
+from benchmarks import artifact_rate, audit, jobs, ledger, memory, release
 
 PARTS: dict[str, Callable[[Path], dict[str, object]]] = {
     "release": release.measure,
     "artifact": lambda scratch: artifact_rate.measure(),
     "memory": memory.measure,
     "job": jobs.measure,
+    "ledger": ledger.measure,
     "audit": audit.measure,
 }
 

@@ -7,16 +7,17 @@ import json
 import os
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, Any
 
 # Before grpc is imported: its C core would write to standard error by itself.
 os.environ.setdefault("GRPC_VERBOSITY", "NONE")
 
 import typer
 
-from keyquorum_core.errors import KeyquorumError, Reason, UnavailableError, printable
+from keyquorum_coordinator import ledger_cli
+from keyquorum_coordinator.command import Directory, Json, refusals, refuse
+from keyquorum_core.errors import Reason, UnavailableError, printable
 
 __all__ = ["app", "main"]
 
@@ -29,38 +30,19 @@ app = typer.Typer(
 
 policy_app = typer.Typer(no_args_is_help=True, help="What this coordinator takes jobs in by: its policies and lists.")
 app.add_typer(policy_app, name="policy")
-
-_Directory = Annotated[Path, typer.Option("--dir", help="The coordinator's folder.")]
-_Json = Annotated[bool, typer.Option("--json", help="Print one JSON object, for scripts.")]
-
-
-@contextlib.contextmanager
-def _refusals(as_json: bool = False) -> Iterator[None]:
-    """Typed errors as text on standard error, or as JSON on standard output; exit status 1."""
-    try:
-        yield
-    except KeyquorumError as error:
-        _refuse(error, as_json)
-
-
-def _refuse(error: KeyquorumError, as_json: bool) -> NoReturn:
-    if as_json:
-        typer.echo(json.dumps({"error": error.as_dict()}))
-    else:
-        typer.echo(error.for_people(), err=True)
-    raise typer.Exit(1)
+app.add_typer(ledger_cli.app, name="ledger")
 
 
 @app.command()
 def init(
-    directory: _Directory,
+    directory: Directory,
     cluster: Annotated[str, typer.Option(help="The cluster's name.")],
     listen: Annotated[str, typer.Option(help="host:port for callers; port 0 chooses a free one now.")],
     name: Annotated[str, typer.Option(help="This coordinator's name in its certificate.")] = "main",
     metrics_listen: Annotated[str, typer.Option(help="host:port for Prometheus; empty serves none.")] = "",
     ledger_listen: Annotated[str, typer.Option(help="host:port for the ledger's readers; empty serves none.")] = "",
     ledger_origin: Annotated[str, typer.Option(help="The log's name, as a URL without scheme.")] = "",
-    as_json: _Json = False,
+    as_json: Json = False,
 ) -> None:
     """Make a new coordinator: TLS identity, the authority for its callers, an empty ledger with its keys,
     configuration. Never overwrites."""
@@ -69,7 +51,7 @@ def init(
     from keyquorum_coordinator.log_key import log_origin
     from keyquorum_core.ledger.log_keys import LogSigner
 
-    with _refusals(as_json):
+    with refusals(as_json):
         signer = LogSigner.generate(ledger_origin or log_origin(cluster))
         config = initialise(
             CoordinatorConfig(directory.absolute(), name, cluster, listen, metrics_listen, ledger_listen=ledger_listen),
@@ -97,17 +79,17 @@ def init(
 
 @app.command("issue-cert")
 def issue_cert(
-    directory: _Directory,
+    directory: Directory,
     role: Annotated[str, typer.Option(help="owner, worker or operator.")],
     name: Annotated[str, typer.Option(help="The caller's name; an owner's is the one in its manifests.")],
     out: Annotated[Path, typer.Option(help="Folder for NAME-cert.pem and NAME-key.pem.")],
     days: Annotated[int, typer.Option(min=1, max=825, help="How long it is good for.")] = 365,
-    as_json: _Json = False,
+    as_json: Json = False,
 ) -> None:
     """Issue a caller's TLS certificate. Never overwrites."""
     from keyquorum_coordinator.init import issue_certificate
 
-    with _refusals(as_json):
+    with refusals(as_json):
         uri = issue_certificate(directory, role, name, out, now=int(time.time()), days=days)
         made = {
             "uri": uri,
@@ -119,7 +101,7 @@ def issue_cert(
 
 @app.command()
 def serve(
-    directory: _Directory,
+    directory: Directory,
     log_level: Annotated[str, typer.Option(help="debug, info, warning or error.")] = "info",
 ) -> None:
     """Serve until SIGTERM. Checks everything on disk first; prints one line of JSON when it can be reached."""
@@ -131,19 +113,19 @@ def serve(
     from keyquorum_coordinator.server import serve as run
 
     # Its memory is not closed to others as a custodian's is: it holds no secret of anybody's, and can be looked into.
-    with _refusals():
+    with refusals():
         logs.configure(log_level)
         asyncio.run(run(directory))
 
 
 @app.command()
-def status(directory: _Directory, as_json: _Json = False) -> None:
+def status(directory: Directory, as_json: Json = False) -> None:
     """Ask the running coordinator how it and its custodians are."""
     import asyncio
 
     from keyquorum_coordinator.status import fetch_status
 
-    with _refusals(as_json):
+    with refusals(as_json):
         found = asyncio.run(fetch_status(directory))
         if as_json:
             typer.echo(json.dumps(found))
@@ -154,15 +136,15 @@ def status(directory: _Directory, as_json: _Json = False) -> None:
 @policy_app.command("install")
 def policy_install(
     file: Annotated[Path, typer.Argument(help="A bundle or list, as `keyquorum policy sign` or `sign-list` wrote it.")],
-    directory: _Directory,
-    as_json: _Json = False,
+    directory: Directory,
+    as_json: Json = False,
 ) -> None:
     """Verify a signed policy bundle, export list or sanctions list, and leave it where the coordinator looks for it."""
     from keyquorum_coordinator.config import load_config
     from keyquorum_coordinator.policy import install_document
     from keyquorum_protos.wire.files import read_bytes
 
-    with _refusals(as_json):
+    with refusals(as_json):
         left = install_document(load_config(directory), read_bytes(file, "the document"))
         out = {"kind": left.kind, "version": left.version, "digest": left.digest}
         typer.echo(json.dumps(out) if as_json else f"Installed {left.name}, {left.digest[:16]}")
@@ -186,7 +168,7 @@ def main() -> None:
         app()
     except OSError as error:
         with contextlib.suppress(typer.Exit):
-            _refuse(
+            refuse(
                 UnavailableError(Reason.STORAGE, "a file could not be used", actual=error.strerror),
                 "--json" in sys.argv,
             )

@@ -16,15 +16,18 @@ import typer
 from typer.testing import CliRunner
 
 from keyquorum_coordinator import __version__
-from keyquorum_coordinator import cli as coordinator_cli
+from keyquorum_coordinator import command as coordinator_command
 from keyquorum_coordinator.cli import app
-from keyquorum_coordinator.config import CONFIG_NAME, load_config
+from keyquorum_coordinator.config import CONFIG_NAME, CoordinatorConfig, load_config
+from keyquorum_coordinator.ledger.setup import open_log
 from keyquorum_coordinator.log_key import load_log_key
 from keyquorum_core.errors import MalformedError, Reason, UnavailableError
-from keyquorum_core.ledger.log_keys import LogKeys
+from keyquorum_core.ledger.cosignatures import Cosigner
+from keyquorum_core.ledger.log_keys import LogKeys, LogSigner
 from keyquorum_custodian import cli as custodian_cli
 from tests.support.coordinator import Process, make_folder
 from tests.support.fake_custodian import FakeCommittee
+from tests.support.ledger_log import add
 
 INIT = ["init", "--cluster", "demo", "--listen", "127.0.0.1:0", "--json"]
 
@@ -101,11 +104,11 @@ def test_the_version_is_that_of_the_distribution() -> None:
     assert __version__ == version("keyquorum-coordinator")
 
 
-@pytest.mark.parametrize("cli", [coordinator_cli, custodian_cli])
-def test_what_others_wrote_cannot_drive_the_terminal(cli: Any, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("refuse", [coordinator_command.refuse, custodian_cli._refuse])
+def test_what_others_wrote_cannot_drive_the_terminal(refuse: Any, capsys: pytest.CaptureFixture[str]) -> None:
     hostile = "\x1b[2J\x9b31m\u202egnp\r"
     with pytest.raises(typer.Exit):
-        cli._refuse(UnavailableError(Reason.UNAVAILABLE, hostile, actual=hostile, next_step=hostile), False)
+        refuse(UnavailableError(Reason.UNAVAILABLE, hostile, actual=hostile, next_step=hostile), False)
     assert all(c.isprintable() or c == "\n" for c in capsys.readouterr().err)
 
 
@@ -160,3 +163,94 @@ async def test_serve_announces_itself_logs_json_and_status_reaches_it(tmp_path: 
     assert [line["event"] for line in log] == ["serving", "stopping", "stopped"]
     code, out, _ = await asyncio.to_thread(run, "status", "--dir", str(config.directory), "--json")
     assert (code, json.loads(out)["error"]["reason"]) == (1, "UNAVAILABLE")
+
+
+# -- the ledger --------------------------------------------------------------------------------------------------------
+
+
+def a_log(folder: Path, leaves: int) -> tuple[CoordinatorConfig, LogSigner]:
+    """A coordinator's folder whose log has so many leaves."""
+    make(folder)
+    config = load_config(folder)
+    log = open_log(config)
+    if leaves:
+        add(log, *range(leaves))
+    while log.seal():
+        pass
+    log.close()
+    return config, load_log_key(config.path(config.log_key))
+
+
+def test_the_ledger_is_shown_and_verified(tmp_path: Path) -> None:
+    config, signer = a_log(tmp_path / "c", 600)
+    log = open_log(config)
+    witness = Cosigner.generate("demo/ch-1")
+    log.add_cosignatures(log.latest, witness.cosign(log.latest.checkpoint, 1_800_000_000))
+    root = log.latest.checkpoint.root.hex()
+    log.close()
+    code, out, _ = run("ledger", "status", "--dir", str(tmp_path / "c"), "--json")
+    found = json.loads(out)
+    assert code == 0
+    assert (found["origin"], found["size"], found["root"]) == (signer.origin, 600, root)
+    assert (found["witnessed_size"], found["witnessed_by"], found["waiting_for_tiles"]) == (600, ["demo/ch-1"], 88)
+    code, out, _ = run("ledger", "status", "--dir", str(tmp_path / "c"))
+    assert (code, "600 leaves" in out, "by demo/ch-1" in out) == (0, True, True)
+    code, out, _ = run("ledger", "verify", "--dir", str(tmp_path / "c"), "--json")
+    assert (code, json.loads(out)) == (0, {"verified": True, "size": 600, "root": root})
+
+
+@pytest.mark.parametrize("name", ["tile/0/001", "tile/entries/000"])
+def test_a_changed_tile_is_found(tmp_path: Path, name: str) -> None:
+    a_log(tmp_path / "c", 600)
+    path = tmp_path / "c" / "ledger" / name
+    data = bytearray(path.read_bytes())
+    data[100] ^= 1
+    path.write_bytes(data)
+    code, out, _ = run("ledger", "verify", "--dir", str(tmp_path / "c"), "--json")
+    assert (code, json.loads(out)["error"]["reason"]) == (1, "LEDGER_PROOF")
+
+
+def test_a_log_is_made_once(tmp_path: Path) -> None:
+    config, signer = a_log(tmp_path / "c", 0)
+    code, out, _ = run("ledger", "init", "--dir", str(tmp_path / "c"), "--json")
+    assert (code, json.loads(out)["error"]["reason"]) == (1, "EXISTS")
+    for name in (config.ledger_database, config.ledger_checkpoint):
+        config.path(name).unlink()
+    code, out, _ = run("ledger", "init", "--dir", str(tmp_path / "c"), "--json")
+    assert (code, json.loads(out)["log_key"]) == (0, signer.keys.encode())
+    assert run("ledger", "status", "--dir", str(tmp_path / "c"))[0] == 0
+
+
+def test_a_lost_checkpoint_is_put_back_from_a_copy(tmp_path: Path) -> None:
+    config, signer = a_log(tmp_path / "c", 600)
+    log = open_log(config)
+    note = log.latest.encode()
+    older = signer.sign(599, log.root(599), 1_800_000_000).encode()
+    add(log, 600)  # the copy is one leaf behind
+    log.close()
+    copy = tmp_path / "checkpoint"
+    restore = ("ledger", "restore", "--dir", str(tmp_path / "c"), "--checkpoint", str(copy), "--json")
+    copy.write_bytes(note)
+    assert json.loads(run(*restore)[1])["error"]["reason"] == "EXISTS"
+    config.path(config.ledger_checkpoint).unlink()
+    forged = signer.sign(600, bytes(32), 1_800_000_000).encode()
+    foreign = LogSigner.generate(signer.origin).sign(600, bytes(32), 1_800_000_000).encode()
+    ahead = signer.sign(602, bytes(32), 1_800_000_000).encode()
+    for data, reason in (
+        (forged, "LEDGER_FORK"),
+        (foreign, "SIGNATURE_MISSING"),
+        (ahead, "STATE"),
+        (older, "STATE"),
+        (b"x", "MALFORMED"),
+    ):
+        copy.write_bytes(data)
+        code, out, _ = run(*restore)
+        assert (code, json.loads(out)["error"]["reason"]) == (1, reason)
+        code, out, _ = run("ledger", "status", "--dir", str(tmp_path / "c"), "--json")
+        assert (code, json.loads(out)["error"]["reason"]) == (1, "NOT_FOUND")
+    copy.write_bytes(note)
+    assert run(*restore)[0] == 0
+    log = open_log(config)
+    assert log.latest.checkpoint.size == 601, "what came after it is signed for again"
+    assert [entry.index for entry in add(log, 600)] == [600]
+    log.close()

@@ -19,8 +19,8 @@ from keyquorum_coordinator.ledger.edge import Addition, Edge
 from keyquorum_coordinator.ledger.leaf_store import LeafStore, MovedError, Stored
 from keyquorum_coordinator.ledger.tile_store import TileStore
 from keyquorum_core.errors import KeyquorumError, MalformedError, Reason, RefusedError, StateError, UnavailableError
+from keyquorum_core.ledger import merkle
 from keyquorum_core.ledger.log_keys import LogKeys, LogSigner, SignedCheckpoint, open_checkpoint
-from keyquorum_core.ledger.merkle import leaf_hash
 from keyquorum_core.ledger.notes import NoteSignature
 from keyquorum_core.ledger.proofs import consistency_proof, inclusion_proof, reader_of
 from keyquorum_core.ledger.tile_tree import TileTree
@@ -35,7 +35,7 @@ from keyquorum_core.ledger.tiles import (
     tiles_between,
 )
 
-__all__ = ["Entry", "Log"]
+__all__ = ["Entry", "Log", "check_root", "check_sizes"]
 
 _ATTEMPTS = 16
 _SEALED_AT_ONCE = 16
@@ -67,7 +67,9 @@ class Log:
         tiles: TileStore,
         *,
         clock: Callable[[], float] = time.time,
+        read_only: bool = False,
     ) -> None:
+        """``read_only``: look beside the coordinator that writes, and leave what it wrote last to it."""
         self._signer = signer
         self._leaves = leaves
         self._checkpoints = checkpoints
@@ -84,8 +86,9 @@ class Log:
         with self._writing:
             self._take_up()
             self._check_tiles()
-            with self._leaves.exclusive():
-                self._commit_rest()
+            if not read_only:
+                with self._leaves.exclusive():
+                    self._commit_rest()
 
     # -- what is stored -----------------------------------------------------------------------------------------------
 
@@ -99,7 +102,7 @@ class Log:
             latest, witnessed = self._signed()
             stored = self._leaves.stored()
             try:
-                _check_sizes(latest.checkpoint.size, stored)
+                check_sizes(latest.checkpoint.size, stored)
             except StateError:
                 if self._signed()[0].checkpoint == latest.checkpoint:
                     raise
@@ -117,7 +120,7 @@ class Log:
         try:
             tree = TileTree(edge.size, lambda tile: self._read_hashes(tile, edge))
             for signed in (self._latest, latest):
-                _check_root(signed, tree)
+                check_root(signed, tree)
         except (RefusedError, MalformedError) as error:
             self._failure = error
             raise
@@ -226,11 +229,11 @@ class Log:
             self._keep((begin, size), consistency_proof(begin, size, node))
         out: list[Entry | KeyquorumError] = []
         for number, (_, leaf) in zip(numbers, requests, strict=True):
-            value = leaf_hash(leaf)
+            value = merkle.leaf_hash(leaf)
             if number >= begin:
                 known, proof = addition.hashes[number - begin], inclusion_proof(number, size, node)
             else:
-                known, proof = self._node(number), self.inclusion(number, size)
+                known, proof = self.leaf_hash(number), self.inclusion(number, size)
             if known != value:
                 out.append(
                     StateError(
@@ -254,7 +257,7 @@ class Log:
         with self._witnessing:
             with self._reading:
                 self._grow()
-                _check_root(checkpoint, self._tree)
+                check_root(checkpoint, self._tree)
             for _ in range(_ATTEMPTS):
                 present = self.witnessed
                 if present is not None and present.checkpoint.size > checkpoint.checkpoint.size:
@@ -366,10 +369,17 @@ class Log:
         whole = self._tiles.read(Bundle(bundle.index))
         return whole if bundle.width == TILE_WIDTH else encode_bundle(decode_bundle(whole, TILE_WIDTH)[: bundle.width])
 
-    def _node(self, number: int) -> bytes:
+    def leaf_hash(self, index: int) -> bytes:
+        """Of leaf ``index``. Raises :class:`MalformedError` past the last one."""
         with self._reading:
             self._grow()
-            return self._tree.node(0, number)
+            return self._tree.node(0, index)
+
+    def root(self, size: int) -> bytes:
+        """Of the first ``size`` leaves. Raises :class:`MalformedError` for more than there are."""
+        with self._reading:
+            self._grow()
+            return self._tree.root(size)
 
     def _grow(self) -> None:
         """Under ``_reading``."""
@@ -398,7 +408,7 @@ def _bundles(tiles: Sequence[tuple[Tile | Bundle, bytes]]) -> list[tuple[Bundle,
     ]
 
 
-def _check_sizes(size: int, stored: Stored) -> None:
+def check_sizes(size: int, stored: Stored) -> None:
     """Raises :class:`StateError` when one of the two stores is older than the other knows."""
     if stored.head < size:
         raise StateError(
@@ -419,7 +429,7 @@ def _check_sizes(size: int, stored: Stored) -> None:
         )
 
 
-def _check_root(signed: SignedCheckpoint, tree: TileTree) -> None:
+def check_root(signed: SignedCheckpoint, tree: TileTree) -> None:
     """Raises :class:`RefusedError` (``LEDGER_FORK``) unless the tree is the one that was signed."""
     size = signed.checkpoint.size
     root = tree.root(size) if size <= tree.size else b""

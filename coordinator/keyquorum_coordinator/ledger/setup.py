@@ -6,45 +6,39 @@ nothing serves the log, and once it is, nothing makes one.
 
 from __future__ import annotations
 
+import contextlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 from keyquorum_coordinator.config import CoordinatorConfig
 from keyquorum_coordinator.ledger.checkpoint_store import CheckpointStore
+from keyquorum_coordinator.ledger.edge import Addition, Edge
 from keyquorum_coordinator.ledger.leaf_store import LeafStore
-from keyquorum_coordinator.ledger.log import Log
+from keyquorum_coordinator.ledger.log import Log, check_root, check_sizes
 from keyquorum_coordinator.ledger.tile_store import TileObjects, TileStore
 from keyquorum_coordinator.log_key import LOG_VKEY, load_log_key
 from keyquorum_coordinator.objects import open_objects
 from keyquorum_core.errors import Reason, RefusedError, StateError
 from keyquorum_core.ledger.compact import CompactRange
-from keyquorum_core.ledger.log_keys import LogKeys, LogSigner
+from keyquorum_core.ledger.log_keys import LogKeys, LogSigner, SignedCheckpoint, open_checkpoint
+from keyquorum_core.ledger.replay import Replay
+from keyquorum_core.ledger.tile_tree import TileTree
 from keyquorum_core.ledger.tiles import Tile
 
-__all__ = ["check_log_key", "create_ledger", "open_log"]
+__all__ = ["check_log_key", "create_ledger", "open_log", "restore_checkpoint", "verify_log"]
 
 
 def create_ledger(config: CoordinatorConfig, signer: LogSigner, *, now: int) -> None:
     """Make an empty log for these keys. Raises :class:`StateError`: ``EXISTS`` when it has a checkpoint, ``STATE`` when
     it lost the one that it had."""
-    origin = signer.origin
-    checkpoints = CheckpointStore(config.ledger_checkpoint_url, origin)
-    leaves = LeafStore(config.ledger_database_url, origin)
-    try:
+    with _stores(config, signer.origin) as (leaves, checkpoints, _):
         if checkpoints.exists():
-            raise StateError(
-                Reason.EXISTS,
-                f"log {origin} has a checkpoint already; nothing was changed",
-                next_step="Serve it, or name other places in coordinator.toml for another log",
-            )
+            raise _exists(signer.origin)
         if not leaves.create() and (head := leaves.stored().head):
             raise _lost(f"{head} leaves in ledger_database")
         if TileStore(open_objects(config.ledger_tiles_place)).holds(Tile(0, 0)):
             raise _lost("tiles in ledger_tiles")
         checkpoints.create(signer.sign(0, CompactRange().root(), now))
-    finally:
-        leaves.close()
-        checkpoints.close()
 
 
 def _lost(actual: str) -> StateError:
@@ -53,25 +47,86 @@ def _lost(actual: str) -> StateError:
         "this log had a checkpoint and lost it: a new one would fork the log",
         expected="a log that never had a leaf",
         actual=actual,
-        next_step="Restore ledger_checkpoint from its newest backup",
+        next_step="Restore it from its newest backup, or from a witness's copy: keyquorum-coordinator ledger restore",
     )
 
 
 def open_log(
-    config: CoordinatorConfig, *, clock: Callable[[], float] = time.time, objects: TileObjects | None = None
+    config: CoordinatorConfig,
+    *,
+    clock: Callable[[], float] = time.time,
+    objects: TileObjects | None = None,
+    read_only: bool = False,
 ) -> Log:
     """The log, checked. Blocking. Raises as :class:`Log`, and as :func:`load_log_key`."""
     signer = load_log_key(config.path(config.log_key))
-    leaves = LeafStore(config.ledger_database_url, signer.origin)
-    checkpoints = CheckpointStore(config.ledger_checkpoint_url, signer.origin)
+    with _stores(config, signer.origin) as (leaves, checkpoints, keep):
+        tiles = TileStore(objects or open_objects(config.ledger_tiles_place))
+        log = Log(signer, leaves, checkpoints, tiles, clock=clock, read_only=read_only)
+        keep()
+    return log
+
+
+def verify_log(config: CoordinatorConfig, progress: Callable[[int, int], None]) -> SignedCheckpoint:
+    """Hash every leaf again, compare every tile, and the root with the latest checkpoint, which is returned. Beside a
+    running coordinator, too. ``progress`` hears leaves done and leaves in all.
+
+    Raises as :func:`open_log`, and as :class:`Replay`."""
+    log = open_log(config, read_only=True)
     try:
-        return Log(
-            signer, leaves, checkpoints, TileStore(objects or open_objects(config.ledger_tiles_place)), clock=clock
-        )
-    except BaseException:
-        leaves.close()
-        checkpoints.close()
-        raise
+        signed = log.latest
+        replay = Replay(signed.checkpoint.size)
+        while (name := replay.expected) is not None:
+            replay.accept(name, log.tile(name))
+            progress(replay.leaves, signed.checkpoint.size)
+        replay.finish(signed.checkpoint.root)
+    finally:
+        log.close()
+    return signed
+
+
+def restore_checkpoint(config: CoordinatorConfig, note: bytes) -> SignedCheckpoint:
+    """Put a lost checkpoint back: the newest that anybody has, such as a custodian's or an auditor's copy. It must be
+    this log's, cover no more leaves than there are, and be their root; what came after it is signed for at the next
+    start.
+
+    Raises ``EXISTS`` when there is one, ``STATE`` for one that is older than the ledger's database knows of, and as
+    :func:`open_checkpoint`; ``LEDGER_FORK`` for one of another tree.
+    """
+    signer = load_log_key(config.path(config.log_key))
+    signed = open_checkpoint(note, signer.keys)
+    with _stores(config, signer.origin) as (leaves, checkpoints, _):
+        leaves.check()
+        if checkpoints.exists():
+            raise _exists(signer.origin)
+        stored = leaves.stored()
+        check_sizes(signed.checkpoint.size, stored)
+        edge = Edge(stored.tiled, stored.edge)
+        edge.extend(Addition(edge.range, leaves.leaves(stored.tiled, stored.head)))
+        check_root(signed, TileTree(edge.size, edge.tile))
+        checkpoints.create(signed)
+    return signed
+
+
+@contextlib.contextmanager
+def _stores(
+    config: CoordinatorConfig, origin: str
+) -> Iterator[tuple[LeafStore, CheckpointStore, Callable[[], object]]]:
+    """Both databases, closed at the end unless the third value was called."""
+    leaves = LeafStore(config.ledger_database_url, origin)
+    checkpoints = CheckpointStore(config.ledger_checkpoint_url, origin)
+    with contextlib.ExitStack() as stack:
+        stack.callback(leaves.close)
+        stack.callback(checkpoints.close)
+        yield leaves, checkpoints, stack.pop_all
+
+
+def _exists(origin: str) -> StateError:
+    return StateError(
+        Reason.EXISTS,
+        f"log {origin} has a checkpoint already; nothing was changed",
+        next_step="Serve it, or name other places in coordinator.toml for another log",
+    )
 
 
 def check_log_key(keys: LogKeys, roster: LogKeys | None) -> None:

@@ -71,9 +71,12 @@ def _siblings(level: int, index: int, size: int, node: NodeReader) -> list[bytes
     """Hashes beside the path from subtree (level, index) to the root of the tree of ``size``, lowest first."""
     out = []
     while 1 << level < size:
-        start = (index ^ 1) << level
-        if start < size:
-            out.append(_span(start, min(start + (1 << level), size), node))
+        sibling = index ^ 1
+        start = sibling << level
+        if start + (1 << level) <= size:
+            out.append(node(level, sibling))
+        elif start < size:
+            out.append(_span(start, size, node))
         level, index = level + 1, index >> 1
     return out
 
