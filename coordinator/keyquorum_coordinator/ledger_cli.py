@@ -91,9 +91,10 @@ def restore(
     as_json: Json = False,
 ) -> None:
     """Put a lost ledger_checkpoint back. Only a checkpoint of this log, over the leaves that are there."""
-    from keyquorum_coordinator.config import load_config, read_bytes
+    from keyquorum_coordinator.config import load_config
     from keyquorum_coordinator.ledger.setup import restore_checkpoint
     from keyquorum_core.ledger.notes import MAX_NOTE
+    from keyquorum_protos.wire.files import read_bytes
 
     with refusals(as_json):
         signed = restore_checkpoint(load_config(directory), read_bytes(checkpoint, "the checkpoint", MAX_NOTE))
