@@ -28,6 +28,7 @@ from cryptography import x509
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec, padding, rsa
+from cryptography.hazmat.primitives.asymmetric.types import CertificatePublicKeyTypes
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from cryptography.x509.oid import NameOID, SignatureAlgorithmOID
 
@@ -131,8 +132,7 @@ class _Certificate:
     serial_number: int
     subject: bytes
     issuer: bytes
-    key: object
-    spki_sha256: str
+    key: CertificatePublicKeyTypes
     signed: bytes
     signature: bytes
     pss_sha384: bool
@@ -150,14 +150,15 @@ class _Certificate:
 @lru_cache(maxsize=128)
 def _verify(endorsements: tuple[bytes, ...], pinned_roots: frozenset[str]) -> Endorsement:
     vek, ask, ark = _roles(_parse(endorsements))
-    if ark.spki_sha256 not in pinned_roots:
+    root = _fingerprint(ark)
+    if root not in pinned_roots:
         raise RefusedError(
             Reason.ROOT_NOT_PINNED,
             "the endorsements chain to a root that is not pinned",
             expected=", ".join(sorted(pinned_roots)) or "no root is pinned",
-            actual=f"{ark.common_name} with key {ark.spki_sha256}",
+            actual=f"{ark.common_name} with key {root}",
         )
-    development = ark.spki_sha256 not in AMD_ROOTS
+    development = root not in AMD_ROOTS
     prefix = DEVELOPMENT_PREFIX if development else ""
     _check_authority(ark, "ARK")
     _check_authority(ask, "ASK")
@@ -174,7 +175,7 @@ def _verify(endorsements: tuple[bytes, ...], pinned_roots: frozenset[str]) -> En
             raise _broken(name, f"issued by {issuer.common_name}", "another issuer name")
         _check_signature(name, certificate, issuer)
     product, tcb = _product_and_tcb(vek, signing_key)
-    if product.value != line or AMD_ROOTS.get(ark.spki_sha256, line) != line:
+    if product.value != line or AMD_ROOTS.get(root, line) != line:
         raise _broken("product", f"{line}, as the chain says", f"{product} in the {signing_key} certificate")
     if not isinstance(vek.key, ec.EllipticCurvePublicKey) or vek.key.curve.name != "secp384r1":
         raise _broken(signing_key, "a key on P-384", "another key")
@@ -185,7 +186,7 @@ def _verify(endorsements: tuple[bytes, ...], pinned_roots: frozenset[str]) -> En
         tcb=tcb,
         hardware_id=vek.extensions.get(f"{AMD_ARC}.4", b""),
         csp_id=_ia5(vek.extensions[f"{AMD_ARC}.5"]) if signing_key is SigningKey.VLEK else "",
-        root=ark.spki_sha256,
+        root=root,
         development=development,
         validity=tuple(
             Validity(name, each.not_before, each.not_after)
@@ -242,6 +243,8 @@ def _parse(endorsements: tuple[bytes, ...]) -> list[_Certificate]:
         ) from None
 
 
+# AMD's intermediates and roots come along with every chip of their product line; what is read here is not yet believed.
+@lru_cache(maxsize=256)
 def _facts(der: bytes) -> _Certificate:
     certificate = x509.load_der_x509_certificate(der)
     key = certificate.public_key()
@@ -261,15 +264,15 @@ def _facts(der: bytes) -> _Certificate:
             may_sign = value.key_cert_sign
         else:
             unknown_critical |= extension.critical
-    common_names = certificate.subject.get_attributes_for_oid(NameOID.COMMON_NAME)
+    subject = certificate.subject
+    common_names = subject.get_attributes_for_oid(NameOID.COMMON_NAME)
     hash_algorithm = certificate.signature_hash_algorithm
     return _Certificate(
         common_name=str(common_names[0].value) if len(common_names) == 1 else "",
         serial_number=certificate.serial_number,
-        subject=certificate.subject.public_bytes(),
+        subject=subject.public_bytes(),
         issuer=certificate.issuer.public_bytes(),
         key=key,
-        spki_sha256=hashlib.sha256(key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)).hexdigest(),
         signed=certificate.tbs_certificate_bytes,
         signature=certificate.signature,
         pss_sha384=certificate.signature_algorithm_oid == SignatureAlgorithmOID.RSASSA_PSS
@@ -283,6 +286,12 @@ def _facts(der: bytes) -> _Certificate:
         other_extensions=tuple(others),
         unknown_critical=unknown_critical,
     )
+
+
+def _fingerprint(certificate: _Certificate) -> str:
+    """SHA-256 of the SubjectPublicKeyInfo, hex: what roots are pinned by."""
+    spki = certificate.key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
+    return hashlib.sha256(spki).hexdigest()
 
 
 def _algorithm_is_signed(der: bytes, signed: bytes, signature: bytes) -> bool:

@@ -9,6 +9,7 @@ but for those whose form is not known.
 from __future__ import annotations
 
 import hashlib
+import struct
 from dataclasses import dataclass
 from enum import IntEnum, IntFlag
 
@@ -45,6 +46,8 @@ AES = 0x0006
 CFB = 0x0043
 _NULL = 0x0010
 
+_HEAD = struct.Struct(">IH")  # magic, type
+_CLOCK_AND_FIRMWARE = struct.Struct(">QIIBQ")  # clock, reset and restart counts, safe, firmware version
 _MAX_QUOTE_BYTES = 1024
 _MAX_SIGNATURE_BYTES = 1024
 _MAX_PUBLIC_BYTES = 1024
@@ -95,6 +98,9 @@ class Scheme(IntEnum):
     RSASSA = 0x0014
     RSAPSS = 0x0016
     ECDSA = 0x0018
+
+
+_SCHEMES = {int(each): each for each in Scheme}
 
 
 class Attributes(IntFlag):
@@ -203,10 +209,9 @@ def parse_quote(data: bytes) -> Quote:
     :class:`RefusedError` ``EVIDENCE_TYPE`` for an attestation of another type.
     """
     reader = _Reader(data, "TPMS_ATTEST", _MAX_QUOTE_BYTES)
-    magic = reader.integer(4)
+    magic, kind = reader.unpack(_HEAD)
     if magic != TPM_GENERATED:
         raise reader.bad("magic", f"{TPM_GENERATED:#x}: made inside the TPM", f"{magic:#x}")
-    kind = reader.integer(2)
     if kind != ATTEST_QUOTE:
         if kind not in _ATTEST_TYPES:
             raise reader.bad("type", f"{ATTEST_QUOTE:#x}", f"{kind:#x}")
@@ -216,14 +221,19 @@ def parse_quote(data: bytes) -> Quote:
             expected=f"a quote, type {ATTEST_QUOTE:#x}",
             actual=f"type {kind:#x}",
         )
+    qualified_signer = reader.sized(_MAX_NAME_BYTES)
+    extra_data = reader.sized(_MAX_DATA_BYTES)
+    clock, reset_count, restart_count, safe, firmware_version = reader.unpack(_CLOCK_AND_FIRMWARE)
+    if safe > 1:
+        raise reader.bad("TPMI_YES_NO", "0 or 1", safe)
     quote = Quote(
-        qualified_signer=reader.sized(_MAX_NAME_BYTES),
-        extra_data=reader.sized(_MAX_DATA_BYTES),
-        clock=reader.integer(8),
-        reset_count=reader.integer(4),
-        restart_count=reader.integer(4),
-        safe=reader.boolean(),
-        firmware_version=reader.integer(8),
+        qualified_signer=qualified_signer,
+        extra_data=extra_data,
+        clock=clock,
+        reset_count=reset_count,
+        restart_count=restart_count,
+        safe=bool(safe),
+        firmware_version=firmware_version,
         selections=_selections(reader),
         pcr_digest=reader.sized(_MAX_DIGEST_BYTES),
         signed=data,
@@ -236,9 +246,9 @@ def parse_signature(data: bytes) -> Signature:
     """Parse exactly one ``TPMT_SIGNATURE`` by RSA or ECDSA. Raises :class:`MalformedError` ``MALFORMED``."""
     reader = _Reader(data, "TPMT_SIGNATURE", _MAX_SIGNATURE_BYTES)
     algorithm = reader.integer(2)
-    if algorithm not in list(Scheme):
+    scheme = _SCHEMES.get(algorithm)
+    if scheme is None:
         raise reader.bad("algorithm", "RSASSA, RSAPSS or ECDSA", f"{algorithm:#06x}")
-    scheme = Scheme(algorithm)
     hash_id = reader.integer(2)
     parts: tuple[bytes, ...]
     if scheme is Scheme.ECDSA:
@@ -270,7 +280,7 @@ def parse_public(data: bytes) -> Public:
     symmetric = None if symmetric_id == _NULL else (symmetric_id, reader.integer(2), reader.integer(2))
     scheme = reader.integer(2)
     scheme_hash_id = None
-    if scheme in list(Scheme):
+    if scheme in _SCHEMES:
         scheme_hash_id = reader.integer(2)
     elif scheme != _NULL:
         raise reader.bad("scheme", "RSASSA, RSAPSS, ECDSA or none", f"{scheme:#06x}")
@@ -343,11 +353,8 @@ class _Reader:
     def integer(self, size: int) -> int:
         return int.from_bytes(self.take(size), "big")
 
-    def boolean(self) -> bool:
-        value = self.integer(1)
-        if value > 1:
-            raise self.bad("TPMI_YES_NO", "0 or 1", value)
-        return bool(value)
+    def unpack(self, layout: struct.Struct) -> tuple[int, ...]:
+        return layout.unpack(self.take(layout.size))
 
     def sized(self, max_bytes: int, min_bytes: int = 0) -> bytes:
         size = self.integer(2)
