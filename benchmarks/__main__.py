@@ -17,7 +17,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks import artifact_rate, attestation, audit, jobs, ledger, memory, release
+from benchmarks import artifact_rate, attestation, audit, jobs, ledger, memory, policy, release
 
 PARTS: dict[str, Callable[[Path], dict[str, object]]] = {
     "release": release.measure,
@@ -27,6 +27,7 @@ PARTS: dict[str, Callable[[Path], dict[str, object]]] = {
     "job": jobs.measure,
     "ledger": ledger.measure,
     "audit": audit.measure,
+    "policy": policy.measure,
 }
 
 

@@ -199,6 +199,27 @@ CONDITIONS = [
     '(if resource.cpus > 2 then resource.owner == "bob" else context.quorum.jurisdictions == 2)',
     '(resource.classification == "research" || resource.owner == "bob")',
     '!(resource.classification == "secret")',
+    "(if resource.cpus > 2 then resource.gpus else resource.epoch) > 1",
+    "resource.cpus == 2 || resource.gpus != 1",
+    "[1, 3].contains(resource.cpus)",
+    "resource.cpus > resource.gpus",
+    "resource.cpus > -1",
+    'resource.regions == ["eu"]',
+    'resource.regions != ["us", "eu"]',
+    'resource.regions.containsAny(["jp", "mars"])',
+    'resource.regions.containsAll(["eu", "us"])',
+    "resource.regions.containsAll(resource.purposes)",
+    "resource.purposes.contains(resource.owner)",
+    "[resource.owner].contains(resource.export_control)",
+    '["eu", resource.owner].containsAll(resource.regions)',
+    'resource.owner != "alice"',
+    "resource.owner == resource.export_control",
+    'principal in Owner::"alice"',
+    "context.seat == context.seat",
+    'context.seat == {kind: "custodian", id: "ch-1", jurisdiction: "CH"}',
+    "resource has cpus && resource.cpus == 1",
+    'principal is Worker && !(principal.hasTag("sev-snp.microcode"))',
+    "principal is Worker && principal.hasTag(resource.owner)",
 ]
 
 
@@ -219,33 +240,67 @@ def policy_texts(draw: st.DrawFn) -> list[str]:
     return out
 
 
-requests = st.builds(
-    lambda to_worker, now, owner, classification, cpus, regions, region, tcb, control: (
-        p.release(
-            now=now,
-            to=p.worker(region=region, tcb=tcb),
-            owner=owner,
-            classification=classification,
-            cpus=cpus,
-            regions=tuple(regions),
-            export_control=control,
-        )
-        if to_worker
-        else p.submit(now=now, owner=owner, classification=classification, cpus=cpus, regions=tuple(regions))
-    ),
-    st.booleans(),
-    st.sampled_from([p.NOW - 1, p.NOW, p.NOW + 1]),
-    st.sampled_from(["alice", "bob"]),
-    st.sampled_from(["research", "secret", "public", "other"]),
-    st.sampled_from([1, 2, 3]),
-    st.lists(st.sampled_from(["eu", "us", "jp"]), unique=True),
-    st.sampled_from(["eu", "us"]),
-    st.sampled_from([{}, {"sev-snp.microcode": 209}, {"sev-snp.microcode": 210}]),
-    st.sampled_from(["", "5A002", "3A001"]),
-)
+VARIED: dict[str, list[Any]] = {
+    "to_worker": [True, False],
+    "now": [p.NOW - 1, p.NOW, p.NOW + 1],
+    "owner": ["alice", "bob", "eu"],
+    "classification": ["research", "secret", "public", "other"],
+    "cpus": [1, 2, 3, 4],
+    "gpus": [0, 1, 2],
+    "regions": [(), ("eu",), ("us",), ("xx",), ("eu", "us"), ("eu", "xx"), ("eu", "us", "xx"), ("jp", "yy")],
+    "purposes": [(), ("eu",), ("alice", "xx"), ("xx", "yy")],
+    "region": ["eu", "us"],
+    "evidence": [(), ("sev-snp",), ("tdx", "tpm2")],
+    "tcb": [{}, {"sev-snp.microcode": 209}, {"sev-snp.microcode": 210, "alice": 1}, {"sev-snp.microcode": 300}],
+    "control": ["", "5A002", "3A001", "alice"],
+}
 
 
-@given(policy_texts(), st.lists(requests, min_size=1, max_size=8))
+def request_of(values: dict[str, Any]) -> Request:
+    job = {
+        "now": values["now"],
+        "owner": values["owner"],
+        "classification": values["classification"],
+        "cpus": values["cpus"],
+        "gpus": values["gpus"],
+        "epoch": values["gpus"],
+        "regions": values["regions"],
+        "purposes": values["purposes"],
+        "export_control": values["control"],
+    }
+    if not values["to_worker"]:
+        return p.submit(**job)
+    to = p.worker(region=values["region"], evidence=values["evidence"], tcb=values["tcb"])
+    return p.release(to=to, **job)
+
+
+@st.composite
+def alike(draw: st.DrawFn) -> list[Request]:
+    """Requests that differ from one in one thing each."""
+    base = {name: draw(st.sampled_from(values)) for name, values in VARIED.items()}
+    out = [request_of(base)]
+    for name in draw(st.lists(st.sampled_from(list(VARIED)), min_size=1, max_size=8)):
+        out.append(request_of({**base, name: draw(st.sampled_from(VARIED[name]))}))
+    return out
+
+
+requests = alike().map(lambda found: found[0])
+
+
+@pytest.mark.parametrize("condition", CONDITIONS)
+@pytest.mark.parametrize("base", [0, 1])
+def test_what_is_remembered_tells_apart_whatever_a_condition_can(condition: str, base: int) -> None:
+    """Every value in every place, from two ends, twice: once asked, once remembered."""
+    scope = 'action == Action::"release"' if "logged" in condition or "is Worker" in condition else JOBS
+    engine = p.engine(f'@id("it") permit(principal, {scope}, resource) when {{ {condition} }};')
+    one = {name: values[base % len(values)] for name, values in VARIED.items()} | {"to_worker": True}
+    asked = [request_of({**one, name: value}) for name, values in VARIED.items() for value in values]
+    for request in [*asked, *reversed(asked)]:
+        decision = engine.decide(request)
+        assert (decision.permitted, decision.policies, decision.failed) == engine.decide_afresh(request)
+
+
+@given(policy_texts(), alike())
 @settings(max_examples=150, deadline=None)
 def test_slices_and_memory_never_change_a_decision(texts: list[str], asked: list[Request]) -> None:
     engine = p.engine("\n".join(texts))

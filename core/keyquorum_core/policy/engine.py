@@ -6,26 +6,24 @@ a policy that fails; here a failure denies, since a ``forbid`` could have been w
 Cedar evaluates every policy of a set for every request, about a microsecond each. Two things keep a decision short
 (docs/adr). *Slices*: a policy whose condition asks for another classification, or other string, than the request has
 cannot match, so Cedar is given the set without it; which slice a request falls into is found by the few strings that
-policies compare with. *Memory*: a decision depends on nothing but the places of the request that the policies read, so
-it is kept by their values; the time counts by which of the policies' own instants it lies between. Neither leaves out
-a policy that could have mattered: ``tests/unit/test_policy_engine.py`` holds both to Cedar's own answer over the whole
-set (:meth:`PolicyEngine.decide_afresh`).
+policies compare with. *Memory*: a decision is kept for all requests that the policies cannot tell apart
+(:mod:`~keyquorum_core.policy.kinds`). Neither leaves out a policy that could have mattered:
+``tests/unit/test_policy_engine.py`` holds both to Cedar's own answer over the whole set
+(:meth:`PolicyEngine.decide_afresh`).
 """
 
 from __future__ import annotations
 
-import bisect
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Final, TypeAlias
 
 import cedarpy
-from cedarpy import pst
 
-from keyquorum_core.policy.facts import MISSING, Entity, Path, Request, encode
+from keyquorum_core.policy.facts import MISSING, Entity, Path, Request
+from keyquorum_core.policy.kinds import Readings
 from keyquorum_core.policy.policies import Policy, PolicySet, handle
-from keyquorum_core.policy.syntax import children, path_of, walk
 from keyquorum_core.transcript import H, u64be
 
 __all__ = ["Decision", "PolicyEngine"]
@@ -33,8 +31,6 @@ __all__ = ["Decision", "PolicyEngine"]
 _KEPT_DECISIONS: Final = 8192
 _KEPT_SLICES: Final = 1024
 _KEPT_PRINCIPALS: Final = 1024
-_NOW: Final[Path] = ("context", "now")
-_COMPARISONS: Final = frozenset({"eq", "not_eq", "less", "less_eq", "greater", "greater_eq"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,8 +78,8 @@ class PolicyEngine:
         self.bundle_digest = bundle_digest
         self.bundle_version = bundle_version
         self._digest_bytes = bytes.fromhex(bundle_digest)
-        self._places = _Places({path for policy in policies.policies for path in policy.paths} - {_NOW})
-        self._instants = _instants(policies.policies)
+        self._readings = Readings(condition for policy in policies.policies for condition in policy.conditions)
+        self._places = _Places(self._readings.paths)
         values: dict[Path, set[str]] = {}
         for policy in policies.policies:
             for path, strings in policy.equalities.items():
@@ -99,7 +95,7 @@ class PolicyEngine:
 
     def decide(self, request: Request) -> Decision:
         """Never raises for a request that could be made."""
-        key = self._key(request)
+        key = self._readings.kind(request)
         outcome = self._kept.get(key)
         if outcome is None:
             outcome = self._evaluate(request)
@@ -138,17 +134,6 @@ class PolicyEngine:
 
     # -- what a decision can depend on -------------------------------------------------------------------------------
 
-    def _key(self, request: Request) -> tuple[object, ...]:
-        now = request.context.get("now", 0)
-        if self._instants is not None and isinstance(now, int):
-            now = bisect.bisect_right(self._instants, now)
-        return (
-            request.action,
-            request.principal.type,
-            now,
-            *self._places.values(request),
-        )
-
     def _evaluate(self, request: Request) -> _Outcome:
         return ask(self._slice(request), request, self._places)
 
@@ -172,35 +157,6 @@ class PolicyEngine:
         if not policy.concerns(request.action, request.principal.type):
             return False
         return all(request.value(path) in values for path, values in policy.equalities.items())
-
-
-def _instants(policies: tuple[Policy, ...]) -> list[int] | None:
-    """The instants at which some comparison with the time changes; ``None`` where the time is used in another way."""
-    out: set[int] = set()
-    for policy in policies:
-        for condition in policy.conditions:
-            compared = 0
-            uses = 0
-            for each in walk(condition.expr):
-                uses += path_of(each) == _NOW
-                if isinstance(each, pst.BinaryOp) and each.op in _COMPARISONS:
-                    sides = (each.left, each.right)
-                    literals = [side.value for side in sides if isinstance(side, pst.LongLit)]
-                    if literals and any(path_of(side) == _NOW for side in sides):
-                        compared += 1
-                        out |= {literals[0], literals[0] + 1}
-            if uses != compared or _whole_context(condition.expr):
-                return None
-    return sorted(out)
-
-
-def _whole_context(expr: pst.Expr) -> bool:
-    """Whether ``context`` is used as a value, and not only through its members."""
-    if isinstance(expr, pst.GetAttr | pst.HasAttr) and isinstance(expr.base, pst.Var):
-        return False
-    if isinstance(expr, pst.Var):
-        return expr.name == "context"
-    return any(_whole_context(each) for each in children(expr))
 
 
 def ask(policies: cedarpy.PolicySet, request: Request, places: _Places | None) -> _Outcome:
@@ -242,12 +198,11 @@ def _named_in(error: str) -> str:
 
 
 class _Places:
-    """The places of a request that a set of policies reads, the time aside; everything else is left out of what Cedar
-    is handed, and of what a decision is remembered by."""
+    """The places of a request that a set of policies reads; everything else is left out of what Cedar is handed."""
 
     def __init__(self, paths: Iterable[Path]) -> None:
         self.paths = tuple(sorted(paths))
-        self._attrs: dict[str, list[tuple[str, ...]]] = {"principal": [], "resource": [], "context": [("now",)]}
+        self._attrs: dict[str, list[tuple[str, ...]]] = {"principal": [], "resource": [], "context": []}
         self._tags: list[str] = []
         self._all_tags = False
         for head, *rest in self.paths:
@@ -259,10 +214,6 @@ class _Places:
             else:
                 self._attrs[head].append(tuple(rest))
         self._principals: dict[str, cedarpy.Entities] = {}
-
-    def values(self, request: Request) -> list[object]:
-        """What stands at each path, as something to look up by."""
-        return [_frozen(request.value(path)) for path in self.paths]
 
     def principal(self, request: Request) -> cedarpy.Entities:
         """The principal, parsed once for as long as it stays in use."""
@@ -293,9 +244,3 @@ class _Places:
                 else:
                     place[names[-1]] = dict(value) if isinstance(value, Mapping) else value
         return out
-
-
-def _frozen(value: object) -> object:
-    if isinstance(value, Mapping):
-        return encode(value)
-    return "\x00missing" if value is MISSING else value
