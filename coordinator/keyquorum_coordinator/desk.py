@@ -9,19 +9,18 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncGenerator, Callable
-
-import structlog
+from contextlib import aclosing
 
 from keyquorum_coordinator.admission import admit, check_opening, check_statement, facts_of
 from keyquorum_coordinator.artifacts import ArtifactStore, WriteRight
 from keyquorum_coordinator.ceremonies import Ceremonies
-from keyquorum_coordinator.fanout import Fanout
+from keyquorum_coordinator.denials import Denials
+from keyquorum_coordinator.fanout import Arrival, Fanout
 from keyquorum_coordinator.job_states import FINAL, JobState
 from keyquorum_coordinator.jobs import Job, JobEvent, JobStore, NewJob
-from keyquorum_coordinator.leaf_records import denial_of_submission
 from keyquorum_coordinator.outbox import Outbox, request_id
 from keyquorum_coordinator.policy import CoordinatorPolicy
-from keyquorum_coordinator.releases import ReleaseRecord, Releases
+from keyquorum_coordinator.releases import ReleaseRecord, Releases, Shown
 from keyquorum_core.errors import KeyquorumError, MalformedError, Reason, RefusedError, StateError, UnavailableError
 from keyquorum_core.ledger.leaves import JobSubmitted
 from keyquorum_protos.wire.guard import Peer
@@ -31,8 +30,6 @@ __all__ = ["Desk"]
 _MAX_CLAIM_WAIT = 300
 _POLL = 5.0  # seconds: another coordinator on the same database cannot wake our waiters
 _MIB = 1 << 20
-
-_log = structlog.get_logger("desk")
 
 
 class Desk:
@@ -47,6 +44,7 @@ class Desk:
         ceremonies: Ceremonies,
         fanout: Fanout,
         outbox: Outbox,
+        denials: Denials,
         policy: CoordinatorPolicy,
         roster_envelope: bytes,
         max_artifact_mib: int,
@@ -58,6 +56,7 @@ class Desk:
         self.ceremonies = ceremonies
         self.fanout = fanout
         self.outbox = outbox
+        self.denials = denials
         self.policy = policy
         self.roster_envelope = roster_envelope
         self.stopping = asyncio.Event()
@@ -71,19 +70,10 @@ class Desk:
         try:
             job = await self.jobs.submit(await self._admit(peer, manifest))
         except RefusedError as error:
-            await self._record_denial(peer, manifest, error)
+            await self.denials.of_submission(manifest, peer.name, error)
             raise
         await self.outbox.settle(request_id(JobSubmitted.TYPE, job.job_id))
         return job
-
-    async def _record_denial(self, peer: Peer, manifest: bytes, error: RefusedError) -> None:
-        denial = await asyncio.to_thread(denial_of_submission, manifest, peer.name, error, int(self._clock()))
-        if denial is None:
-            return
-        try:
-            await self.outbox.write(denial, denial.job_id, denial.seat, denial.reason)
-        except KeyquorumError as failure:  # the refusal stands, and its owner is told
-            _log.error("job.denial_not_recorded", job=denial.job_id, reason=str(failure.reason))
 
     async def _admit(self, peer: Peer, manifest: bytes) -> NewJob:
         now = int(self._clock())
@@ -129,6 +119,14 @@ class Desk:
         if job.owner != peer.name:
             raise StateError(Reason.NOT_FOUND, "no such job", actual=job_id[:26])
         return job
+
+    async def open(self, peer: Peer, job_id: str) -> AsyncGenerator[tuple[Shown, Arrival]]:
+        """The job's key for its owner: as :meth:`Releases.to_owner`."""
+        job = await self.owned(peer, job_id)
+        async with aclosing(self.releases.to_owner(job)) as answers:
+            async for shown, arrival in answers:
+                self.denials.hear(job, shown.leaf, arrival)
+                yield shown, arrival
 
     async def commit(self, peer: Peer, job_id: str, opening: bytes) -> Job:
         job = await self.owned(peer, job_id)
@@ -234,6 +232,14 @@ class Desk:
                 details=missing,
             )
         return statements
+
+    async def release(self, peer: Peer, job_id: str, evidence: bytes) -> AsyncGenerator[tuple[Shown, Arrival]]:
+        """The job's key for the worker that holds it: as :meth:`Releases.to_worker`."""
+        job = await self.jobs.held(job_id, peer.name)
+        async with aclosing(self.releases.to_worker(job, evidence)) as answers:
+            async for shown, arrival in answers:
+                self.denials.hear(job, shown.leaf, arrival)
+                yield shown, arrival
 
     async def complete(self, peer: Peer, job_id: str, statement: bytes, error: KeyquorumError | None) -> Job:
         job = await self.jobs.get(job_id)

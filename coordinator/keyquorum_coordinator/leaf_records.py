@@ -23,6 +23,7 @@ from keyquorum_core.ledger.leaves import (
     PolicyDecision,
     Result,
 )
+from keyquorum_core.ledger.merkle import leaf_hash
 from keyquorum_core.manifest import Manifest
 from keyquorum_core.names import SHA256_HEX
 from keyquorum_core.policy.engine import Decision
@@ -109,23 +110,15 @@ def denial_of_submission(envelope: bytes, caller: str, error: RefusedError, now:
 
 
 def denial_of_release(
-    manifest: Manifest,
-    manifest_sha256: str,
-    job_id: str,
-    intent: bytes,
-    seat: str,
-    reason: str,
-    now: int,
-    decision: PolicyDecision = NO_POLICY,
+    manifest: Manifest, manifest_sha256: str, job_id: str, intent: bytes, seat: str, error: KeyquorumError, now: int
 ) -> JobDenied:
-    """A custodian's refusal of the release that leaf ``intent`` announced. ``decision``: what it says it decided by
-    (:func:`denying_decision`); its own record has the same."""
+    """A custodian's refusal of the release that leaf ``intent`` announced, with the policy decision that it names."""
     return JobDenied(
         **_job(manifest, manifest_sha256, job_id),  # type: ignore[arg-type]
-        **decision.members(),  # type: ignore[arg-type]
-        intent_sha256=hashlib.sha256(b"\x00" + intent).hexdigest(),
+        **denying_decision(error).members(),  # type: ignore[arg-type]
+        intent_sha256=leaf_hash(intent).hex(),
         seat=seat,
-        reason=reason,
+        reason=str(error.reason),
         time=now,
     )
 

@@ -27,6 +27,7 @@ from keyquorum_coordinator.artifacts import ArtifactStore
 from keyquorum_coordinator.ceremonies import Ceremonies
 from keyquorum_coordinator.config import CoordinatorConfig, Trust, load_config, load_trust
 from keyquorum_coordinator.database import Database, make_engine
+from keyquorum_coordinator.denials import Denials
 from keyquorum_coordinator.desk import Desk
 from keyquorum_coordinator.fanout import Fanout
 from keyquorum_coordinator.jobs import JobStore
@@ -122,6 +123,7 @@ class CoordinatorServer:
             on_latency=lambda custodian, seconds: self.metrics.custodian_seconds.labels(custodian).observe(seconds),
         )
         self.outbox = Outbox(self.database, self.sequencer)
+        self.denials = Denials(self.outbox, clock=clock)
         self.witnesses = Witnesses(self.sequencer, self.fanout, clock=clock, interval=config.cosign_interval)
         self.jobs = JobStore(
             self.database,
@@ -153,6 +155,7 @@ class CoordinatorServer:
             ceremonies=self.ceremonies,
             fanout=self.fanout,
             outbox=self.outbox,
+            denials=self.denials,
             policy=policy,
             roster_envelope=trust.roster_envelope,
             max_artifact_mib=config.max_artifact_mib,
@@ -248,6 +251,7 @@ class CoordinatorServer:
         await self.ceremonies.close()
         await self.fanout.close()
         await self.releases.settled()
+        await self.denials.settled()
         await self._reader.stop()
         await self.sequencer.close()
         await asyncio.to_thread(self.metrics.close)

@@ -83,8 +83,7 @@ class JobsService(rpc.JobsServicer):
         return job_message(await self._desk.submit(peer_of(context), request.manifest))
 
     async def Open(self, request: pb.OpenRequest, context: Context) -> AsyncIterator[pb.AnswerEvent]:
-        job = await self._desk.owned(peer_of(context), request.job_id)
-        async with aclosing(self._desk.releases.to_owner(job)) as answers:
+        async with aclosing(self._desk.open(peer_of(context), request.job_id)) as answers:
             async for event in _answer_events(answers, request.request_id):
                 yield event
 
@@ -168,8 +167,7 @@ class WorkersService(rpc.WorkersServicer):
         return pb.GetChallengeResponse(window_statements=await self._desk.challenge())
 
     async def Release(self, request: pb.WorkerReleaseRequest, context: Context) -> AsyncIterator[pb.AnswerEvent]:
-        job = await self._desk.jobs.held(request.job_id, peer_of(context).name)
-        async with aclosing(self._desk.releases.to_worker(job, request.evidence)) as answers:
+        async with aclosing(self._desk.release(peer_of(context), request.job_id, request.evidence)) as answers:
             async for event in _answer_events(answers, request.request_id):
                 yield event
 

@@ -4,6 +4,7 @@ a kill or with a ledger that was away, and never a name."""
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import json
 from collections.abc import AsyncIterator
@@ -17,7 +18,7 @@ from sqlalchemy import func, select
 
 from keyquorum_coordinator.database import OutboxRow
 from keyquorum_core.bulletin import peek_bulletin
-from keyquorum_core.errors import Reason, UnavailableError
+from keyquorum_core.errors import Reason, RefusedError, UnavailableError
 from keyquorum_core.ledger.leaves import (
     NOTHING,
     Ceremony,
@@ -148,6 +149,27 @@ async def test_a_denial_is_told_once_with_its_reason_and_its_seat(scene: Scene) 
     assert (leaf.job_id, leaf.seat, leaf.reason, leaf.intent_sha256) == (job, "coordinator", "UNKNOWN_KEY", NOTHING)
     assert (leaf.key_id, leaf.policy_version) == ("unknown", 0)
     assert await scene.of(JobSubmitted) == []
+
+
+async def test_a_custodians_refusal_is_told_with_the_release_that_it_refused(scene: Scene) -> None:
+    committee = scene.running.committee
+    assert isinstance(committee, FakeCommittee)
+    decided = {"policy_sha256": "a" * 64, "policy_version": "3", "decision_sha256": "b" * 64}
+    committee.custodians["ch-1"].behaviour.refusal = RefusedError(Reason.REGION, "not there", details=decided)
+    committee.custodians["de-1"].behaviour.refusal = RefusedError(Reason.STALE, "alice is late")
+    committee.custodians["jp-1"].behaviour.refusal = UnavailableError(Reason.SEALED, "nobody could be asked")
+    job, manifest = scene.owner.manifest()
+    await scene.alice.jobs.Submit(pb.SubmitRequest(manifest=manifest))
+    with contextlib.suppress(grpc.aio.AioRpcError):  # two shares are no quorum
+        await scene.alice.open(job)
+    denials = {leaf.seat: leaf for leaf in await scene.of(JobDenied, 5)}
+    (intent,) = await scene.of(Leaf)
+    assert sorted(denials) == ["custodian/ch-1", "custodian/de-1"]
+    assert {leaf.intent_sha256 for leaf in denials.values()} == {intent.hash().hex()}
+    assert {leaf.job_id for leaf in denials.values()} == {job}
+    region, stale = denials["custodian/ch-1"], denials["custodian/de-1"]
+    assert (region.reason, region.policy_version, region.decision_sha256) == ("REGION", 3, "b" * 64)
+    assert (stale.reason, stale.policy_version) == ("STALE", 0)
 
 
 async def test_manifests_of_others_and_unsigned_ones_fill_no_ledger(scene: Scene) -> None:
