@@ -6,61 +6,27 @@ the inventory (``keyquorum attest enrol …``).
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pytest
-from typer.testing import CliRunner
 
-from keyquorum.cli import run
 from keyquorum_core.attestation.tpm2 import qualifying_data, verify
 from keyquorum_core.attestation.tpm2_enrolment import ENROLMENT_SECONDS
 from keyquorum_core.attestation.tpm2_messages import parse_pending, pending_bytes
 from keyquorum_core.errors import KeyquorumError, Reason
-from keyquorum_gpu_worker.cli import app
 from keyquorum_gpu_worker.evidence.tpm2 import Tpm2
 from keyquorum_gpu_worker.tss import Tss
 from tests.support.bindings import BINDING
-from tests.support.swtpm import Manufacturer, Swtpm, require_pytss
-
-BOOT = {0: b"\x10" * 32, 4: b"\x14" * 32, 7: b"\x17" * 32}
-HANDLE = "0x81010200"
+from tests.support.swtpm import Manufacturer, require_pytss
+from tests.support.tpm_worker import HANDLE, Machine, Registrar, activate, machine, show
 
 
 @pytest.fixture(scope="module")
 def manufacturer(tmp_path_factory: pytest.TempPathFactory) -> Manufacturer:
     require_pytss()
     return Manufacturer(tmp_path_factory.mktemp("tpm"))
-
-
-@dataclass
-class Machine:
-    """A worker's folder, and the TPM of the machine that it is on."""
-
-    folder: Path
-    tpm: Swtpm
-
-    def worker(self, *arguments: str, ok: bool = True) -> dict[str, Any]:
-        done = CliRunner().invoke(app, [arguments[0], *arguments[1:], "--dir", str(self.folder), "--json"])
-        assert (done.exit_code == 0) is ok, done.output
-        return json.loads(done.stdout)  # type: ignore[no-any-return]
-
-
-def machine(manufacturer: Manufacturer, name: str) -> Machine:
-    tpm = manufacturer.make(name)
-    tpm.boot(BOOT)
-    folder = tpm.folder / "worker"
-    folder.mkdir()
-    (folder / "worker.toml").write_text(
-        'name = "gpu-1"\ncluster = "demo"\ncoordinator = "127.0.0.1:7400"\ncoordinator_name = "main"\n'
-        'roster = "roster.json"\noperators = "operators.json"\ntls_certificate = "cert.pem"\ntls_key = "key.pem"\n'
-        f'[tpm2]\nak_handle = "{HANDLE}"\npcrs = [0, 4, 7]\ntcti = "swtpm:path={tpm.folder}/tpm"\n'
-    )
-    return Machine(folder, tpm)
 
 
 @pytest.fixture(scope="module")
@@ -82,53 +48,13 @@ def other(manufacturer: Manufacturer, one: Machine) -> Iterator[Machine]:
         made.tpm.stop()
 
 
-class Registrar:
-    """Who keeps the inventory, with the maker's certificates and a folder for each enrolment."""
-
-    def __init__(self, manufacturer: Manufacturer, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-        issuer, root = manufacturer.certificates
-        self.folder = folder
-        self._capsys = capsys
-        (folder / "issuer.pem").write_bytes(issuer)
-        (folder / "root.pem").write_bytes(root)
-
-    def path(self, name: str) -> str:
-        return str(self.folder / name)
-
-    def command(self, *arguments: str) -> tuple[int, dict[str, Any]]:
-        status = run(["attest", "enrol", *arguments, "--json"])
-        said = self._capsys.readouterr()
-        return status, json.loads(said.out) if said.out else {}
-
-    def challenge(self, root: str = "root.pem") -> tuple[int, dict[str, Any]]:
-        files = ("--root", self.path(root), "--issuer", self.path("issuer.pem"), "--out", self.path("credential.json"))
-        return self.command("challenge", self.path("candidate.json"), *files, "--pending", self.path("pending.json"))
-
-    def confirm(self) -> tuple[int, dict[str, Any]]:
-        return self.command("confirm", self.path("pending.json"), self.path("answer.json"))
-
-
 @pytest.fixture
-def registrar(manufacturer: Manufacturer, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Registrar:
-    return Registrar(manufacturer, tmp_path, capsys)
-
-
-def show(worker: Machine, registrar: Registrar, *options: str) -> None:
-    done = CliRunner().invoke(
-        app, ["tpm", "enrol", "--dir", str(worker.folder), "--out", registrar.path("candidate.json"), *options]
-    )
-    assert done.exit_code == 0, done.output
-
-
-def activate(worker: Machine, registrar: Registrar, *options: str) -> int:
-    arguments = [registrar.path("credential.json"), "--dir", str(worker.folder), "--out", registrar.path("answer.json")]
-    return CliRunner().invoke(app, ["tpm", "activate", *arguments, *options]).exit_code
+def registrar(manufacturer: Manufacturer, tmp_path: Path) -> Registrar:
+    return Registrar(manufacturer, tmp_path)
 
 
 @pytest.mark.parametrize("ek", ["rsa2048", "ecc-p384"])
-def test_a_fresh_machine_is_enrolled_and_its_quotes_are_accepted(
-    one: Machine, registrar: Registrar, ek: str, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_fresh_machine_is_enrolled_and_its_quotes_are_accepted(one: Machine, registrar: Registrar, ek: str) -> None:
     handle = HANDLE if ek == "rsa2048" else "0x81010201"
     settings = (one.folder / "worker.toml").read_text()
     (one.folder / "worker.toml").write_text(settings.replace(HANDLE, handle))
@@ -144,6 +70,7 @@ def test_a_fresh_machine_is_enrolled_and_its_quotes_are_accepted(
         assert status == 0
         assert enrolled["ak"] == challenged["ak"]
         assert enrolled["model"] == "swtpm"
+        assert enrolled["hardware"] == {"tpm2": [enrolled["ak"]]}
         attested = one.worker("attest", "--out", str(registrar.folder / "out"))
         (item,) = attested["items"]
         assert item["bound"]

@@ -66,7 +66,7 @@ def confirm(
     answer: Annotated[Path, typer.Argument(help="What `keyquorum-worker tpm activate` showed.")],
     as_json: output.JsonOption = False,
 ) -> None:
-    """Compare the answer, and show what the inventory is to list."""
+    """Compare the answer, and show what the inventory is to list (`hardware`, as its machines have it)."""
     from keyquorum_core.attestation.tpm2_messages import parse_answer, parse_pending
     from keyquorum_protos.wire.files import read_bytes
 
@@ -77,7 +77,8 @@ def confirm(
     except OSError as error:
         raise UnavailableError(Reason.STORAGE, f"{pending} can't be removed", actual=error.strerror) from None
     enrolled = asked.confirm(said, now=int(time.time()))
-    found = {
+    found: dict[str, object] = {
+        "hardware": {"tpm2": [enrolled.ak_fingerprint]},
         "ak": enrolled.ak_fingerprint,
         "ak_name": enrolled.ak_name,
         "ek": enrolled.ek.fingerprint,
@@ -89,5 +90,7 @@ def confirm(
     if as_json:
         output.emit(found)
         return
+    output.line(f"for the machine's entry in the inventory: tpm2 {enrolled.ak_fingerprint}")
     for name, value in found.items():
-        output.line(f"{name}: {value}")
+        if name != "hardware":
+            output.line(f"{name}: {value}")
