@@ -16,6 +16,7 @@ from keyquorum_core.ceremony import CeremonyPlan, Commitments, EpochCertificate,
 from keyquorum_core.derivation import decode_contributions, encode_contributions
 from keyquorum_core.ledger.add_checkpoint import AddCheckpoint
 from keyquorum_core.ledger.checkpoints import Checkpoint
+from keyquorum_core.ledger.leaves import parse_leaf
 from keyquorum_core.ledger.log_keys import LogKeys, open_checkpoint
 from keyquorum_core.ledger.notes import parse_note, parse_signature_lines
 from keyquorum_core.ledger.tiles import decode_bundle, decode_tile, parse_path
@@ -23,6 +24,7 @@ from keyquorum_core.ledger.tlog_proof import TlogProof
 from keyquorum_core.ledger.verifier_keys import VerifierKey
 from keyquorum_core.ledger.witness_policy import WitnessPolicy
 from keyquorum_core.manifest import parse as parse_manifest
+from keyquorum_core.policy.bundle import PolicyBundle
 from keyquorum_core.quorum import Custodian, Quorum
 from keyquorum_core.release import Leaf, Window
 from keyquorum_core.roster import EnrolmentCard, Roster, parse_operators
@@ -36,7 +38,8 @@ from tests.support.client_world import MANIFEST_TYPE, the_world
 
 __all__ = ["DOCUMENTS"]
 
-_LEDGER = Path(__file__).resolve().parents[2] / "docs" / "spec" / "vectors" / "ledger.json"
+_VECTORS = Path(__file__).resolve().parents[2] / "docs" / "spec" / "vectors"
+_LEDGER = _VECTORS / "ledger.json"
 _KEY = bytes(range(32))
 _COMMITTEE = (Custodian("ch-1", "CH"), Custodian("de-1", "DE"), Custodian("fr-1", "FR"), Custodian("is-1", "IS"))
 
@@ -101,6 +104,23 @@ def tile_files() -> list[tuple[int, bytes]]:
             if 0 < vector["width"] < 256
         ]
     return [*found, (2, b"tile/0/x001/234.p/7"), (2, b"tile/entries/000")]
+
+
+def leaves() -> list[bytes]:
+    vectors = json.loads((_VECTORS / "leaves.json").read_text("utf-8"))["vectors"]
+    return [each["data"].encode() for each in vectors if isinstance(each["data"], str)]
+
+
+def policies(data: bytes) -> object:
+    """Text in Cedar, in the one file of a bundle."""
+    return PolicyBundle.make("coordinator", (), {"main.cedar": data.decode("utf-8", "replace")})
+
+
+def policy_texts() -> list[bytes]:
+    return [
+        b'@id("everything")\npermit (principal, action, resource);\n',
+        b'@id("no-export")\nforbid (principal, action, resource)\nwhen { context has classification };\n',
+    ]
 
 
 def of_signed(name: str, operation: str, member: str) -> list[bytes]:
@@ -190,6 +210,8 @@ DOCUMENTS: Sequence[Target] = (
     one_of("ledger-checkpoint",
            [lambda data: open_checkpoint(data, log_keys()), checkpoint_text, parse_note, parse_signature_lines],
            checkpoint_texts),
+    Target("ledger-leaf", parse_leaf, leaves),
+    Target("policy", policies, policy_texts, 4096),
     one_of("ledger-tile", [tile_file, entry_bundle, text(parse_path)], tile_files),
     Target("ledger-tlog-proof", TlogProof.parse, lambda: of_ledger("tlog_proof")),
     Target("ledger-add-checkpoint", AddCheckpoint.parse, lambda: of_ledger("add_checkpoint"), 1 << 15),
