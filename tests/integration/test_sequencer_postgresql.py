@@ -15,15 +15,18 @@ from alembic.autogenerate import compare_metadata
 from alembic.runtime.migration import MigrationContext
 
 from keyquorum_coordinator import migrations
-from keyquorum_coordinator.config import CoordinatorConfig
+from keyquorum_coordinator.config import CONFIG_NAME, CoordinatorConfig, load_config
 from keyquorum_coordinator.database import Base, Database, make_engine
 from keyquorum_coordinator.jobs import JobStore
 from keyquorum_coordinator.ledger.log import Entry, Log
 from keyquorum_coordinator.ledger.setup import create_ledger, open_log
 from keyquorum_coordinator.log_key import load_log_key
 from keyquorum_core.errors import KeyquorumError, Reason, StateError, UnavailableError
+from keyquorum_core.ledger.leaves import parse_leaf
 from keyquorum_core.ledger.log_keys import SignedCheckpoint
-from tests.support.coordinator import new_job
+from keyquorum_protos.v1 import coordinator_pb2 as pb
+from tests.support.coordinator import Owner, Running, make_folder, new_job
+from tests.support.fake_custodian import FakeCommittee
 from tests.support.ledger_log import NOW, HandedOut, add, all_leaves, leaf, make_log, request
 from tests.support.postgres import Postgres, postgres
 
@@ -215,3 +218,40 @@ def test_a_database_without_a_log_is_a_refusal(server: Postgres, shared: tuple[C
     with pytest.raises(KeyquorumError) as caught:
         create_ledger(away, load_log_key(config.path(config.log_key)), now=NOW)
     assert caught.value.reason is Reason.STORAGE
+
+
+async def test_two_coordinators_serve_one_log(server: Postgres, tmp_path: Path) -> None:
+    """Whole coordinators, in folders of their own: a job taken by one is in the log that the other shows."""
+    committee = await FakeCommittee.start()
+    url = server.database()
+    running: list[Running] = []
+    for name in ("a", "b"):
+        config = make_folder(tmp_path / name, committee)
+        path = config.directory / CONFIG_NAME
+        text = path.read_text()
+        for old, new in (
+            ('database = "coordinator.db"', f'database = "{url}"'),
+            ('ledger_database = "ledger.db"', f'ledger_database = "{url}"'),
+            ('ledger_checkpoint = "ledger-checkpoint.db"', f'ledger_checkpoint = "{url}"'),
+            ('ledger_tiles = "ledger"', f'ledger_tiles = "{tmp_path / "tiles"}"'),
+        ):
+            assert old in text
+            text = text.replace(old, new)
+        path.write_text(text)
+        config = load_config(config.directory)
+        if name == "a":
+            create_ledger(config, committee.log, now=NOW)
+        running.append(await Running.again(config, committee))
+    first, second = running
+    owner = Owner()
+    for each in running:
+        _, manifest = owner.manifest()
+        await each.caller("owner", "alice").jobs.Submit(pb.SubmitRequest(manifest=manifest))
+    sizes = [(await each.server.sequencer.reach(3)).checkpoint.size for each in running]
+    assert sizes == [3, 3], "the roster once, and both jobs"
+    leaves = all_leaves(first.server.sequencer._ledger)
+    assert leaves == all_leaves(second.server.sequencer._ledger)
+    assert [parse_leaf(each).to_bytes() for each in leaves] == leaves
+    for each in running:
+        await each.stop()
+    await committee.stop()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import cache
+from itertools import pairwise
 
 import pytest
 from hypothesis import given, settings
@@ -343,3 +344,24 @@ def test_a_full_tile_hashes_to_its_place_above(store: Store) -> None:
     assert hash_tile(hashes) == perfect(8, 0) == store.tiles["tile/1/000"][:32]
     with pytest.raises(MalformedError):
         hash_tile(hashes[:-1])
+
+
+def test_a_tree_that_grows_keeps_full_tiles_and_reads_partial_ones_again() -> None:
+    store = Store()
+    sizes = (1, 255, 256, 300, 512, 70_000)
+    store.grow(0, sizes[0])
+    tree = TileTree(sizes[0], store.read)
+    for old, new in pairwise(sizes):
+        store.grow(old, new)
+        tree.grow(new)
+        assert tree.size == new
+        assert tree.root() == tree_root(new, perfect)
+        assert tree.root(old) == tree_root(old, perfect)
+        verify_consistency(old, tree.root(old), new, tree.root(), tree.consistency_proof(old))
+    reads = store.reads
+    tree.grow(70_000)
+    tree.inclusion_proof(0)
+    tree.inclusion_proof(1)
+    assert store.reads - reads <= 4, "the first tile of the leaves, and the partial ones above"
+    with pytest.raises(MalformedError):
+        tree.grow(69_999)

@@ -7,15 +7,12 @@ leaves say, is a refusal to start: to begin anew would be a fork.
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator
-
 from sqlalchemy import BigInteger, Integer, LargeBinary, String, insert, select, update
-from sqlalchemy.exc import DBAPIError, IntegrityError
+from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
-from keyquorum_coordinator.database import database_file, make_engine
-from keyquorum_core.errors import Reason, StateError, UnavailableError
+from keyquorum_coordinator.ledger.sql_store import SqlStore
+from keyquorum_core.errors import Reason, StateError
 from keyquorum_core.ledger.log_keys import SignedCheckpoint
 
 __all__ = ["CheckpointStore"]
@@ -41,15 +38,12 @@ class CheckpointRow(CheckpointBase):
     witnessed: Mapped[bytes] = mapped_column(LargeBinary)
 
 
-class CheckpointStore:
+class CheckpointStore(SqlStore):
     """Blocking. Raises :class:`UnavailableError` (``STORAGE``) where the database fails."""
 
     def __init__(self, url: str, origin: str) -> None:
         """Raises :class:`MalformedError` for a URL that cannot be used. Opens nothing yet."""
-        self._engine = make_engine(url)
-        self._write_engine = self._engine.execution_options(keyquorum_write=True)
-        self._file = database_file(self._engine)
-        self._origin = origin
+        super().__init__(url, origin, "the ledger's checkpoint store")
 
     def create(self, first: SignedCheckpoint) -> None:
         """Enter the first checkpoint. Raises :class:`StateError` (``EXISTS``): one that is there is never replaced."""
@@ -70,7 +64,7 @@ class CheckpointStore:
 
     def exists(self) -> bool:
         """Whether there is a checkpoint of this log."""
-        if self._file is not None and not self._file.is_file():
+        if not self._has_file():
             return False
         with self._errors(), self._engine.begin() as connection:
             if not self._engine.dialect.has_table(connection, CheckpointRow.__tablename__):
@@ -83,7 +77,7 @@ class CheckpointStore:
 
         Raises :class:`StateError`: ``NOT_FOUND``, ``STATE`` (another format).
         """
-        if self._file is not None and not self._file.is_file():
+        if not self._has_file():
             raise self._absent()
         query = select(CheckpointRow.format, CheckpointRow.note, CheckpointRow.witnessed)
         with self._errors(), self._engine.begin() as connection:
@@ -125,9 +119,6 @@ class CheckpointStore:
         with self._errors(), self._write_engine.begin() as connection:
             return connection.execute(change).rowcount == 1
 
-    def close(self) -> None:
-        self._engine.dispose()
-
     @staticmethod
     def _absent() -> StateError:
         return StateError(
@@ -137,17 +128,3 @@ class CheckpointStore:
             next_step="Restore it from its latest backup, or from a witness with `ledger restore`. "
             "Only for a log that never had a leaf: keyquorum-coordinator ledger init",
         )
-
-    @contextlib.contextmanager
-    def _errors(self) -> Iterator[None]:
-        try:
-            yield
-        except IntegrityError:
-            raise
-        except DBAPIError as error:
-            raise UnavailableError(
-                Reason.STORAGE,
-                "the ledger's checkpoint store failed",
-                actual=str(error.orig)[:200],
-                next_step="Check the disk's free space and the database, then ask again with the same request id",
-            ) from None

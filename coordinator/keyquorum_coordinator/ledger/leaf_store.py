@@ -21,8 +21,8 @@ from sqlalchemy import BigInteger, Connection, Integer, LargeBinary, String, del
 from sqlalchemy.exc import DBAPIError, IntegrityError
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
-from keyquorum_coordinator.database import database_file, make_engine
-from keyquorum_core.errors import Reason, StateError, UnavailableError
+from keyquorum_coordinator.ledger.sql_store import SqlStore
+from keyquorum_core.errors import Reason, StateError
 
 __all__ = ["FORMAT", "LeafStore", "MovedError", "Stored"]
 
@@ -93,15 +93,12 @@ class Stored:
     edge: dict[int, bytes]
 
 
-class LeafStore:
+class LeafStore(SqlStore):
     """Blocking; at most one thread writes. Raises :class:`UnavailableError` (``STORAGE``) where the database fails."""
 
     def __init__(self, url: str, origin: str) -> None:
         """Raises :class:`MalformedError` for a URL that cannot be used. Opens nothing yet."""
-        self._engine = make_engine(url)
-        self._write_engine = self._engine.execution_options(keyquorum_write=True)
-        self._file = database_file(self._engine)
-        self._origin = origin
+        super().__init__(url, origin, "the ledger's database")
         self._lock_key = int.from_bytes(hashlib.sha256(b"keyquorum ledger " + origin.encode()).digest()[:8], "big") >> 1
 
     # -- making -------------------------------------------------------------------------------------------------------
@@ -213,9 +210,6 @@ class LeafStore:
                     insert(EdgeRow), [{"level": level, "hashes": hashes} for level, hashes in edge.items()]
                 )
 
-    def close(self) -> None:
-        self._engine.dispose()
-
     # -- inside -------------------------------------------------------------------------------------------------------
 
     def _check_head(self, connection: Connection, head: int) -> None:
@@ -250,7 +244,7 @@ class LeafStore:
         return row
 
     def _check_file(self) -> None:
-        if self._file is not None and not self._file.is_file():
+        if not self._has_file():
             raise self._absent()
 
     @staticmethod
@@ -262,17 +256,3 @@ class LeafStore:
             next_step="Restore it from its latest backup. Only for a log that never had a leaf: "
             "keyquorum-coordinator ledger init",
         )
-
-    @contextlib.contextmanager
-    def _errors(self) -> Iterator[None]:
-        try:
-            yield
-        except IntegrityError:
-            raise
-        except DBAPIError as error:
-            raise UnavailableError(
-                Reason.STORAGE,
-                "the ledger's database failed",
-                actual=str(error.orig)[:200],
-                next_step="Check the disk's free space and the database, then ask again with the same request id",
-            ) from None
