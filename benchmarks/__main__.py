@@ -17,10 +17,11 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks import artifact_rate, attestation, audit, jobs, ledger, memory, policy, release
+from benchmarks import artifact_rate, attestation, audit, gate, jobs, ledger, memory, policy, release
 
 PARTS: dict[str, Callable[[Path], dict[str, object]]] = {
     "release": release.measure,
+    "gate": gate.measure,
     "attestation": lambda scratch: attestation.measure(),
     "artifact": lambda scratch: artifact_rate.measure(),
     "memory": memory.measure,

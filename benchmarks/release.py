@@ -7,7 +7,8 @@ For each committee these are measured in turns, so that a noisy machine disturbs
   opens a quorum of them; once by unary calls (what a plain gRPC fan-out is) and once over kept streams (what ours is);
 - ``release``: custodians that run the whole gate, and a caller that verifies the answers, opens the shares, combines
   them and meets the key check. Jobs and evidence have been seen before, as when a worker's request follows the owner's,
-  or a worker comes back; every release has a leaf of its own, and each custodian records it.
+  or a worker comes back; every release has a leaf of its own, and each custodian records it. The leaves are in the
+  ledger already, and each custodian verifies that they are: what entering them costs is the benchmark ``gate``'s.
 - ``cold release``: each request brings a manifest and evidence that no custodian has seen.
 
 A release is done when the caller holds the job's root. Requests carry a manifest and a worker's evidence (some 20 KB).
@@ -28,7 +29,9 @@ from pathlib import Path
 
 import keyquorum
 from benchmarks.floor import Floor, percentile
-from keyquorum_coordinator.fanout import Fanout
+from benchmarks.logged import Logged, open_logged
+from keyquorum_coordinator.fanout import Fanout, Release
+from keyquorum_coordinator.sequencer import Entry
 from keyquorum_core import manifest as manifests
 from keyquorum_core.attestation.binding import report_data
 from keyquorum_core.attestation.development import DevelopmentChip
@@ -70,20 +73,21 @@ class Prepared:
 
     job: Job
     leaf_hash: bytes
+    entry: Entry
     request: pb.ReleaseRequest
 
 
 class Bench:
     """One committee: real custodians, the coordinator's fan-out in this process, and a worker's part of the work."""
 
-    def __init__(self, layout: Layout, fanout: Fanout, roster: Roster, owner: LoadedKeys) -> None:
-        self.fanout, self.roster, self._owner = fanout, roster, owner
+    def __init__(self, layout: Layout, fanout: Fanout, ledger: Logged, roster: Roster, owner: LoadedKeys) -> None:
+        self.fanout, self.ledger, self.roster, self._owner = fanout, ledger, roster, owner
         self.quorum = roster.quorum_of()
         names = ("vek.pem", "ask.pem", "ark.pem", "vek-key.pem")
         platform = layout.worker / "platform"
         self._chip = DevelopmentChip.from_files({name: (platform / name).read_bytes() for name in names})
         self._windows: dict[bytes, Window] = {}
-        self._jobs: list[Job] = []
+        self.jobs: list[Job] = []
         self._ready: deque[Prepared] = deque()
         self._started = int(time.time())
         self._laid = 0
@@ -151,24 +155,38 @@ class Bench:
             self._windows[statement] = window
         return window
 
+    async def meet(self) -> None:
+        """Have jobs that custodians have seen."""
+        while len(self.jobs) < JOBS:
+            fresh = await self.job()
+            await self.release(await self.request(fresh, int(time.time())))
+            self.jobs.append(fresh)
+
     async def prepare(self, count: int = 1500) -> None:
         """Lay up requests, each with a leaf of its own as in life, for :meth:`next` to take one by one.
 
         Everything that is not a release is done here: leaves are made before custodians are asked.
         """
-        while len(self._jobs) < JOBS:
-            fresh = await self.job()
-            await self.release(self.request(fresh, int(time.time())))  # so that custodians have seen it
-            self._jobs.append(fresh)
+        await self.meet()
         now = int(time.time())
-        while len(self._ready) < count:
+        laid: list[Awaitable[Prepared]] = []
+        while len(self._ready) + len(laid) < count:
             # Custodians take leaves of two minutes around their clock: enough for another one every time.
             when = min(max(self._started - 110 + self._laid // JOBS, now - 110), now + 110)
-            self._ready.append(self.request(self._jobs[self._laid % JOBS], when))
+            laid.append(self.request(self.jobs[self._laid % JOBS], when))
             self._laid += 1
+        self._ready += await asyncio.gather(*laid)
 
-    def request(self, job: Job, when: int) -> Prepared:
-        leaf = Leaf(
+    async def request(self, job: Job, when: int) -> Prepared:
+        """A request whose leaf is in the ledger when this returns."""
+        leaf = self.leaf(job, when)
+        entry = await self.ledger.sequencer.append(leaf, hashlib.sha256(leaf).digest())
+        request = pb.ReleaseRequest(manifest=job.envelope, evidence=job.evidence, leaf=leaf)
+        return Prepared(job, entry.leaf_hash, entry, request)
+
+    @staticmethod
+    def leaf(job: Job, when: int) -> bytes:
+        return Leaf(
             job_id=job.job_id,
             manifest_sha256=job.subject.hex(),
             recipient="worker",
@@ -178,9 +196,7 @@ class Bench:
             epoch=1,
             time=when,
             development=True,
-        )
-        request = pb.ReleaseRequest(manifest=job.envelope, evidence=job.evidence, leaf=leaf.to_bytes())
-        return Prepared(job, leaf.hash(), request)
+        ).to_bytes()
 
     async def next(self) -> None:
         """One release of those laid up."""
@@ -190,9 +206,13 @@ class Bench:
 
     async def release(self, prepared: Prepared) -> None:
         """From the request to the job's root in hand, checked against the job's key check once that is known."""
-        job = prepared.job
+        release = await self.ledger.witnesses.release(prepared.entry, prepared.request)
+        await self.combine(prepared.job, prepared.leaf_hash, release)
+
+    async def combine(self, job: Job, leaf_hash: bytes, release: Release) -> None:
+        """Take answers until they give the job's root."""
         combiner = Combiner(self.quorum, context(KEY, 1, "job", job.subject), self._checks.get(job.job_id))
-        async with self.fanout.release(prepared.request) as release:
+        async with release:
             async for arrival in release:
                 share = arrival.answer.share
                 assert arrival.answer.HasField("share"), arrival.answer.refusal
@@ -200,8 +220,8 @@ class Bench:
                     arrival.custodian, share.key_id, share.epoch, share.window, share.sealed, share.signature
                 )
                 window = self._window(arrival.window_statement)
-                verify_answer(answer, window, job.subject, prepared.leaf_hash, key_id=KEY, epoch=1)
-                combiner.add(arrival.custodian, open_share(answer, job.recipient, prepared.leaf_hash, self.quorum))
+                verify_answer(answer, window, job.subject, leaf_hash, key_id=KEY, epoch=1)
+                combiner.add(arrival.custodian, open_share(answer, job.recipient, leaf_hash, self.quorum))
                 found = combiner.result()
                 if found is not None:
                     self._checks[job.job_id] = found.key.key_check
@@ -256,23 +276,40 @@ async def _rate(way: Way, seconds: float, concurrency: int = 16) -> tuple[float,
     return done / elapsed, (_cpu_seconds(way.servers) - spent) / done
 
 
-async def _measure(cluster: Cluster, threshold: int, scratch: Path, rounds: int, seconds: float) -> dict[str, object]:
-    layout = cluster.layout
+@dataclass(frozen=True, slots=True)
+class Parties:
+    """Who takes part, from a cluster's folder; ``identity`` is the coordinator's."""
+
+    owner: LoadedKeys
+    roster: Roster
+    identity: TlsIdentity
+
+
+def open_parties(layout: Layout) -> Parties:
+    """Read a local cluster's roster and keys."""
     passphrase = layout.owner_passphrase.read_text()
     owner = load_keys((layout.root / "alice.key.json").read_bytes(), passphrase)
     operator = load_keys((layout.root / "ops.key.json").read_bytes(), passphrase).identity.public
     roster = open_roster((layout.root / "roster.json").read_bytes(), {"ops": operator}, 1, int(time.time()))
     where = layout.coordinator
     identity = TlsIdentity((where / "tls-cert.pem").read_bytes(), (where / "tls-key.pem").read_bytes())
+    return Parties(owner, roster, identity)
+
+
+async def _measure(cluster: Cluster, threshold: int, scratch: Path, rounds: int, seconds: float) -> dict[str, object]:
+    layout, parties = cluster.layout, open_parties(cluster.layout)
+    roster = parties.roster
     count = len(layout.custodians)
     async with (
-        Fanout(roster, identity) as fanout,
+        Fanout(roster, parties.identity) as fanout,
+        open_logged(layout, fanout) as ledger,
         Floor("empty", count, scratch / "empty") as empty,
         Floor("crypto", count, scratch / "crypto") as crypto,
     ):
         await fanout.ready()
-        bench = Bench(layout, fanout, roster, owner)
-        example = bench.request(await bench.job(), int(time.time()))
+        bench = Bench(layout, fanout, ledger, roster, parties.owner)
+        example = await bench.request(await bench.job(), int(time.time()))
+        await bench.release(example)
         size, plaintext = example.request.ByteSize(), 36 * len(bench.quorum.indices_of(roster.custodians[0].id))
         payload, empty_payload = crypto.request(size, plaintext), empty.request(size, plaintext)
         ways = {
@@ -285,7 +322,7 @@ async def _measure(cluster: Cluster, threshold: int, scratch: Path, rounds: int,
         figures = await _compare(ways, bench.prepare, rounds, seconds)
         cold = []
         for _ in range(30):
-            fresh = bench.request(await bench.job(), int(time.time()))
+            fresh = await bench.request(await bench.job(), int(time.time()))
             cold += await _sample(lambda fresh=fresh: bench.release(fresh), 1)  # type: ignore[misc]
     figures["cold_release"] = {"p50_ms": _ms(percentile(cold, 0.5)), "p99_ms": _ms(percentile(cold, 0.99))}
     figures["request_bytes"] = size
@@ -347,7 +384,7 @@ def measure(scratch: Path, *, rounds: int = 9, seconds: float = 0.7) -> dict[str
         members = tuple((f"c-{i + 1}", JURISDICTIONS[i % len(JURISDICTIONS)]) for i in range(count))
         layout = create(scratch / name, custodians=members, quorum={"at_least": threshold})
         for custodian, _ in members:
-            _lift_quota(layout.custodian(custodian) / "custodian.toml")
+            lift_quota(layout.custodian(custodian) / "custodian.toml")
         cluster = Cluster(layout)
         try:
             cluster.start([*cluster.custodians.values(), cluster.coordinator])
@@ -360,6 +397,6 @@ def measure(scratch: Path, *, rounds: int = 9, seconds: float = 0.7) -> dict[str
     return out
 
 
-def _lift_quota(config: Path) -> None:
+def lift_quota(config: Path) -> None:
     lines = [line for line in config.read_text().splitlines() if not line.startswith("releases_per_owner_per_hour")]
     config.write_text("\n".join([*lines, "releases_per_owner_per_hour = 1000000000", ""]))

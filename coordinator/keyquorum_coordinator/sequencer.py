@@ -55,15 +55,16 @@ class _Waiting:
 class Sequencer:
     """A log for the event loop; nothing here waits for a disk.
 
-    ``batch_window``: seconds to wait for more leaves before each commit. At 0 a batch is what came during the commit
-    before it. ``on_batch`` hears, after each, how many leaves it had and how many seconds the oldest waited in all.
+    ``batch_window``: tells how many seconds to wait for more leaves before the next commit. At 0 a batch is what came
+    during the commit before it. ``on_batch`` hears, after each, how many leaves it had and how many seconds the oldest
+    waited in all.
     """
 
     def __init__(
         self,
         log: Log,
         *,
-        batch_window: float = 0.0,
+        batch_window: Callable[[], float] = lambda: 0.0,
         on_batch: Callable[[int, float], None] = lambda count, seconds: None,
     ) -> None:
         self._ledger = log
@@ -157,8 +158,9 @@ class Sequencer:
     async def _batches(self) -> None:
         try:
             while self._waiting:
-                if self._window:
-                    await asyncio.sleep(self._window)
+                window = self._window()
+                if window:
+                    await asyncio.sleep(window)
                 batch, self._waiting = self._waiting[:_MAX_BATCH], self._waiting[_MAX_BATCH:]
                 await self._commit(batch)
         finally:

@@ -112,7 +112,7 @@ class CoordinatorServer:
         except BaseException:
             self._lock.close()
             raise
-        self.sequencer = Sequencer(log, batch_window=config.ledger_batch_ms / 1000, on_batch=self._batched)
+        self.sequencer = Sequencer(log, batch_window=self._batch_window, on_batch=self._batched)
         self._reader = LedgerReader(self.sequencer)
         self.fanout = Fanout(
             trust.roster,
@@ -161,6 +161,9 @@ class CoordinatorServer:
             max_artifact_mib=config.max_artifact_mib,
             clock=clock,
         )
+
+    def _batch_window(self) -> float:
+        return max(self.config.ledger_batch_ms / 1000, self.witnesses.patience())
 
     def _batched(self, count: int, seconds: float) -> None:
         self.metrics.ledger_batch(count, seconds)

@@ -41,6 +41,9 @@ _REMEMBERED = 256
 _ROUND_SECONDS = 5.0
 _RETRY_SECONDS = 1.0
 _FIRST_ROUND_SECONDS = 5.0
+_BUSY = 8
+_PATIENCE_EACH = 0.001
+_LONGEST_PATIENCE = 0.05
 _ALARMS = frozenset({Reason.LEDGER_FORK, Reason.LEDGER_ROLLBACK})
 
 _log = structlog.get_logger("witnesses")
@@ -130,6 +133,7 @@ class Witnesses:
         self._alarms: set[tuple[str, str]] = set()
         self._prefix = secrets.token_hex(8)
         self._rounds = 0
+        self._encoded: tuple[SignedCheckpoint | None, bytes] = (None, b"")
 
     # -- releases -----------------------------------------------------------------------------------------------------
 
@@ -185,8 +189,9 @@ class Witnesses:
         """What this custodian lacks of ``target``. Cosignatures do not go with a request for some: a custodian that
         finds them too old is to cosign nevertheless."""
         place, size = self._place(link), target.checkpoint.size
-        vouched = None if cosign else self._sequencer.witnessed
-        note = vouched.encode() if vouched is not None and vouched.checkpoint.size <= size else place.vouched
+        vouched, note = (None, b"") if cosign else self._vouched()
+        if vouched is None or vouched.checkpoint.size > size:
+            note = place.vouched
         news = note != place.vouched
         if not (cosign or news) and (size in place.sent or size < place.size):
             return _Update(b"", size, note)
@@ -234,6 +239,20 @@ class Witnesses:
                 next_step="Restore the newest backup of the ledger before anything is written to it",
                 details={"size": str(ledger_size)},
             )
+
+    def patience(self) -> float:
+        """Seconds that a leaf may wait for others to share its checkpoint: none, unless so many releases are under way
+        that it would wait for custodians as long. Each new checkpoint costs every custodian a durable commit and two
+        signatures to verify."""
+        running = self._fanout.running
+        return min(_LONGEST_PATIENCE, running * _PATIENCE_EACH) if running >= _BUSY else 0.0
+
+    def _vouched(self) -> tuple[SignedCheckpoint | None, bytes]:
+        """The newest checkpoint that a quorum cosigned, and its note, which is long."""
+        vouched = self._sequencer.witnessed
+        if vouched is not self._encoded[0]:
+            self._encoded = (vouched, vouched.encode() if vouched is not None else b"")
+        return self._encoded
 
     # -- cosigning ----------------------------------------------------------------------------------------------------
 

@@ -53,7 +53,7 @@ async def test_appends_that_come_together_share_a_checkpoint(tmp_path: Path) -> 
 async def test_a_batch_window_waits_for_more(tmp_path: Path) -> None:
     _, log = make_log(tmp_path)
     batches: list[int] = []
-    sequencer = Sequencer(log, batch_window=0.2, on_batch=lambda count, seconds: batches.append(count))
+    sequencer = Sequencer(log, batch_window=lambda: 0.2, on_batch=lambda count, seconds: batches.append(count))
 
     async def late(number: int) -> Entry:
         await asyncio.sleep(0.01 * number)
