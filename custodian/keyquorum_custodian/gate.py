@@ -293,8 +293,9 @@ class Gate:
             )
 
     def _check_policy(self, case: _Case) -> None:
-        """This custodian's own policies permit it: for this job, to this owner or worker, now."""
-        case.decision = self._policy.check_recipient(case.verified.facts, case.appraisal, logged=False)
+        """This custodian's own policies permit it: for this job, to this owner or worker, now. That the ledger shows
+        the release was checked before."""
+        case.decision = self._policy.check_recipient(case.verified.facts, case.appraisal, logged=True)
 
     def _check_quota(self, case: _Case) -> None:
         """The owner has releases left this hour. A leaf that was answered before is not counted twice."""

@@ -23,6 +23,7 @@ from keyquorum_custodian.keystore import Keystore
 
 __all__ = ["POLICY_KINDS", "CustodianPolicy", "KeptTime", "policy_kinds", "worker_facts"]
 
+_GPU: Final = "nvidia-gpu"
 _LISTS: Final = {"export": EXPORT, "sanctions": SANCTIONS}
 POLICY_KINDS: Final = ("export-list", "policy", "sanctions-list")
 """The kinds of bulletin whose signers are the custodian's own affair."""
@@ -45,7 +46,10 @@ def worker_facts(appraisal: Appraisal) -> WorkerFacts:
         region=appraisal.region,
         provider=appraisal.provider,
         evidence=appraisal.types,
-        products=tuple(dict.fromkeys(item.product for item in appraisal.items)),
+        machine=appraisal.machine.name,
+        model=appraisal.machine.model,
+        products=tuple(item.product for item in appraisal.items if item.type != _GPU),
+        gpu_models=tuple(chip for item in appraisal.items if item.type == _GPU for chip in item.product.split(", ")),
         tcb={f"{item.type}.{component}": level for item in appraisal.items for component, level in item.tcb.items()},
         development=appraisal.development,
     )

@@ -10,9 +10,12 @@ from pathlib import Path
 import pytest
 
 from keyquorum_core import manifest
-from keyquorum_core.attestation.inventory import INVENTORY
+from keyquorum_core.attestation.appraisal import Appraisal
+from keyquorum_core.attestation.appraisers import AppraisedItem
+from keyquorum_core.attestation.inventory import INVENTORY, HardwareId, Machine
 from keyquorum_core.bulletin import Bulletin, sign_bulletin
 from keyquorum_core.errors import KeyquorumError, Reason
+from keyquorum_core.policy.facts import WorkerFacts, custodian_entity
 from keyquorum_core.policy.lists import ControlledList, ListEntry
 from keyquorum_core.release import Leaf
 from keyquorum_core.sealing import RecipientKey
@@ -20,6 +23,7 @@ from keyquorum_core.signing import Identity
 from keyquorum_custodian.gate import ReleaseRequest
 from keyquorum_custodian.keystore import Keystore
 from keyquorum_custodian.node import Node, open_node
+from keyquorum_custodian.policy import worker_facts
 from keyquorum_custodian.policy_files import forget_time, leave_document
 from tests.support import policies
 from tests.support.custodian import PASSPHRASE, Committee, build_committee
@@ -143,20 +147,6 @@ def test_region_and_provider_are_the_inventorys_and_not_the_workers(
     assert error.actual == f"principal.provider = {machine.provider}"
 
 
-def test_what_a_coordinator_says_about_a_permit_is_not_asked(
-    committee: Committee, node: Node, install: Install
-) -> None:
-    """The request has no place for a verdict; one put into the leaf makes it no leaf."""
-    install("\n".join([INTERNAL, f'@id("no") forbid(principal, {JOBS}, resource);']))
-    request = committee.owner_request()
-    denied(node, request)
-    claimed = json.loads(request.leaf) | {"policy": "permit"}
-    forged = ReleaseRequest(request.manifest, b"", json.dumps(claimed, sort_keys=True, separators=(",", ":")).encode())
-    with pytest.raises(KeyquorumError) as caught:
-        node.gate.release(forged)
-    assert caught.value.details["check"] == "leaf"
-
-
 def test_ceremonies_and_enrolments_are_asked_of_the_same_seat(
     committee: Committee, node: Node, install: Install
 ) -> None:
@@ -167,8 +157,6 @@ def test_ceremonies_and_enrolments_are_asked_of_the_same_seat(
         ' when { principal.jurisdiction == "IS" && context.operator_count >= 2 };'
     )
     assert node.policy.check_ceremony("rotate", "key-1", 1, 60, ["olga"]).policies == ("rotate",)
-    from keyquorum_core.policy.facts import custodian_entity
-
     newcomer = custodian_entity("is-2", "IS")
     assert node.policy.check_enrolment(newcomer, "demo", ["olga", "per"]).policies == ("enrol",)
     for action, age, operator in (("rotate", 59, "olga"), ("rotate", 60, "mallory"), ("destroy", 60, "olga")):
@@ -178,6 +166,44 @@ def test_ceremonies_and_enrolments_are_asked_of_the_same_seat(
     with pytest.raises(KeyquorumError) as caught:
         node.policy.check_enrolment(newcomer, "demo", ["olga"])
     assert caught.value.details["field"] == "context.operator_count"
+
+
+def test_facts_of_a_worker_are_those_of_its_appraisal() -> None:
+    """Each type's levels under its own name, the chips that GPU evidence proved, the inventory's word for the rest."""
+    machine = Machine("rack-7", "eu-north-1", "acme", "DGX-H100", "acme-ltd")
+
+    def item(kind: str, product: str, tcb: dict[str, int], *ids: str) -> AppraisedItem:
+        hardware = tuple(HardwareId(kind, each) for each in ids)
+        return AppraisedItem(kind, hardware, product, "image-1", "", tcb, kind == "sev-snp", 0, 2**40)
+
+    appraisal = Appraisal(
+        hpke_key=b"k",
+        signing_key=b"s",
+        items=(
+            item("sev-snp", "Milan", {"microcode": 213, "snp": 22}, "aa"),
+            item("nvidia-gpu", "GB100, GH100", {}, "02", "01"),
+        ),
+        machine=machine,
+        evidence_sha256="ab" * 32,
+        reference_version=1,
+        reference_digest="cd" * 32,
+        inventory_version=1,
+        inventory_digest="ef" * 32,
+        not_before=0,
+        not_after=2**40,
+    )
+    assert worker_facts(appraisal) == WorkerFacts(
+        hardware="nvidia-gpu:01,nvidia-gpu:02,sev-snp:aa",
+        region="eu-north-1",
+        provider="acme",
+        evidence=("sev-snp", "nvidia-gpu"),
+        machine="rack-7",
+        model="DGX-H100",
+        products=("Milan",),
+        gpu_models=("GB100", "GH100"),
+        tcb={"sev-snp.microcode": 213, "sev-snp.snp": 22},
+        development=True,
+    )
 
 
 # -- documents ---------------------------------------------------------------------------------------------------------
@@ -217,16 +243,6 @@ def test_a_file_replaced_while_it_runs_decides_the_next_request(committee: Commi
         assert any("policy at hand is refused" in warning for warning in node.warnings())
 
 
-def test_a_bundle_never_goes_back(committee: Committee, node: Node, install: Install) -> None:
-    install(INTERNAL + f'@id("no") forbid(principal, {JOBS}, resource);')
-    strict = version_of(node)
-    for version, text in ((strict - 1, policies.ALLOW_ALL), (strict, policies.ALLOW_ALL)):
-        with pytest.raises(KeyquorumError) as caught:
-            install(text, version=version)
-        assert caught.value.reason is Reason.ROLLBACK
-        assert denied(node, committee.owner_request()).details["policy_version"] == str(strict)
-
-
 def test_a_bundle_that_does_not_fit_the_schema_leaves_the_last_good_one(
     committee: Committee, node: Node, install: Install, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -244,18 +260,6 @@ def test_a_bundle_that_does_not_fit_the_schema_leaves_the_last_good_one(
     assert "regoin" in caught.value.actual
     assert version_of(node) == before
     node.gate.release(committee.owner_request())
-
-
-@pytest.mark.parametrize("custodians", [["is-1"], []])
-def test_a_bundle_of_another_seat_is_refused(
-    committee: Committee, node: Node, install: Install, custodians: list[str]
-) -> None:
-    """What another custodian, or the coordinator, decides by is not what this one does (G2)."""
-    before = version_of(node)
-    with pytest.raises(KeyquorumError) as caught:
-        install(policies.ALLOW_ALL, custodians=custodians)
-    assert (caught.value.reason, caught.value.expected) == (Reason.POLICY, "custodian ch-1")
-    assert version_of(node) == before
 
 
 def test_whose_signature_counts_is_the_custodians_own_configuration(tmp_path: Path) -> None:

@@ -97,6 +97,8 @@ class WorkerFacts:
     region: str
     provider: str
     evidence: tuple[str, ...]
+    machine: str = ""
+    model: str = ""
     products: tuple[str, ...] = ()
     gpu_models: tuple[str, ...] = ()
     tcb: Mapping[str, int] = field(default_factory=dict)
@@ -110,6 +112,8 @@ class WorkerFacts:
             {
                 "region": self.region,
                 "provider": self.provider,
+                "machine": self.machine,
+                "model": self.model,
                 "evidence": _sorted(self.evidence),
                 "products": _sorted(self.products),
                 "gpu_models": _sorted(self.gpu_models),

@@ -198,6 +198,8 @@ def _worker(given: Fields) -> WorkerFacts:
         region=given.text("region", max_length=64),
         provider=given.text("provider", max_length=128),
         evidence=given.texts("evidence", max_items=16),
+        machine=given.text("machine", max_length=64, allow_empty=True) if "machine" in given else "",
+        model=given.text("model", max_length=128, allow_empty=True) if "model" in given else "",
         products=given.texts("products", max_items=16) if "products" in given else (),
         gpu_models=given.texts("gpu_models", max_items=16) if "gpu_models" in given else (),
         tcb={} if tcb is None else {name: tcb.integer(name) for name in tcb.names()},
