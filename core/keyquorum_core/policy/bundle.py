@@ -64,6 +64,8 @@ class PolicyBundle:
         custodians = fields.texts("custodians", max_items=_MAX_CUSTODIANS, max_length=32)
         members = fields.raw("policies")
         fields.done()
+        if list(custodians) != sorted(custodians):
+            raise MalformedError(Reason.MALFORMED, "policy bundle: custodians out of order", expected="sorted by id")
         if not isinstance(members, Mapping) or not all(isinstance(each, str) for each in members.values()):
             raise MalformedError(
                 Reason.MALFORMED, "policy bundle: bad member 'policies'", expected=f"text by file, {MAX_TEXT} bytes"
