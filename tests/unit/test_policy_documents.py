@@ -54,7 +54,7 @@ def test_what_the_schema_does_not_know_is_refused(text: str, says: str) -> None:
 
 def test_an_unknown_attribute_is_refused_with_those_there_are() -> None:
     error = refused(f'@id("a") permit(principal is Worker, {RELEASE}, resource) when {{ principal.regoin == "eu" }};')
-    assert "attributes of Worker: region, provider, evidence" in error.expected
+    assert "attributes of Worker: region, provider, machine, model, evidence" in error.expected
 
 
 @given(st.from_regex(r"[a-z_]{3,20}", fullmatch=True))

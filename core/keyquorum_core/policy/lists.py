@@ -121,10 +121,6 @@ class ControlledList:
             kind, name = entry.text("kind", max_length=16), entry.text("name", max_length=128)
             classes = entry.texts("classes", max_items=256, max_length=65)
             entry.done()
-            if list(classes) != sorted(set(classes)):
-                raise MalformedError(
-                    Reason.MALFORMED, "a list entry's classes are out of order", expected="sorted, each once"
-                )
             entries.append(ListEntry(kind, name, classes))
         fields.done()
         return ControlledList(version, entries)
