@@ -194,6 +194,18 @@ def test_a_coordinator_killed_with_the_lock_holds_up_nobody(shared: tuple[Coordi
     assert all_leaves(first) == [leaf(0), leaf(1), leaf(2)]
 
 
+def test_a_coordinator_that_hangs_with_the_lock_holds_up_nobody_for_long(
+    server: Postgres, shared: tuple[CoordinatorConfig, Log, Log]
+) -> None:
+    config, first, _ = shared
+    with server.connect(config.ledger_database.rpartition("/")[2]) as somebody:
+        somebody.execute("SELECT pg_advisory_lock(%s)", (first._leaves._lock_key,))
+        assert [entry.index for entry in add(first, 0, 1)] == [0, 1]
+        held = somebody.execute("SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND granted").fetchone()
+        assert held == (1,), "it has not let go"
+    assert all_leaves(first) == [leaf(0), leaf(1)]
+
+
 def test_a_log_is_made_once_for_all(shared: tuple[CoordinatorConfig, Log, Log]) -> None:
     config, first, _ = shared
     add(first, 0)

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from sqlalchemy import BigInteger, Connection, Integer, LargeBinary, String, delete, func, insert, select, update
-from sqlalchemy.exc import DBAPIError, IntegrityError
+from sqlalchemy.exc import DBAPIError, IntegrityError, OperationalError
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 from keyquorum_coordinator.ledger.sql_store import SqlStore
@@ -28,6 +28,7 @@ __all__ = ["FORMAT", "LeafStore", "MovedError", "Stored"]
 
 FORMAT = 1
 _IDS_PER_QUERY = 500
+_LOCK_WAIT_MS = 2000
 
 
 class LedgerBase(DeclarativeBase):
@@ -155,19 +156,24 @@ class LeafStore(SqlStore):
 
     @contextlib.contextmanager
     def exclusive(self) -> Iterator[None]:
-        """On PostgreSQL, wait until no other coordinator is at work on this log. Losing the lock harms nothing."""
+        """On PostgreSQL, wait a little until no other coordinator is at work on this log. Going on without the lock, as
+        when its holder hangs, or losing it harms nothing."""
         if self._engine.dialect.name != "postgresql":
             yield
             return
         with self._errors(), self._engine.connect() as connection:
-            connection.exec_driver_sql("SELECT pg_advisory_lock(%s)", (self._lock_key,))
-            connection.commit()
+            connection.exec_driver_sql(f"SET lock_timeout = {_LOCK_WAIT_MS}")
+            try:
+                connection.exec_driver_sql("SELECT pg_advisory_lock(%s)", (self._lock_key,))
+                connection.commit()
+            except OperationalError:
+                connection.rollback()
             try:
                 yield
             finally:
                 # The session may be gone, and the lock with it.
                 with contextlib.suppress(DBAPIError):
-                    connection.exec_driver_sql("SELECT pg_advisory_unlock(%s)", (self._lock_key,))
+                    connection.exec_driver_sql("SELECT pg_advisory_unlock_all()")
                     connection.commit()
 
     def append(self, head: int, checkpointed: int, requests: Sequence[tuple[bytes, bytes]]) -> list[int]:
