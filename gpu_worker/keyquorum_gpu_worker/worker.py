@@ -36,8 +36,8 @@ class Worker:
         self._link: Link | None = None
 
     def prepare(self) -> dict[str, object]:
-        """Blocking. The facts of the ready line. Raises :class:`RefusedError` (``SANDBOX``), and what the
-        configuration's files raise."""
+        """Blocking. The facts of the ready line. Raises :class:`RefusedError` (``SANDBOX``), what the configuration's
+        files raise, and what the sources of evidence do: what cannot attest takes no job that another could."""
         swept = sweep(self._scratch)
         if swept:
             self._log.warning("removed what a killed worker left", folders=swept)
@@ -46,6 +46,7 @@ class Worker:
         kind = file_system_of(self._scratch)
         if kind not in ("tmpfs", "ramfs"):
             self._log.warning("plaintext will be on a disk while a job runs", folder=str(self._scratch), kind=kind)
+        self._sources.probe()
         layers = probe(self._scratch)
         self._log.info("jobs can be confined", layers=layers)
         return {

@@ -244,6 +244,9 @@ async def test_without_evidence_the_key_is_never_asked_for(cluster: FakeCluster,
         text.replace('[development]\ndir = "platform"', f'[sev-snp]\nreport_dir = "{missing}"')
     )
     worker = Worker(load_config(directory))
+    with pytest.raises(UnavailableError) as caught:  # it would not even take a job
+        await asyncio.to_thread(worker.prepare)
+    assert caught.value.reason is Reason.EVIDENCE_TYPE
     end = await worker.one(job.id)
     await worker.close()
     assert end.outcome == "refused"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Sequence
 
 from keyquorum_core.attestation.binding import gpu_digest
@@ -52,6 +53,11 @@ class Collection:
         gpus = [each.collect(binding) for each in self._gpus]
         bound = binding.with_gpus(gpu_digest([item.evidence for item in gpus]))
         return (*gpus, *(each.collect(bound) for each in self._others))
+
+    def probe(self) -> None:
+        """See that all of it can be had now, over a challenge that nobody made. Blocking. Raises what the sources
+        raise."""
+        self.collect(Binding(secrets.token_bytes(32), secrets.token_bytes(32), secrets.token_bytes(32)))
 
     def document(self, nonces: Sequence[WindowNonce], hpke_key: bytes, signing_key: bytes) -> EvidenceDocument:
         """The evidence document over these nonces and keys. Blocking. Raises what the sources raise, and
