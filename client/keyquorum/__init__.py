@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from keyquorum import aio
     from keyquorum.aio import AsyncClient
+    from keyquorum.ceremonies import CeremonyRecord, Ended
     from keyquorum.jobs import Job, JobEvent
     from keyquorum.keys import KeyRecord
     from keyquorum.profile import Profile, load_profile
@@ -44,9 +45,11 @@ if TYPE_CHECKING:
 
 __all__ = [
     "AsyncClient",
+    "CeremonyRecord",
     "Client",
     "ClusterStatus",
     "CustodianHealth",
+    "Ended",
     "Job",
     "JobEvent",
     "JobFailedError",
@@ -82,6 +85,7 @@ os.environ.setdefault("GRPC_VERBOSITY", "NONE")
 # Where each name lives. Imported on first use (PEP 562), so that `keyquorum --help` doesn't wait for gRPC.
 _HOMES = {
     "keyquorum.aio": ("AsyncClient",),
+    "keyquorum.ceremonies": ("CeremonyRecord", "Ended"),
     "keyquorum.jobs": ("Job", "JobEvent"),
     "keyquorum.keys": ("KeyRecord",),
     "keyquorum.profile": ("Profile", "load_profile"),

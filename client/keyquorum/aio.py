@@ -24,6 +24,7 @@ from typing import Self
 import grpc.aio
 
 from keyquorum import keys as keyring
+from keyquorum.ceremonies import Ceremonies, CeremonyRecord, Ended
 from keyquorum.folder import read_folder
 from keyquorum.jobs import Job, JobEvent, event_from_wire, job_from_wire
 from keyquorum.keyfiles import PassphraseSource, unlock
@@ -119,7 +120,7 @@ class AsyncClient:
         return await keyring.list_keys(self._connection(), self.profile)
 
     async def key(self, key_id: str) -> KeyRecord:
-        """One key: its certificate carries every custodian's signatures over the roster's own quorum rule.
+        """One key, its newest epoch: its certificate carries the signatures of all who made it.
 
         Raises :class:`RefusedError` where it doesn't, :class:`StateError` (``UNKNOWN_KEY``) where there is none.
         """
@@ -135,17 +136,77 @@ class AsyncClient:
     ) -> KeyRecord:
         """Have the custodians generate a key together, under ``policy`` or its defaults. Needs the profile's section
         ``[operator]``."""
-        operator = await self._keys("operator")
-        return await keyring.create_key(
-            self._connection("operator"),
-            self.profile,
-            operator,
+        return await (await self._ceremonies()).generate(
             key_id,
             suite=suite,
             policy=policy or KeyPolicy(),
             now=int(self._clock()),
             progress=progress or silent,
         )
+
+    async def key_epochs(self, key_id: str) -> tuple[KeyRecord, ...]:
+        """All epochs of a key, newest first, each with its certificate verified."""
+        return await keyring.list_epochs(self._connection(), self.profile, key_id)
+
+    async def key_rotate(
+        self,
+        key_id: str,
+        *,
+        policy: KeyPolicy | None = None,
+        renew: bool = False,
+        progress: ProgressCallback | None = None,
+    ) -> KeyRecord:
+        """Make the key's next epoch, out of the present one, or with ``renew`` anew, for another committee or rule.
+
+        Jobs that run go on with the epoch they began with. Needs the profile's section ``[operator]``.
+        """
+        ceremonies = await self._ceremonies()
+        now = int(self._clock())
+        return await ceremonies.rotate(key_id, policy=policy, renew=renew, now=now, progress=progress or silent)
+
+    async def key_repair(
+        self,
+        key_id: str,
+        custodian: str,
+        *,
+        epoch: int = 0,
+        replace: bool = False,
+        operator_keys: Sequence[str | os.PathLike[str]] = (),
+        progress: ProgressCallback | None = None,
+    ) -> Ended:
+        """Have a custodian get its seeds of an epoch (the newest: 0) from its co-holders; with ``replace``, one that
+        took another's place. ``operator_keys``: key files of further operators who sign."""
+        ceremonies = await self._ceremonies(operator_keys)
+        return await ceremonies.rebuild(
+            key_id, custodian, epoch=epoch, replace=replace, now=int(self._clock()), progress=progress or silent
+        )
+
+    async def key_destroy(
+        self,
+        key_id: str,
+        epoch: int,
+        *,
+        operator_keys: Sequence[str | os.PathLike[str]] = (),
+        progress: ProgressCallback | None = None,
+    ) -> Ended:
+        """Have an epoch erased everywhere, for ever, once each custodian's operator approved."""
+        ceremonies = await self._ceremonies(operator_keys)
+        return await ceremonies.destroy(key_id, epoch, now=int(self._clock()), progress=progress or silent)
+
+    async def ceremonies(self, key_id: str = "") -> tuple[CeremonyRecord, ...]:
+        """All ceremonies, or those of one key, the latest first: where each is, and what stopped it."""
+        return await (await self._ceremonies()).records(key_id)
+
+    async def ceremony_cancel(self, ceremony_id: str, why: str = "") -> CeremonyRecord:
+        """Give a ceremony up; what was there before stays as it was."""
+        return await (await self._ceremonies()).cancel(ceremony_id, why)
+
+    async def _ceremonies(self, operator_keys: Sequence[str | os.PathLike[str]] = ()) -> Ceremonies:
+        own = await self._keys("operator")
+        further = [
+            await asyncio.to_thread(unlock, Path(path), "operator", None, self._passphrase) for path in operator_keys
+        ]
+        return Ceremonies(self._connection("operator"), self.profile, [own, *further])
 
     # Jobs
 
@@ -185,7 +246,7 @@ class AsyncClient:
         owner = await self._keys("owner")
         connection = self._connection("owner")
         record = await keyring.get_key(connection, self.profile, key)
-        record.check_usable_by(owner)
+        record.check_usable_by(owner, self.profile)
         subjects = await asyncio.to_thread(found.subjects)
         prepared = await asyncio.to_thread(
             prepare,

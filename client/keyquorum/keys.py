@@ -1,52 +1,48 @@
-"""Keys of the cluster: made by a ceremony that an operator orders, known by certificates that all custodians signed."""
+"""Keys of the cluster, each epoch known by a certificate that those who made it signed."""
 
 from __future__ import annotations
 
-from contextlib import aclosing
 from dataclasses import dataclass
 
-import grpc.aio
-
 from keyquorum.profile import Profile
-from keyquorum.progress import Progress, ProgressCallback, Stage
 from keyquorum.session import Connection
-from keyquorum_core.ceremony import (
-    CERTIFICATE_TYPE,
-    MAX_CERTIFICATE,
-    PLAN_TYPE,
-    CeremonyPlan,
-    EpochCertificate,
-    new_ceremony_id,
-)
+from keyquorum_core.ceremony import CERTIFICATE_TYPE, MAX_CERTIFICATE, EpochCertificate
+from keyquorum_core.ceremony_checks import check_certificate
 from keyquorum_core.errors import Reason, RefusedError
 from keyquorum_core.key_policy import KeyPolicy
 from keyquorum_core.keywrap import LoadedKeys
-from keyquorum_core.sealing import suite_available
-from keyquorum_core.signing import open_multi, sign
+from keyquorum_core.quorum import Quorum
+from keyquorum_core.signing import open_multi, peek_payload
 from keyquorum_protos.v1 import coordinator_pb2 as pb
 
-__all__ = ["KeyRecord", "create_key", "get_key", "list_keys"]
-
-_CEREMONY_SECONDS = 600.0
+__all__ = ["KeyRecord", "get_key", "list_epochs", "list_keys", "open_certificate", "record"]
 
 
 @dataclass(frozen=True, slots=True)
 class KeyRecord:
-    """One epoch of a key. Everything but ``state`` comes from its verified certificate."""
+    """One epoch of a key. Everything but ``state``, ``retired_at``, ``ended_at`` and ``stale`` comes from its verified
+    certificate."""
 
     key_id: str
     epoch: int
     suite: str
     ceremony_id: str
     created_at: int
-    """Unix seconds, by the operator's clock."""
+    """Unix seconds, by the clock of whoever ordered the epoch."""
     custodians: tuple[str, ...]
-    """Who signed the certificate: the whole committee."""
+    """Who signed the certificate: the committee, but for the absent."""
+    absent: tuple[str, ...]
+    """Who was missing when the epoch was made, and says so in the certificate."""
     seed_count: int
+    quorum: Quorum
     certificate_sha256: str
     policy: KeyPolicy
     state: str
-    """The coordinator's word."""
+    """The coordinator's word, as the next three."""
+    retired_at: int = 0
+    ended_at: int = 0
+    stale: tuple[str, ...] = ()
+    """Custodians that lack the epoch and are to be repaired."""
 
     def as_dict(self) -> dict[str, object]:
         """JSON-able, for ``--json``."""
@@ -57,14 +53,19 @@ class KeyRecord:
             "ceremony_id": self.ceremony_id,
             "created_at": self.created_at,
             "custodians": list(self.custodians),
+            "absent": list(self.absent),
             "seed_count": self.seed_count,
+            "quorum": self.quorum.rule,
             "certificate_sha256": self.certificate_sha256,
             "policy": self.policy.as_dict(),
             "state": self.state,
+            "retired_at": self.retired_at,
+            "ended_at": self.ended_at,
+            "stale": list(self.stale),
         }
 
-    def check_usable_by(self, owner: LoadedKeys) -> None:
-        """Raise :class:`RefusedError` unless the key can be released to this owner: custodians refuse another suite."""
+    def check_usable_by(self, owner: LoadedKeys, profile: Profile) -> None:
+        """Raise :class:`RefusedError` unless new jobs can run on the key and it can be released to this owner."""
         if owner.recipient.suite != self.suite:
             raise RefusedError(
                 Reason.RECIPIENT,
@@ -73,10 +74,26 @@ class KeyRecord:
                 actual=owner.recipient.suite,
                 next_step=f"Make an owner's keys for it: keyquorum identity create NAME --suite {self.suite}",
             )
+        if self.quorum != profile.quorum:
+            raise RefusedError(
+                Reason.QUORUM_RULE,
+                "the key was made for another quorum than the roster's",
+                expected=profile.quorum.words(),
+                actual=self.quorum.words(),
+                next_step=f"Have an operator make its next epoch: keyquorum key rotate {self.key_id} --renew",
+            )
+        if self.state == "destroyed":
+            raise RefusedError(
+                Reason.KEY_STATE,
+                f"key {self.key_id} epoch {self.epoch} was destroyed",
+                expected="active",
+                actual=self.state,
+            )
 
 
-def _record(message: pb.Key, profile: Profile) -> KeyRecord:
-    certificate = _open_certificate(message.certificate, profile)
+def record(message: pb.Key, profile: Profile) -> KeyRecord:
+    """What the coordinator says of an epoch, as far as its certificate bears it out."""
+    certificate = open_certificate(message.certificate, profile)
     plan = certificate.plan
     if (message.key_id, message.epoch) != (plan.key_id, plan.epoch):
         raise RefusedError(
@@ -91,113 +108,71 @@ def _record(message: pb.Key, profile: Profile) -> KeyRecord:
         suite=plan.suite,
         ceremony_id=plan.ceremony_id,
         created_at=plan.created_at,
-        custodians=profile.quorum.ids,
+        custodians=certificate.signers,
+        absent=certificate.absent,
         seed_count=len(certificate.commitments),
+        quorum=plan.quorum,
         certificate_sha256=certificate.digest,
         policy=plan.policy,
         state=message.state[:32],
+        retired_at=message.retired_at,
+        ended_at=message.ended_at,
+        stale=tuple(name[:32] for name in message.stale[:64]),
     )
 
 
-def _open_certificate(envelope: bytes, profile: Profile) -> EpochCertificate:
-    """A certificate signed by every custodian of the pinned roster, for its cluster and its own quorum rule.
+def open_certificate(envelope: bytes, profile: Profile) -> EpochCertificate:
+    """A certificate signed by everyone that it does not name as absent, for the profile's cluster.
 
-    The roster's digest may be an earlier version's: what matters is that committee and rule are today's.
+    Who that is, the roster says that its plan names: the pinned one, or an earlier one that the pinned one vouches for.
+    A certificate under a roster that is not at hand is verified against the pinned one's custodians of the same ids.
     """
-    signers = {each.id: each.identity for each in profile.roster.custodians}
-    payload, _ = open_multi(
-        envelope, CERTIFICATE_TYPE, signers, len(signers), "epoch certificate", max_bytes=MAX_CERTIFICATE
+    what = "epoch certificate"
+    claimed = EpochCertificate.parse(peek_payload(envelope, CERTIFICATE_TYPE, what, MAX_CERTIFICATE))
+    roster = profile.roster_of(claimed.plan.roster_digest)
+    signers = {each.id: each.identity for each in roster.custodians}
+    payload, signed = open_multi(
+        envelope, CERTIFICATE_TYPE, signers, len(claimed.signers), what, max_bytes=MAX_CERTIFICATE
     )
-    certificate = EpochCertificate.parse(payload)
-    plan = certificate.plan
+    plan = claimed.plan
+    certificate = check_certificate(payload, plan, plan.quorum, signed)
     if plan.cluster != profile.cluster:
         raise RefusedError(
             Reason.CEREMONY, "the certificate is another cluster's", expected=profile.cluster, actual=plan.cluster
         )
-    if plan.quorum != profile.quorum:
+    if plan.quorum != roster.quorum_of():
         raise RefusedError(
             Reason.QUORUM_RULE,
             "the key was made for another quorum than the roster's",
-            expected=profile.quorum.words(),
+            expected=roster.quorum_of().words(),
             actual=plan.quorum.words(),
         )
     return certificate
 
 
 async def get_key(connection: Connection, profile: Profile, key_id: str) -> KeyRecord:
-    """The named key's current epoch. Raises :class:`RefusedError` where its certificate doesn't verify."""
+    """The named key's newest epoch. Raises :class:`RefusedError` where its certificate doesn't verify."""
     message = await connection.unary(connection.keys.Get, pb.GetKeyRequest(key_id=key_id))
+    _check_id(message, key_id)
+    return record(message, profile)
+
+
+async def list_epochs(connection: Connection, profile: Profile, key_id: str) -> tuple[KeyRecord, ...]:
+    """All epochs of a key, newest first. One whose certificate doesn't verify is an error, not an omission."""
+    message = await connection.unary(connection.keys.ListEpochs, pb.GetKeyRequest(key_id=key_id))
+    for each in message.keys:
+        _check_id(each, key_id)
+    return tuple(record(each, profile) for each in message.keys)
+
+
+async def list_keys(connection: Connection, profile: Profile) -> tuple[KeyRecord, ...]:
+    """The newest epoch of every key. One whose certificate doesn't verify is an error, not an omission."""
+    message = await connection.unary(connection.keys.List, pb.ListKeysRequest())
+    return tuple(record(each, profile) for each in message.keys)
+
+
+def _check_id(message: pb.Key, key_id: str) -> None:
     if message.key_id != key_id:
         raise RefusedError(
             Reason.UNKNOWN_KEY, "the coordinator gave another key", expected=key_id, actual=message.key_id[:128]
         )
-    return _record(message, profile)
-
-
-async def list_keys(connection: Connection, profile: Profile) -> tuple[KeyRecord, ...]:
-    """All keys. One whose certificate doesn't verify is an error, not an omission."""
-    message = await connection.unary(connection.keys.List, pb.ListKeysRequest())
-    return tuple(_record(each, profile) for each in message.keys)
-
-
-async def create_key(
-    connection: Connection,
-    profile: Profile,
-    operator: LoadedKeys,
-    key_id: str,
-    *,
-    suite: str,
-    policy: KeyPolicy,
-    now: int,
-    progress: ProgressCallback,
-) -> KeyRecord:
-    """Order the generate ceremony and see it through; a broken connection goes on with the same plan.
-
-    Raises :class:`RefusedError` (``UNKNOWN_OPERATOR``) where the roster doesn't name this operator, and what the
-    coordinator reports, naming custodian, step and cause.
-    """
-    if operator.identity.public not in profile.roster.operator_identities().values():
-        raise RefusedError(
-            Reason.UNKNOWN_OPERATOR,
-            "the roster doesn't name this operator, so no custodian would follow",
-            expected=", ".join(sorted(profile.roster.operator_identities())),
-            actual=f"{operator.name} ({operator.identity.public.fingerprint[:16]})",
-        )
-    if not suite_available(suite):
-        raise RefusedError(Reason.UNSUPPORTED, "this installation doesn't know the sealing suite", actual=suite[:64])
-    plan = CeremonyPlan(
-        ceremony_id=new_ceremony_id(),
-        key_id=key_id,
-        epoch=1,
-        suite=suite,
-        cluster=profile.cluster,
-        roster_digest=profile.roster.digest,
-        quorum=profile.quorum,
-        created_at=now,
-        policy=policy,
-    )
-    request = pb.CreateKeyRequest(plan=sign(operator.identity, PLAN_TYPE, plan.to_payload()))
-    backoff = connection.backoff()
-    while True:
-        try:
-            certificate = await _run_ceremony(connection, request, progress)
-            break
-        except grpc.aio.AioRpcError as error:
-            if not (connection.transient(error) and await backoff.wait()):
-                raise connection.error(error) from None
-    made = _open_certificate(certificate, profile)
-    if made.plan != plan:
-        raise RefusedError(
-            Reason.CEREMONY, "the certificate is for another plan", expected=plan.digest, actual=made.plan.digest
-        )
-    message = pb.Key(key_id=key_id, epoch=plan.epoch, state="active", certificate=certificate)
-    return _record(message, profile)
-
-
-async def _run_ceremony(connection: Connection, request: pb.CreateKeyRequest, progress: ProgressCallback) -> bytes:
-    async with aclosing(connection.stream(connection.keys.Create, request, timeout=_CEREMONY_SECONDS)) as events:
-        async for event in events:
-            progress(Progress(Stage.CEREMONY, event.done, event.total, f"{event.step} {event.custodian}".strip()[:64]))
-            if event.certificate:
-                return event.certificate
-    raise RefusedError(Reason.CEREMONY, "the ceremony ended without a certificate")

@@ -2,7 +2,7 @@
 
 A TOML file; paths in it are relative to it. Trust comes from two pins that reach the caller by another way than the
 coordinator: the operators' identities and the SHA-256 of the roster they signed. Nothing the coordinator says can
-change either::
+change either. Earlier rosters lie in a folder ``rosters`` beside the roster, for keys made under them::
 
     cluster = "demo"
     coordinator = "127.0.0.1:7443"
@@ -27,19 +27,24 @@ import hmac
 import os
 import time
 import tomllib
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from keyquorum_core.errors import MalformedError, Reason, RefusedError, StateError
 from keyquorum_core.quorum import Quorum
 from keyquorum_core.roster import MAX_ROSTER, Roster, open_roster, parse_operators
 from keyquorum_core.strictjson import Fields
+from keyquorum_core.succession import earlier_rosters
 from keyquorum_protos.wire.files import read_bytes
 from keyquorum_protos.wire.tls import TlsIdentity
 
 __all__ = ["ENVIRONMENT", "Principal", "Profile", "load_profile"]
 
 ENVIRONMENT = "KEYQUORUM_PROFILE"
+MAX_EARLIER = 64
+ROSTERS = "rosters"
+"""The folder beside the roster in which earlier versions lie."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +70,12 @@ class Profile:
     owner: Principal | None
     operator: Principal | None
     state_dir: Path
+    earlier: Mapping[str, Roster] = field(default_factory=dict)
+    """Rosters before the pinned one, by digest: keys made under them are verified with them."""
+
+    def roster_of(self, digest: str) -> Roster:
+        """The roster of that digest; the pinned one where it is not at hand."""
+        return self.earlier.get(digest, self.roster)
 
     def principal(self, role: str) -> Principal:
         """Raises :class:`StateError` (``ROLE``) where the profile has no such section."""
@@ -117,8 +128,25 @@ def load_profile(path: str | os.PathLike[str], *, now: int | None = None) -> Pro
             next_step="Get the roster and its SHA-256 from an operator, by a way that the coordinator doesn't control",
         )
     return Profile(
-        cluster, coordinator, coordinator_name, roster, envelope, roster.quorum_of(), owner, operator, state_dir
+        cluster,
+        coordinator,
+        coordinator_name,
+        roster,
+        envelope,
+        roster.quorum_of(),
+        owner,
+        operator,
+        state_dir,
+        _earlier(roster, roster_path.parent / ROSTERS),
     )
+
+
+def _earlier(roster: Roster, folder: Path) -> Mapping[str, Roster]:
+    """The rosters before it that lie in ``folder``; each is known by the digest that the next one names."""
+    if not roster.previous or not folder.is_dir():
+        return {}
+    paths = sorted(folder.glob("*.json"))[-MAX_EARLIER:]
+    return earlier_rosters(roster, [read_bytes(path, "earlier roster", 2 * MAX_ROSTER) for path in paths])
 
 
 def _principal(fields: Fields, role: str, base: Path) -> Principal | None:

@@ -21,19 +21,20 @@ class Stage(StrEnum):
     WAIT = "wait"  # events of the job; total unknown
     DOWNLOAD = "download"  # bytes of ciphertext
     DECRYPT = "decrypt"  # bytes of plaintext
-    CEREMONY = "ceremony"  # custodians done with the step named in ``detail``
+    CEREMONY = "ceremony"  # custodians done with the step named in ``part``
     VERIFY = "verify"  # leaves of the ledger
     PROVE = "prove"  # leaves of the ledger
 
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """One report. ``total`` is 0 where it isn't known; ``detail`` is for people."""
+    """One report. ``total`` is 0 where it isn't known; ``detail`` is for people; ``part``: which part of the stage."""
 
     stage: Stage
     done: int
     total: int = 0
     detail: str = ""
+    part: str = ""
 
 
 ProgressCallback = Callable[[Progress], None]

@@ -15,6 +15,7 @@ from types import TracebackType
 from typing import Any, Self, TypeVar
 
 from keyquorum.aio import CONFIRM_GRACE, AsyncClient
+from keyquorum.ceremonies import CeremonyRecord, Ended
 from keyquorum.jobs import Job, JobEvent
 from keyquorum.keyfiles import PassphraseSource
 from keyquorum.keys import KeyRecord
@@ -112,6 +113,57 @@ class Client:
     ) -> KeyRecord:
         """See :meth:`AsyncClient.key_create`."""
         return self._run(self._async.key_create(key_id, suite=suite, policy=policy, progress=progress))
+
+    def key_epochs(self, key_id: str) -> tuple[KeyRecord, ...]:
+        """See :meth:`AsyncClient.key_epochs`."""
+        return self._run(self._async.key_epochs(key_id))
+
+    def key_rotate(
+        self,
+        key_id: str,
+        *,
+        policy: KeyPolicy | None = None,
+        renew: bool = False,
+        progress: ProgressCallback | None = None,
+    ) -> KeyRecord:
+        """See :meth:`AsyncClient.key_rotate`."""
+        return self._run(self._async.key_rotate(key_id, policy=policy, renew=renew, progress=progress))
+
+    def key_repair(
+        self,
+        key_id: str,
+        custodian: str,
+        *,
+        epoch: int = 0,
+        replace: bool = False,
+        operator_keys: Sequence[str | os.PathLike[str]] = (),
+        progress: ProgressCallback | None = None,
+    ) -> Ended:
+        """See :meth:`AsyncClient.key_repair`."""
+        return self._run(
+            self._async.key_repair(
+                key_id, custodian, epoch=epoch, replace=replace, operator_keys=operator_keys, progress=progress
+            )
+        )
+
+    def key_destroy(
+        self,
+        key_id: str,
+        epoch: int,
+        *,
+        operator_keys: Sequence[str | os.PathLike[str]] = (),
+        progress: ProgressCallback | None = None,
+    ) -> Ended:
+        """See :meth:`AsyncClient.key_destroy`."""
+        return self._run(self._async.key_destroy(key_id, epoch, operator_keys=operator_keys, progress=progress))
+
+    def ceremonies(self, key_id: str = "") -> tuple[CeremonyRecord, ...]:
+        """See :meth:`AsyncClient.ceremonies`."""
+        return self._run(self._async.ceremonies(key_id))
+
+    def ceremony_cancel(self, ceremony_id: str, why: str = "") -> CeremonyRecord:
+        """See :meth:`AsyncClient.ceremony_cancel`."""
+        return self._run(self._async.ceremony_cancel(ceremony_id, why))
 
     def submit(
         self,

@@ -117,7 +117,7 @@ def _check_epoch(manifest: Manifest, epochs: Mapping[tuple[str, int], str]) -> N
             actual=manifest.epoch,
         )
     state = epochs[manifest.key_id, manifest.epoch]
-    if state != "active":
+    if state not in ("active", "retired"):  # what a retired one still serves is for custodians to say
         raise RefusedError(
             Reason.KEY_STATE,
             f"key {manifest.key_id} epoch {manifest.epoch} is not in use",

@@ -1,40 +1,53 @@
-"""Drives the generate ceremony: propose, deliver, confirm, activate, each on all custodians at once (DESIGN §9).
+"""The coordinator's ceremonies: started by operators' plans or by a key's own policy, watched, resumed, listed,
+cancelled.
 
-The coordinator carries sealed parts and signed statements between custodians and is trusted with none of it; it checks
-what it carries so that a stop names the right custodian. Every answer is stored before the next step, so that a killed
-coordinator goes on where it was. A stop before the certificate is whole cancels the ceremony everywhere; after that it
-only goes forward, because a custodian may have made the epoch active already.
+How each kind is driven is in :mod:`making`, :mod:`rebuilding` and :mod:`destroying`. A ceremony belongs to nobody's
+call: it goes on when the caller hangs up, when this process is killed and comes back, and when another coordinator
+takes over.
 """
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Mapping
 from dataclasses import dataclass
+from typing import Final
 
 import structlog
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from keyquorum_coordinator.database import CeremonyRow, Database, KeyRow
+from keyquorum_coordinator.certificates import keep_roster
+from keyquorum_coordinator.database import CeremonyReceiptRow, CeremonyRow, Database, KeyRow, StaleRow
+from keyquorum_coordinator.destroying import Destroying
+from keyquorum_coordinator.driving import ENDED, Driver, OvertakenError, Progress
 from keyquorum_coordinator.fanout import Fanout
-from keyquorum_coordinator.generate import ENDED, Generate, Progress, Step
+from keyquorum_coordinator.making import Making
+from keyquorum_coordinator.rebuilding import Rebuilding
 from keyquorum_coordinator.stored_errors import load_error
-from keyquorum_core.ceremony import PLAN_TYPE, CeremonyPlan, check_plan
+from keyquorum_core.ceremony_plan import CeremonyPlan, OrderedPlan, check_plan, open_plan
+from keyquorum_core.ceremony_states import MAKING, PHASES, POSITIONS, Kind, Step
 from keyquorum_core.errors import KeyquorumError, Reason, RefusedError, StateError, UnavailableError
-from keyquorum_core.signing import open_multi
 
-__all__ = ["Ceremonies", "KeyEpoch", "Progress"]
+__all__ = ["Ceremonies", "CeremonyRecord", "KeyEpoch", "Progress"]
 
-_MAX_RUNNING = 8
+_MAX_RUNNING = 32
+_OVERTAKEN_PAUSE = 0.5
+_DRIVERS: Final[Mapping[Kind, type[Driver]]] = {
+    Kind.GENERATE: Making,
+    Kind.ROTATE: Making,
+    Kind.REPAIR: Rebuilding,
+    Kind.REPLACE: Rebuilding,
+    Kind.DESTROY: Destroying,
+}
 
 _log = structlog.get_logger("ceremonies")
 
 
 @dataclass(frozen=True, slots=True)
 class KeyEpoch:
-    """An epoch whose certificate is whole. ``created_at`` in unix seconds."""
+    """An epoch whose certificate is whole. Times in unix seconds; ``stale``: who lacks it, as far as is known here."""
 
     key_id: str
     epoch: int
@@ -42,6 +55,28 @@ class KeyEpoch:
     certificate: bytes
     ceremony_id: str
     created_at: int
+    retired_at: int = 0
+    ended_at: int = 0
+    stale: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class CeremonyRecord:
+    """Where a ceremony is, for people: ``waiting`` for whose operators, ``error``: why it was given up, or what keeps
+    it where it is. ``receipts``: DSSE envelopes by custodian."""
+
+    ceremony_id: str
+    kind: str
+    key_id: str
+    epoch: int
+    step: str
+    present: tuple[str, ...]
+    waiting: tuple[str, ...]
+    error: KeyquorumError | None
+    plan: bytes
+    created_at: int
+    updated_at: int
+    receipts: Mapping[str, bytes]
 
 
 class _Run:
@@ -64,45 +99,49 @@ class _Run:
 
 
 class Ceremonies:
+    """``clock`` gives unix seconds; ``on_end`` hears when one has ended, and its leaf is in the outbox."""
+
     def __init__(
         self,
         database: Database,
         fanout: Fanout,
         *,
         clock: Callable[[], float] = time.time,
-        on_leaf: Callable[[], None] = lambda: None,
+        on_end: Callable[[], None] = lambda: None,
     ) -> None:
-        """``on_leaf`` hears when a ceremony's end was put into the outbox."""
         self._database = database
         self._fanout = fanout
         self._clock = clock
-        self._on_leaf = on_leaf
+        self._on_end = on_end
         self._runs: dict[str, _Run] = {}
 
     # -- keys ---------------------------------------------------------------------------------------------------------
 
-    async def keys(self) -> list[KeyEpoch]:
-        """All epochs, by key id, newest epoch first."""
-        query = select(KeyRow).order_by(KeyRow.key_id, KeyRow.epoch.desc()).limit(10_000)
-        return await self._database.read(lambda session: [_key(row) for row in session.scalars(query)])
+    async def keys(self, key_id: str = "") -> list[KeyEpoch]:
+        """All epochs, or those of one key; by key id, newest epoch first."""
+        return await self._database.read(lambda session: _epochs(session, key_id))
 
     async def key(self, key_id: str) -> KeyEpoch:
         """The newest epoch. Raises :class:`StateError` (``UNKNOWN_KEY``)."""
-        query = select(KeyRow).where(KeyRow.key_id == key_id).order_by(KeyRow.epoch.desc()).limit(1)
-        found = await self._database.read(lambda session: [_key(row) for row in session.scalars(query)])
-        if not found:
+        found = await self.keys(key_id)
+        if not found or not key_id:
             raise StateError(Reason.UNKNOWN_KEY, "no such key", actual=key_id[:64])
         return found[0]
 
     # -- ceremonies ---------------------------------------------------------------------------------------------------
 
-    async def create(self, plan_envelope: bytes) -> AsyncGenerator[Progress]:
-        """Start, resume or join the ceremony of an operator-signed plan, and follow it to its certificate.
+    async def records(self, key_id: str = "") -> list[CeremonyRecord]:
+        """All ceremonies, or those of one key; the latest first."""
+        return await self._database.read(lambda session: _records(session, key_id))
 
-        It goes on when the caller hangs up. Raises what stopped it, naming custodian, step and cause; for a plan that
-        is not in order, before anything is asked.
+    async def run(self, plan_envelope: bytes) -> AsyncGenerator[Progress]:
+        """Start, resume or join the ceremony of a plan, and follow it to its end.
+
+        Raises what stopped it, naming custodian, step and cause; for a plan that is not in order, before anything is
+        asked. One that the key's policy orders is for custodians to judge.
         """
-        plan = await asyncio.to_thread(self._open_plan, plan_envelope)
+        ordered = await asyncio.to_thread(self._open_plan, plan_envelope)
+        plan = ordered.plan
         run = self._runs.get(plan.ceremony_id)
         if run is None:
             finished = await self._enter(plan, plan_envelope)
@@ -110,7 +149,7 @@ class Ceremonies:
                 yield finished
                 return
             run = self._runs.get(plan.ceremony_id) or self._start(plan, plan_envelope)
-        self._check_same(plan, plan_envelope, run.plan_envelope)
+        self._check_same(plan, run.plan_envelope)
         position = 0
         while True:
             changed = run.changed
@@ -127,15 +166,63 @@ class Ceremonies:
         """Go on with what a stopped or killed coordinator left; returns how many ceremonies."""
         query = select(CeremonyRow.plan).where(CeremonyRow.step.not_in(ENDED)).order_by(CeremonyRow.created_at)
         plans = await self._database.read(lambda session: list(session.scalars(query)))
+        count = 0
         for envelope in plans:
             try:
-                plan = CeremonyPlan.parse(_payload_of(envelope, self._fanout))
+                plan = self._open(envelope).plan
             except KeyquorumError as error:  # its operator is not in the roster any more
                 _log.error("ceremony.not_resumed", reason=str(error.reason))
                 continue
             if plan.ceremony_id not in self._runs:
                 self._start(plan, envelope)
-        return len(plans)
+                count += 1
+        return count
+
+    async def cancel(self, ceremony_id: str, why: str = "") -> CeremonyRecord:
+        """Give a ceremony up, here and at every custodian. Raises ``NOT_FOUND``, or ``STATE`` once it is over or can
+        only go forward."""
+        row = await self._database.read(lambda session: _record(session, ceremony_id))
+        if row is None:
+            raise StateError(Reason.NOT_FOUND, "no such ceremony", actual=ascii(ceremony_id[:40]))
+        kind = Kind(row.kind)
+        if row.step == Step.CANCELLED:
+            return row
+        if Step.CANCELLED not in POSITIONS[kind].get(Step(row.step), ()):
+            last = next((each.step for each in PHASES[kind] if each.binding), Step.DONE)
+            raise StateError(
+                Reason.STATE,
+                f"ceremony {ceremony_id} can no longer be cancelled",
+                expected=f"before it comes to {last}",
+                actual=row.step,
+            )
+        run = self._runs.get(ceremony_id)
+        if run is not None and run.task is not None:
+            run.task.cancel()
+            await asyncio.gather(run.task, return_exceptions=True)
+        plan = CeremonyPlan.parse(self._open(row.plan).payload)
+        driver = _DRIVERS[kind](self._database, self._fanout, plan, row.plan, lambda _: None, self._clock)
+        error = RefusedError(Reason.CEREMONY, f"an operator cancelled it{': ' + why[:200] if why else ''}")
+        await driver.cancel(error)
+        if run is not None:
+            run.error = error
+            run.wake()
+        self._on_end()
+        found = await self._database.read(lambda session: _record(session, ceremony_id))
+        assert found is not None  # noqa: S101 - ceremonies are never deleted
+        return found
+
+    async def remember_roster(self, envelope: bytes) -> None:
+        """The roster in force, for custodians that join under a later one."""
+        roster = self._fanout.roster
+        await self._database.write(lambda session: keep_roster(session, roster, envelope))
+
+    @property
+    def running(self) -> int:
+        return sum(run.task is not None and not run.task.done() for run in self._runs.values())
+
+    def drives(self, ceremony_id: str) -> bool:
+        """Whether it is being driven here right now."""
+        return ceremony_id in self._runs
 
     async def close(self) -> None:
         """Stop driving; what is under way stays as it is stored."""
@@ -144,15 +231,19 @@ class Ceremonies:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
 
-    def _open_plan(self, envelope: bytes) -> CeremonyPlan:
+    def _open(self, envelope: bytes) -> OrderedPlan:
         roster = self._fanout.roster
-        plan = CeremonyPlan.parse(_payload_of(envelope, self._fanout))
-        check_plan(plan, cluster=roster.cluster, roster_digest=roster.digest, quorum=self._fanout.quorum)
-        return plan
+        return open_plan(envelope, roster.operator_identities(), roster.operator_threshold)
 
-    def _check_same(self, plan: CeremonyPlan, given: bytes, known: bytes) -> None:
+    def _open_plan(self, envelope: bytes) -> OrderedPlan:
+        roster, ordered = self._fanout.roster, self._open(envelope)
+        quorum = self._fanout.quorum if ordered.plan.kind in MAKING else ordered.plan.quorum
+        check_plan(ordered.plan, cluster=roster.cluster, roster_digest=roster.digest, quorum=quorum)
+        return ordered
+
+    def _check_same(self, plan: CeremonyPlan, known: bytes) -> None:
         # Signatures are randomised: what counts is the payload.
-        if _payload_of(known, self._fanout) != _payload_of(given, self._fanout):
+        if self._open(known).payload != plan.to_payload():
             raise StateError(
                 Reason.CEREMONY,
                 f"ceremony {plan.ceremony_id} has another plan",
@@ -168,22 +259,17 @@ class Ceremonies:
         def work(session: Session) -> Progress | None:
             row = session.get(CeremonyRow, plan.ceremony_id)
             if row is not None:
-                self._check_same(plan, envelope, row.plan)
+                self._check_same(plan, row.plan)
                 if row.step == Step.DONE:
                     return Progress(plan.ceremony_id, Step.DONE, "", total, total, row.certificate or b"")
                 if row.step == Step.CANCELLED:
                     raise load_error(row.error) or StateError(Reason.CEREMONY, "the ceremony was cancelled")
                 return None
-            others = select(CeremonyRow.ceremony_id).where(
-                CeremonyRow.key_id == plan.key_id, CeremonyRow.epoch == plan.epoch, CeremonyRow.step != Step.CANCELLED
-            )
-            if session.scalars(others.limit(1)).first() or session.get(KeyRow, (plan.key_id, plan.epoch)):
-                raise StateError(
-                    Reason.EXISTS, f"key {plan.key_id} epoch {plan.epoch} exists or is being made by another ceremony"
-                )
+            _refuse_rivals(session, plan)
             session.add(
                 CeremonyRow(
                     ceremony_id=plan.ceremony_id,
+                    kind=plan.kind,
                     plan=envelope,
                     key_id=plan.key_id,
                     epoch=plan.epoch,
@@ -194,7 +280,7 @@ class Ceremonies:
             )
             return None
 
-        if sum(run.task is not None and not run.task.done() for run in self._runs.values()) >= _MAX_RUNNING:
+        if self.running >= _MAX_RUNNING:
             raise RefusedError(Reason.QUOTA, "too many ceremonies at once", expected=f"at most {_MAX_RUNNING}")
         return await self._database.write(work)
 
@@ -204,10 +290,18 @@ class Ceremonies:
         return run
 
     async def _drive(self, plan: CeremonyPlan, run: _Run) -> None:
-        ceremony = Generate(self._database, self._fanout, plan, run.plan_envelope, run.tell, self._clock)
-        log = _log.bind(ceremony=plan.ceremony_id, key=plan.key_id, epoch=plan.epoch)
+        make = _DRIVERS[plan.kind]
+        log = _log.bind(ceremony=plan.ceremony_id, kind=str(plan.kind), key=plan.key_id, epoch=plan.epoch)
         try:
-            await ceremony.drive()
+            while True:
+                driver = make(self._database, self._fanout, plan, run.plan_envelope, run.tell, self._clock)
+                try:
+                    await driver.drive()
+                    break
+                except OvertakenError:  # by another coordinator: go on from where it is by now
+                    if await self._over(plan, run):
+                        break
+                    await asyncio.sleep(_OVERTAKEN_PAUSE)
             log.info("ceremony.done")
         except KeyquorumError as error:
             run.error = error
@@ -222,15 +316,91 @@ class Ceremonies:
             raise
         finally:
             self._runs.pop(plan.ceremony_id, None)
-            self._on_leaf()
+            self._on_end()
             # The task is done once this returns; those who watch look again then.
             asyncio.get_running_loop().call_soon(run.wake)
 
+    async def _over(self, plan: CeremonyPlan, run: _Run) -> bool:
+        """Whether another coordinator ended it; raises why, when it was given up."""
+        finished = await self._enter(plan, run.plan_envelope)
+        if finished is not None:
+            run.tell(finished)
+        return finished is not None
 
-def _payload_of(envelope: bytes, fanout: Fanout) -> bytes:
-    """The plan's payload, signed by an operator of the roster: at least one; custodians hold to rules of their own."""
-    return open_multi(envelope, PLAN_TYPE, fanout.roster.operator_identities(), 1, "ceremony plan")[0]
+
+def _refuse_rivals(session: Session, plan: CeremonyPlan) -> None:
+    """One ceremony at a time makes an epoch, and one destroys it. Raises ``EXISTS``."""
+    kinds = sorted(MAKING) if plan.kind in MAKING else [plan.kind]
+    others = select(CeremonyRow.ceremony_id).where(
+        CeremonyRow.key_id == plan.key_id,
+        CeremonyRow.epoch == plan.epoch,
+        CeremonyRow.kind.in_(kinds),
+        CeremonyRow.step != Step.CANCELLED,
+    )
+    if plan.kind not in MAKING:
+        others = others.where(CeremonyRow.step != Step.DONE)
+        if plan.kind is not Kind.DESTROY:
+            return  # co-holders may rebuild several at once
+    rival = session.scalars(others.limit(1)).first()
+    made = plan.kind in MAKING and session.get(KeyRow, (plan.key_id, plan.epoch)) is not None
+    if rival or made:
+        raise StateError(
+            Reason.EXISTS,
+            f"key {plan.key_id} epoch {plan.epoch} exists or is being {_DOING[plan.kind]} by another ceremony",
+            actual=rival or "",
+            next_step=f"Finish or cancel ceremony {rival}" if rival else "",
+        )
 
 
-def _key(row: KeyRow) -> KeyEpoch:
-    return KeyEpoch(row.key_id, row.epoch, row.state, row.certificate, row.ceremony_id, row.created_at)
+_DOING: Final[Mapping[Kind, str]] = {Kind.GENERATE: "made", Kind.ROTATE: "made", Kind.DESTROY: "destroyed"}
+
+
+def _epochs(session: Session, key_id: str) -> list[KeyEpoch]:
+    query = select(KeyRow).order_by(KeyRow.key_id, KeyRow.epoch.desc()).limit(10_000)
+    lacking: dict[tuple[str, int], list[str]] = {}
+    for each in session.scalars(select(StaleRow).order_by(StaleRow.custodian)):
+        lacking.setdefault((each.key_id, each.epoch), []).append(each.custodian)
+    return [
+        KeyEpoch(
+            row.key_id,
+            row.epoch,
+            row.state,
+            row.certificate,
+            row.ceremony_id,
+            row.created_at,
+            row.retired_at or 0,
+            row.ended_at or 0,
+            tuple(lacking.get((row.key_id, row.epoch), ())),
+        )
+        for row in session.scalars(query.where(KeyRow.key_id == key_id) if key_id else query)
+    ]
+
+
+def _records(session: Session, key_id: str) -> list[CeremonyRecord]:
+    query = select(CeremonyRow).order_by(CeremonyRow.created_at.desc(), CeremonyRow.ceremony_id).limit(1000)
+    return [
+        _of(session, row) for row in session.scalars(query.where(CeremonyRow.key_id == key_id) if key_id else query)
+    ]
+
+
+def _record(session: Session, ceremony_id: str) -> CeremonyRecord | None:
+    row = session.get(CeremonyRow, ceremony_id)
+    return None if row is None else _of(session, row)
+
+
+def _of(session: Session, row: CeremonyRow) -> CeremonyRecord:
+    receipts = session.scalars(select(CeremonyReceiptRow).where(CeremonyReceiptRow.ceremony_id == row.ceremony_id))
+    return CeremonyRecord(
+        row.ceremony_id,
+        row.kind,
+        row.key_id,
+        row.epoch,
+        row.step,
+        tuple(row.present.split()),
+        tuple(row.waiting.split()),
+        load_error(row.error),
+        row.plan,
+        row.created_at,
+        row.updated_at,
+        {each.custodian: each.receipt for each in receipts},
+    )

@@ -41,6 +41,7 @@ __all__ = [
     "Base",
     "BulletinRow",
     "CeremonyAnswerRow",
+    "CeremonyReceiptRow",
     "CeremonyRow",
     "ClockRow",
     "Database",
@@ -162,13 +163,20 @@ class ReceiptRow(Base):
 
 
 class CeremonyRow(Base):
+    """``present``: who takes part, once that is settled, and ``waiting``: whose operators have to approve; ids, joined
+    by spaces. ``leaf``: what the ledger shows of it, ``logged`` once it does. ``error``: why it was given up, or what
+    keeps it where it is."""
+
     __tablename__ = "ceremonies"
 
     ceremony_id: Mapped[str] = mapped_column(String(32), primary_key=True)
+    kind: Mapped[str] = mapped_column(String(16), server_default="generate")
     plan: Mapped[bytes] = mapped_column(LargeBinary)
     key_id: Mapped[str] = mapped_column(String(64))
     epoch: Mapped[int] = mapped_column(BigInteger)
     step: Mapped[str] = mapped_column(String(16))
+    present: Mapped[str] = mapped_column(Text, default="", server_default="")
+    waiting: Mapped[str] = mapped_column(Text, default="", server_default="")
     certificate: Mapped[bytes | None] = mapped_column(LargeBinary)
     error: Mapped[str | None] = mapped_column(Text)
     created_at: Mapped[int] = mapped_column(BigInteger)
@@ -207,7 +215,19 @@ class ClockRow(Base):
     highest: Mapped[int] = mapped_column(BigInteger)
 
 
+class CeremonyReceiptRow(Base):
+    """What a custodian signed at the end of a ceremony: that it was rebuilt, or that it erased its seeds."""
+
+    __tablename__ = "ceremony_receipts"
+
+    ceremony_id: Mapped[str] = mapped_column(ForeignKey("ceremonies.ceremony_id"), primary_key=True)
+    custodian: Mapped[str] = mapped_column(String(32), primary_key=True)
+    receipt: Mapped[bytes] = mapped_column(LargeBinary)
+
+
 class KeyRow(Base):
+    """One epoch. ``state``: active, retired, destroyed."""
+
     __tablename__ = "keys"
 
     key_id: Mapped[str] = mapped_column(String(64), primary_key=True)
@@ -216,6 +236,30 @@ class KeyRow(Base):
     certificate: Mapped[bytes] = mapped_column(LargeBinary)
     ceremony_id: Mapped[str] = mapped_column(String(32))
     created_at: Mapped[int] = mapped_column(BigInteger)
+    retired_at: Mapped[int | None] = mapped_column(BigInteger)
+    ended_at: Mapped[int | None] = mapped_column(BigInteger)
+
+
+class StaleRow(Base):
+    """A custodian that lacks an epoch, as far as this coordinator knows: it was absent, or missed the end."""
+
+    __tablename__ = "stale_custodians"
+
+    key_id: Mapped[str] = mapped_column(String(64), primary_key=True)
+    epoch: Mapped[int] = mapped_column(BigInteger, primary_key=True, autoincrement=False)
+    custodian: Mapped[str] = mapped_column(String(32), primary_key=True)
+    since: Mapped[int] = mapped_column(BigInteger)
+    cause: Mapped[str] = mapped_column(Text)
+
+
+class RosterRow(Base):
+    """Every roster this coordinator worked under: custodians that join later know the earlier ones by their digests."""
+
+    __tablename__ = "rosters"
+
+    digest: Mapped[str] = mapped_column(String(64), primary_key=True)
+    version: Mapped[int] = mapped_column(BigInteger)
+    envelope: Mapped[bytes] = mapped_column(LargeBinary)
 
 
 class OutboxRow(Base):

@@ -1,4 +1,4 @@
-"""What the coordinator tells the ledger about jobs and ceremonies, made from what it stores of them."""
+"""What the coordinator tells the ledger about jobs, made from what it stores of them."""
 
 from __future__ import annotations
 
@@ -12,12 +12,10 @@ from keyquorum_coordinator.job_states import JobState
 from keyquorum_core import manifest as manifests
 from keyquorum_core.attestation.evidence import EvidenceDocument
 from keyquorum_core.attestation.naming import claims_development
-from keyquorum_core.ceremony import CERTIFICATE_TYPE, MAX_CERTIFICATE, CeremonyPlan
 from keyquorum_core.errors import KeyquorumError, Reason, RefusedError
 from keyquorum_core.ledger.leaves import (
     NO_POLICY,
     NOTHING,
-    Ceremony,
     JobDenied,
     JobSubmitted,
     PolicyDecision,
@@ -27,11 +25,9 @@ from keyquorum_core.ledger.merkle import leaf_hash
 from keyquorum_core.manifest import Manifest
 from keyquorum_core.names import SHA256_HEX
 from keyquorum_core.policy.engine import Decision
-from keyquorum_core.roster import Roster
 from keyquorum_core.signing import peek_payload
 
 __all__ = [
-    "ceremony_leaf",
     "decision_of",
     "denial_of_release",
     "denial_of_submission",
@@ -145,25 +141,5 @@ def result_leaf(session: Session, row: JobRow, now: int, error: KeyquorumError |
         result_sha256=digests["result"],
         log_sha256=digests["log"],
         development=evidence is not None and claims_development(EvidenceDocument.parse(evidence)),
-        time=now,
-    )
-
-
-def ceremony_leaf(
-    kind: str, plan: CeremonyPlan, roster: Roster, now: int, *, certificate: bytes = b"", reason: str = ""
-) -> Ceremony:
-    """How a ceremony ended: with the envelope of its ``certificate``, or given up for ``reason``."""
-    digest = NOTHING
-    if certificate:
-        digest = _sha256(peek_payload(certificate, CERTIFICATE_TYPE, "epoch certificate", max_bytes=MAX_CERTIFICATE))
-    return Ceremony(
-        ceremony_id=plan.ceremony_id,
-        kind=kind,
-        key_id=plan.key_id,
-        epoch=plan.epoch,
-        plan_sha256=plan.digest,
-        roster_sha256=roster.digest,
-        certificate_sha256=digest,
-        reason=reason,
         time=now,
     )

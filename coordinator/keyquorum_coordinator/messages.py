@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from keyquorum_coordinator.artifacts import ArtifactState
-from keyquorum_coordinator.ceremonies import KeyEpoch, Progress
+from keyquorum_coordinator.ceremonies import CeremonyRecord, KeyEpoch, Progress
 from keyquorum_coordinator.fanout import Fanout
 from keyquorum_coordinator.jobs import Job, JobEvent
 from keyquorum_coordinator.releases import ReleaseRecord
@@ -65,10 +65,13 @@ def key_message(key: KeyEpoch) -> pb.Key:
         certificate=key.certificate,
         ceremony_id=key.ceremony_id,
         created_at=key.created_at,
+        retired_at=key.retired_at,
+        ended_at=key.ended_at,
+        stale=key.stale,
     )
 
 
-def ceremony_message(progress: Progress) -> pb.CeremonyEvent:
+def ceremony_event(progress: Progress) -> pb.CeremonyEvent:
     return pb.CeremonyEvent(
         ceremony_id=progress.ceremony_id,
         step=progress.step,
@@ -76,7 +79,30 @@ def ceremony_message(progress: Progress) -> pb.CeremonyEvent:
         done=progress.done,
         total=progress.total,
         certificate=progress.certificate,
+        waiting=progress.waiting,
+        note=progress.note,
     )
+
+
+def ceremony_message(record: CeremonyRecord) -> pb.Ceremony:
+    message = pb.Ceremony(
+        ceremony_id=record.ceremony_id,
+        kind=record.kind,
+        key_id=record.key_id,
+        epoch=record.epoch,
+        step=record.step,
+        present=record.present,
+        waiting=record.waiting,
+        plan=record.plan,
+        created_at=record.created_at,
+        updated_at=record.updated_at,
+        receipts=[
+            pb.CeremonyReceipt(custodian=name, receipt=receipt) for name, receipt in sorted(record.receipts.items())
+        ],
+    )
+    if record.error is not None:
+        message.error.CopyFrom(to_status(record.error))
+    return message
 
 
 def outcome_message(job: Job, record: ReleaseRecord | None, proof: bytes) -> pb.Outcome:

@@ -47,6 +47,7 @@ from keyquorum_coordinator.services import (
     KeysService,
     WorkersService,
 )
+from keyquorum_coordinator.tending import Tending
 from keyquorum_coordinator.witnesses import Witnesses
 from keyquorum_core.errors import KeyquorumError, Reason, StateError, UnavailableError
 from keyquorum_core.ledger.leaves import RosterInUse
@@ -138,7 +139,8 @@ class CoordinatorServer:
             clock=clock,
             on_bytes=lambda direction, count: self.metrics.artifact_bytes.labels(direction).inc(count),
         )
-        self.ceremonies = Ceremonies(self.database, self.fanout, clock=clock, on_leaf=lambda: self.outbox.wake())
+        self.ceremonies = Ceremonies(self.database, self.fanout, clock=clock, on_end=self._ceremony_ended)
+        self.tending = Tending(self.database, self.fanout, self.ceremonies, clock=clock)
         self.releases = Releases(
             self.fanout,
             self.sequencer,
@@ -222,16 +224,22 @@ class CoordinatorServer:
             time=int(self._clock()),
         )
 
+    def _ceremony_ended(self) -> None:
+        self.outbox.wake()
+        self.tending.wake()
+
     async def _resume(self) -> None:
         with contextlib.suppress(TimeoutError):
             await self.fanout.ready()
         try:
+            await self.ceremonies.remember_roster(self._trust.roster_envelope)
             count = await self.ceremonies.resume()
         except KeyquorumError as error:
             _log.error("ceremonies.not_resumed", reason=str(error.reason), message=error.message)
         else:
             if count:
                 _log.info("ceremonies.resumed", count=count)
+        await self.tending.forever()
 
     async def _sweep(self) -> None:
         while True:

@@ -16,6 +16,7 @@ from keyquorum_coordinator.desk import Desk
 from keyquorum_coordinator.fanout import Arrival
 from keyquorum_coordinator.messages import (
     artifact_message,
+    ceremony_event,
     ceremony_message,
     event_message,
     health_messages,
@@ -35,9 +36,12 @@ __all__ = ["ROLES", "ArtifactsService", "ClusterService", "JobsService", "KeysSe
 _S = "/keyquorum.v1."
 ROLES = {
     f"{_S}Cluster/": ANY_ROLE,
-    f"{_S}Keys/Create": frozenset({"operator"}),
     f"{_S}Keys/List": frozenset({"owner", "operator"}),
     f"{_S}Keys/Get": frozenset({"owner", "operator"}),
+    f"{_S}Keys/ListEpochs": frozenset({"owner", "operator"}),
+    f"{_S}Keys/ListCeremonies": frozenset({"operator"}),
+    f"{_S}Keys/RunCeremony": frozenset({"operator"}),
+    f"{_S}Keys/CancelCeremony": frozenset({"operator"}),
     f"{_S}Jobs/": frozenset({"owner"}),
     f"{_S}Artifacts/": frozenset({"owner", "worker"}),
     f"{_S}Workers/": frozenset({"worker"}),
@@ -63,16 +67,29 @@ class KeysService(rpc.KeysServicer):
     def __init__(self, desk: Desk) -> None:
         self._desk = desk
 
-    async def Create(self, request: pb.CreateKeyRequest, context: Context) -> AsyncIterator[pb.CeremonyEvent]:
-        async with aclosing(self._desk.ceremonies.create(request.plan)) as steps:
+    async def RunCeremony(self, request: pb.RunCeremonyRequest, context: Context) -> AsyncIterator[pb.CeremonyEvent]:
+        async with aclosing(self._desk.ceremonies.run(request.plan)) as steps:
             async for progress in steps:
-                yield ceremony_message(progress)
+                yield ceremony_event(progress)
+
+    async def ListCeremonies(self, request: pb.ListCeremoniesRequest, context: Context) -> pb.ListCeremoniesResponse:
+        records = await self._desk.ceremonies.records(request.key_id)
+        return pb.ListCeremoniesResponse(ceremonies=[ceremony_message(each) for each in records])
+
+    async def CancelCeremony(self, request: pb.CancelCeremonyRequest, context: Context) -> pb.Ceremony:
+        return ceremony_message(await self._desk.ceremonies.cancel(request.ceremony_id, request.why))
 
     async def List(self, request: pb.ListKeysRequest, context: Context) -> pb.ListKeysResponse:
-        return pb.ListKeysResponse(keys=[key_message(key) for key in await self._desk.ceremonies.keys()])
+        newest = {key.key_id: key for key in reversed(await self._desk.ceremonies.keys())}
+        return pb.ListKeysResponse(keys=[key_message(newest[key_id]) for key_id in sorted(newest)])
 
     async def Get(self, request: pb.GetKeyRequest, context: Context) -> pb.Key:
         return key_message(await self._desk.ceremonies.key(request.key_id))
+
+    async def ListEpochs(self, request: pb.GetKeyRequest, context: Context) -> pb.ListKeysResponse:
+        await self._desk.ceremonies.key(request.key_id)
+        epochs = await self._desk.ceremonies.keys(request.key_id)
+        return pb.ListKeysResponse(keys=[key_message(each) for each in epochs])
 
 
 class JobsService(rpc.JobsServicer):

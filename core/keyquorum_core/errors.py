@@ -62,6 +62,7 @@ class Reason(StrEnum):
     NO_QUORUM = "NO_QUORUM"
     BLAME = "BLAME"
     CEREMONY = "CEREMONY"
+    APPROVAL = "APPROVAL"
     # sealing and artifacts
     UNSEAL = "UNSEAL"
     ARTIFACT = "ARTIFACT"

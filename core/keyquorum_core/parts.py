@@ -13,7 +13,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from keyquorum_core import derivation
-from keyquorum_core.ceremony import CeremonyPlan, PartsHeader
+from keyquorum_core.ceremony import PartsHeader
+from keyquorum_core.ceremony_plan import CeremonyPlan
 from keyquorum_core.errors import MalformedError, Reason, RefusedError
 from keyquorum_core.quorum import Quorum
 from keyquorum_core.sealing import RecipientKey, seal

@@ -22,7 +22,7 @@ from keyquorum_core.ledger.log_keys import LogKeys
 from keyquorum_core.ledger.notes import MAX_SIGNATURES
 from keyquorum_core.ledger.verifier_keys import VerifierKey
 from keyquorum_core.ledger.witness_keys import MAX_WITNESS_KEY, WitnessKeys, witness_name
-from keyquorum_core.names import CLUSTER, PRINCIPAL, check, within
+from keyquorum_core.names import CLUSTER, PRINCIPAL, SHA256_HEX, check, within
 from keyquorum_core.quorum import Custodian, Quorum
 from keyquorum_core.sealing import check_public, suite_of
 from keyquorum_core.signing import (
@@ -179,6 +179,8 @@ class Roster:
     coordinator_tls: tuple[str, ...]
     log_key: LogKeys | None
     log_url: str = ""
+    previous: str = ""
+    """Digest of the roster before this one; empty in version 1 only."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "custodians", tuple(sorted(self.custodians, key=lambda c: c.id)))
@@ -189,6 +191,10 @@ class Roster:
         within(self.version, "roster version", 1)
         within(self.issued_at, "issued_at")
         within(self.expires_at, "expires_at", self.issued_at + 1)
+        if self.previous:
+            check(SHA256_HEX, self.previous, "digest of the previous roster")
+        if (self.version == 1) == bool(self.previous):
+            raise _bad("every roster but the first names the one before", "its digest", self.previous or "nothing")
         if not 1 <= self.operator_threshold <= len(self.operators) <= MAX_OPERATORS:
             raise _bad(
                 "bad operator threshold",
@@ -269,6 +275,7 @@ class Roster:
                 "log_url": self.log_url,
                 "operator_threshold": self.operator_threshold,
                 "operators": operators,
+                "previous": self.previous,
                 "quorum": cast("dict[str, str]", dict(self.quorum)),
                 "version": self.version,
             }
@@ -306,6 +313,7 @@ class Roster:
             coordinator_tls=fields.texts("coordinator_tls", max_items=16, min_items=1, max_length=_MAX_PEM),
             log_key=LogKeys.parse(log_key) if log_key else None,
             log_url=fields.text("log_url", max_length=2048, allow_empty=True),
+            previous=fields.text("previous", max_length=64, allow_empty=True),
         )
         fields.done()
         if roster.payload() != payload:

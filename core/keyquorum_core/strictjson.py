@@ -12,12 +12,15 @@ import json
 import re
 from typing import Any, NoReturn
 
+import rfc8785
+
 from keyquorum_core.errors import MalformedError, Reason
 
-__all__ = ["Fields", "loads"]
+__all__ = ["Fields", "canonical", "loads"]
 
 _STRING = re.compile(rb'"(?:[^"\\]|\\.)*"', re.DOTALL)
 _HEX = re.compile(r"[0-9a-f]*")
+_CONTROL = re.compile(r"[\x00-\x09\x0b-\x1f]")
 _BRACKET = re.compile(rb"[\[\]{}]")
 _MAX_INTEGER = 2**53 - 1  # RFC 8785 §3.2.2.3 inherits I-JSON's range of exact integers
 
@@ -78,7 +81,7 @@ def _deeper_than(data: bytes, limit: int) -> bool:
 
 
 def _has_controls(text: str) -> bool:
-    return any(ord(character) < 32 and character != "\n" for character in text)
+    return _CONTROL.search(text) is not None
 
 
 class Fields:
@@ -197,3 +200,11 @@ class Fields:
 
     def object(self, name: str) -> Fields:
         return Fields(self._take(name, "object"), f"{self._what}.{name}")
+
+
+def canonical(payload: bytes, what: str, max_bytes: int) -> Fields:
+    """The members of an RFC 8785 object; any other way of writing the same values is :class:`MalformedError`."""
+    value = loads(payload, what, max_bytes=max_bytes)
+    if rfc8785.dumps(value) != payload:  # type: ignore[arg-type]  # loads gives JSON values only
+        raise MalformedError(Reason.MALFORMED, f"{what} is not canonical JSON", expected="RFC 8785")
+    return Fields(value, what)

@@ -10,6 +10,7 @@ from typing import Any
 
 import grpc.aio
 
+from keyquorum_core.ceremony_states import FINAL, REBUILDING, State
 from keyquorum_custodian.config import load_config
 from keyquorum_custodian.init import ADMIN_CERTIFICATE, ADMIN_KEY, TLS_CERTIFICATE
 from keyquorum_protos.v1 import custodian_pb2 as pb
@@ -18,7 +19,16 @@ from keyquorum_protos.wire import tls
 from keyquorum_protos.wire.errors import from_rpc_error
 from keyquorum_protos.wire.files import read_bytes
 
-__all__ = ["accept_bulletin", "admin_stub", "fetch_status", "show_bulletin", "show_status"]
+__all__ = [
+    "accept_bulletin",
+    "admin_stub",
+    "decide",
+    "fetch_approvals",
+    "fetch_status",
+    "show_approval",
+    "show_bulletin",
+    "show_status",
+]
 
 
 @asynccontextmanager
@@ -43,6 +53,41 @@ async def accept_bulletin(directory: Path, envelope: bytes, timeout: float = 30.
     async with admin_stub(directory) as stub:
         found = await stub.AcceptBulletin(pb.AcceptBulletinRequest(envelope=envelope), timeout=timeout)
     return _bulletin(found.accepted)
+
+
+async def fetch_approvals(directory: Path, timeout: float = 5.0) -> list[dict[str, Any]]:
+    """What waits for the operator of the custodian serving ``directory``."""
+    async with admin_stub(directory) as stub:
+        found = await stub.ListApprovals(pb.ListApprovalsRequest(), timeout=timeout)
+    return [_approval(each) for each in found.pending]
+
+
+async def decide(
+    directory: Path, request_id: str, subject: str, *, approve: bool, timeout: float = 10.0
+) -> dict[str, Any]:
+    """Approve or reject exactly what was listed. Raises ``NOT_FOUND``, ``APPROVAL``, or ``UNAVAILABLE``."""
+    async with admin_stub(directory) as stub:
+        request = pb.DecideRequest(request_id=request_id, subject=subject, approve=approve)
+        found = await stub.Decide(request, timeout=timeout)
+    return _approval(found.decided)
+
+
+def _approval(message: Any) -> dict[str, Any]:
+    return {
+        "request_id": message.request_id,
+        "kind": message.kind,
+        "subject": message.subject,
+        "asked_by": message.asked_by,
+        "difference": list(message.difference),
+        "requested_at": message.requested_at,
+    }
+
+
+def show_approval(each: dict[str, Any]) -> str:
+    """One request, with what would change."""
+    asked = datetime.datetime.fromtimestamp(each["requested_at"], datetime.UTC).isoformat()
+    head = f"{each['request_id']}  {each['kind']}, asked by {each['asked_by']} at {asked}"
+    return "\n".join([head, *(f"  {line}" for line in each["difference"])])
 
 
 async def fetch_status(directory: Path, timeout: float = 5.0) -> dict[str, Any]:
@@ -73,12 +118,30 @@ async def fetch_status(directory: Path, timeout: float = 5.0) -> dict[str, Any]:
                 "state": key.state,
                 "seeds": key.seeds,
                 "certificate_digest": key.certificate_digest,
+                "created_at": key.created_at,
+                "retired_at": key.retired_at,
             }
             for key in described.keys
         ],
         "ceremonies": [
-            {"ceremony_id": each.ceremony_id, "key_id": each.key_id, "epoch": each.epoch, "state": each.state}
+            {
+                "ceremony_id": each.ceremony_id,
+                "kind": each.kind,
+                "key_id": each.key_id,
+                "epoch": each.epoch,
+                "state": each.state,
+                "cause": each.cause,
+            }
             for each in found.ceremonies
+        ],
+        "pending": [_approval(each) for each in found.pending],
+        "stale": [
+            {"key_id": each.key_id, "epoch": each.epoch}
+            for each in found.ceremonies
+            if each.kind in REBUILDING and each.state in (State.PENDING, State.PROPOSED) and each.about_me
+        ],
+        "accused": [
+            {"ceremony_id": each.ceremony_id, "custodian": each.custodian, "what": each.what} for each in found.accused
         ],
         "bulletins": [_bulletin(each) for each in found.bulletins],
     }
@@ -113,9 +176,22 @@ def show_status(found: dict[str, Any]) -> str:
         for key in found["keys"]
     ] or ["  keys           none"]
     lines += [
-        f"  ceremony       {each['ceremony_id']} for {each['key_id']} epoch {each['epoch']}: {each['state']}"
+        f"  ceremony       {each['ceremony_id']} to {each['kind']} {each['key_id']} epoch {each['epoch']}:"
+        f" {each['state']}{' (' + each['cause'] + ')' if each['cause'] else ''}"
         for each in found["ceremonies"]
-        if each["state"] != "active"
+        if each["state"] not in FINAL
+    ]
+    lines += [
+        f"  STALE          lacks {each['key_id']} epoch {each['epoch']}, and is being rebuilt"
+        for each in found["stale"]
+    ]
+    lines += [
+        f"  WAITS FOR YOU  {each['kind']}: keyquorum-custodian approve {each['request_id']}"
+        for each in found["pending"]
+    ]
+    lines += [
+        f"  ACCUSED        {each['custodian']}: {each['what']} (ceremony {each['ceremony_id']})"
+        for each in found["accused"]
     ]
     lines += [f"  {show_bulletin(each)}" for each in found["bulletins"]]
     return "\n".join(lines)

@@ -1,383 +1,226 @@
-"""The *generate* ceremony as one custodian goes through it (DESIGN §9), driven by a coordinator nobody trusts.
+"""Every ceremony as this custodian takes part in it: what is ordered, whether it may be, and who does which step.
 
-:data:`MOVES` is the whole state machine. Each step is persisted, with the digest of its request and its answer, in one
-transaction before the answer leaves: a crash at any moment leaves either the step before or the step after, a repeated
-request gets the stored answer, and another request under the same ceremony id is refused.
-
-Cancelling after *confirm* keeps the seeds, unusable. A custodian cannot know whether its signature completed the
-certificate elsewhere; if it did, *activate* with the whole certificate still brings the epoch to life here, so that no
-coordinator can talk a custodian out of seeds that others rely on. They go when another ceremony of that epoch succeeds.
+A plan enters here, is judged by whoever ordered it, by what this custodian remembers and by its own operator, and then
+belongs to :mod:`making`, :mod:`rebuilding` or :mod:`destroying`. The table of moves is
+:mod:`keyquorum_core.ceremony_states`; nothing moves otherwise.
 """
 
 from __future__ import annotations
 
-import base64
 import hashlib
-import os
-from collections.abc import Callable, Mapping
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-import rfc8785
+from keyquorum_core.ceremony_plan import CeremonyPlan, OrderedBy, OrderedPlan, check_date, open_plan
+from keyquorum_core.ceremony_states import MAKING, PLAN_SKEW, REBUILDING, Kind, State, Step
+from keyquorum_core.errors import Reason, RefusedError, StateError
+from keyquorum_core.parts import SealedPart
+from keyquorum_core.succession import earlier_rosters
+from keyquorum_custodian.approvals import Approvals, category
+from keyquorum_custodian.ceremony_seat import CeremonySeat, another_request, check_move, wrong_state
+from keyquorum_custodian.config import AUTOMATIC
+from keyquorum_custodian.destroying import Destroying
+from keyquorum_custodian.differences import asked_by, difference
+from keyquorum_custodian.making import Making, Proposal
+from keyquorum_custodian.rebuilding import Rebuilding
+from keyquorum_custodian.seed_records import CeremonyRow
 
-from keyquorum_core import ceremony, names
-from keyquorum_core.ceremony import CeremonyPlan, Commitments, EpochCertificate, PartsHeader
-from keyquorum_core.errors import Reason, RefusedError, StateError, UnavailableError
-from keyquorum_core.parts import SealedPart, check_header, co_holders, open_parts, parts_header, seal_parts
-from keyquorum_core.roster import Roster
-from keyquorum_core.sealing import RecipientKey, suite_available
-from keyquorum_core.signing import Identity, open_envelope, open_multi, peek_payload, sign
-from keyquorum_core.strictjson import Fields, loads
-from keyquorum_core.transcript import transcript
-from keyquorum_custodian.epochs import Epochs, load_epoch, open_certificate
-from keyquorum_custodian.keystore import CeremonyRow, EpochRow, Keystore
+__all__ = ["Ceremonies", "Proposed", "SealedPart"]
 
-__all__ = ["MOVES", "Ceremonies", "Proposal", "SealedPart"]
-
-PROPOSED: Final = "proposed"
-DELIVERED: Final = "delivered"
-CONFIRMED: Final = "confirmed"
-ACTIVE: Final = "active"
-CANCELLED: Final = "cancelled"
-
-MOVES: Final[Mapping[str, frozenset[str]]] = {
-    "": frozenset({PROPOSED}),
-    PROPOSED: frozenset({DELIVERED, CANCELLED}),
-    DELIVERED: frozenset({CONFIRMED, CANCELLED}),
-    CONFIRMED: frozenset({ACTIVE, CANCELLED}),
-    ACTIVE: frozenset(),
-    CANCELLED: frozenset({ACTIVE}),  # from confirmed only, and only on a complete certificate
-}
-
-_MAX_PROPOSAL = 64 << 20
+_MAX_ROSTERS: Final = 64
 
 
 @dataclass(frozen=True, slots=True)
-class Proposal:
-    """What *propose* answers: a signed header (DSSE envelope) and one sealed blob for each co-holder."""
+class Proposed:
+    """What *propose* answers: a making's proposal; or a signed statement (DSSE envelope), the rebuild request of the
+    one to be rebuilt, a consent to destruction, or nothing from a co-holder."""
 
     ceremony_id: str
-    header: bytes
-    parts: tuple[SealedPart, ...]
+    proposal: Proposal | None = None
+    statement: bytes = b""
 
 
 class Ceremonies:
-    """One custodian's part in ceremonies; used from one thread. ``clock`` gives unix seconds."""
+    """One custodian's part in ceremonies; used from one thread."""
 
-    def __init__(
-        self,
-        custodian_id: str,
-        identity: Identity,
-        recipient: RecipientKey,
-        roster: Roster,
-        keystore: Keystore,
-        epochs: Epochs,
-        clock: Callable[[], float],
-    ) -> None:
-        self._me = custodian_id
-        self._identity = identity
-        self._recipient = recipient
-        self._roster = roster
-        self._roster_digest = roster.digest
-        self._quorum = roster.quorum_of()
-        self._keystore = keystore
-        self._epochs = epochs
-        self._clock = clock
+    def __init__(self, seat: CeremonySeat, automatic: Collection[str] = AUTOMATIC) -> None:
+        self._seat = seat
+        self._keystore = seat.keystore
+        self.approvals = Approvals(seat.keystore, automatic, seat.clock)
+        self._making = Making(seat)
+        self._rebuilding = Rebuilding(seat)
+        self._destroying = Destroying(seat)
 
-    # -- the steps -------------------------------------------------------------------------------------------------
+    def resume(self) -> int:
+        """On start-up: finish what a death left half erased; returns how many epochs."""
+        half = [row for row in self._keystore.ceremonies() if row.state is State.ERASED]
+        for row in half:
+            self._destroying.finish(row)
+        return len(half)
 
-    def propose(self, envelope: bytes) -> Proposal:
-        """Draw a part for each seed I shall hold and seal each to its co-holders.
+    # -- propose ---------------------------------------------------------------------------------------------------
 
-        ``envelope`` is the plan, signed by an operator of the roster. Raises ``SIGNATURE…``, ``CEREMONY`` (a plan for
-        another cluster, roster or quorum, or another plan of this id), ``UNSUPPORTED`` (suite), ``EXISTS`` (the key
-        exists, or another ceremony of it is under way), ``STATE`` (cancelled), ``STORAGE``.
+    def propose(self, envelope: bytes, certificate: bytes = b"", rosters: Sequence[bytes] = ()) -> Proposed:
+        """Take part in the ceremony of a plan, or say why not.
+
+        ``certificate`` (rebuilding only): the envelope that the plan goes by; ``rosters``: envelopes of earlier
+        rosters, down to the one it was certified under. Raises ``SIGNATURE…``, ``CEREMONY`` (a plan for another
+        cluster, roster, quorum or certificate, or another plan of this id), ``STALE`` (an old plan), ``APPROVAL``
+        (waits for this custodian's operator, or was rejected), ``UNSUPPORTED`` (suite), ``EXISTS``, ``KEY_STATE``
+        (stale, destroyed), ``STATE`` (cancelled, too soon), ``STORAGE``.
         """
-        payload, _ = open_multi(envelope, ceremony.PLAN_TYPE, self._roster.operator_identities(), 1, "ceremony plan")
-        plan = CeremonyPlan.parse(payload)
+        seat = self._seat
+        roster = seat.roster
+        ordered = open_plan(envelope, roster.operator_identities(), roster.operator_threshold)
+        plan = ordered.plan
         row = self._keystore.ceremony(plan.ceremony_id)
         if row is not None:
-            if row.plan != payload:
-                raise _another_request(row, "plan", hashlib.sha256(row.plan).digest(), hashlib.sha256(payload).digest())
-            if row.state == CANCELLED:
-                raise _wrong_state(row, PROPOSED)
-            return _decode_proposal(row)
-        self._check_new(plan)
-        parts = ceremony.new_parts(plan.quorum, self._me, os.urandom)
-        keys = {custodian.id: custodian.hpke for custodian in self._roster.custodians}
-        sealed = seal_parts(plan, self._me, parts, keys)
-        header = sign(self._identity, ceremony.PARTS_TYPE, parts_header(plan, self._me, sealed).to_payload())
-        proposal = Proposal(plan.ceremony_id, header, sealed)
-        row = CeremonyRow(
-            plan.ceremony_id,
-            plan.key_id,
-            plan.epoch,
-            PROPOSED,
-            None,
-            payload,
-            _encode_proposal(proposal),
-            None,
-            None,
-            None,
-            None,
-        )
+            if row.plan != ordered.payload:
+                raise another_request(
+                    row, Step.PROPOSE, hashlib.sha256(row.plan).digest(), hashlib.sha256(ordered.payload).digest()
+                )
+            if row.state is State.CANCELLED:
+                raise wrong_state(row, State.PROPOSED)
+            stored = self._keystore.answer(plan.ceremony_id, Step.PROPOSE)
+            if stored is not None:
+                return self._proposed(row, plan, stored[1])
+        self._check_date(plan, waiting=row is not None)
+        if rosters:
+            self._learn_rosters(rosters)
+        self._check(plan, certificate)
+        kind = category(plan)
+        if not self.approvals.automatic(kind):
+            if row is None:
+                self._ask(ordered, kind)
+            self.approvals.require(plan.ceremony_id, plan.digest)
+        fresh = row is None and self.approvals.automatic(kind)
+        row = _row(ordered, State.PROPOSED)
+        if plan.kind in MAKING:
+            answer = self._making.propose(row, plan, fresh=fresh)
+        elif plan.kind in REBUILDING:
+            answer = self._rebuilding.propose(row, plan, certificate, fresh=fresh)
+        else:
+            answer = self._destroying.propose(row, plan, fresh=fresh)
+        return self._proposed(row, plan, answer)
+
+    def _check_date(self, plan: CeremonyPlan, *, waiting: bool) -> None:
+        now = self._seat.now()
+        check_date(plan, now)
+        if plan.ordered_by is OrderedBy.POLICY and not waiting and plan.created_at < now - PLAN_SKEW:
+            # Its date is nobody's word but the coordinator's, and epochs are as old as their plans say.
+            raise RefusedError(
+                Reason.STALE,
+                "a plan that the key's policy orders is of this moment",
+                expected=f"{now - PLAN_SKEW}…{now + PLAN_SKEW}",
+                actual=plan.created_at,
+            )
+
+    def _check(self, plan: CeremonyPlan, certificate: bytes) -> None:
+        if plan.kind in MAKING:
+            self._making.check(plan)
+        elif plan.kind in REBUILDING:
+            self._rebuilding.check(plan, certificate)
+        else:
+            self._destroying.check(plan)
+
+    def _ask(self, ordered: OrderedPlan, kind: str) -> None:
+        plan = ordered.plan
+        lines = difference(self._seat, plan)
         with self._keystore.transaction():
-            self._keystore.insert_ceremony(row, parts, self._now())
-        return proposal
+            self._keystore.insert_ceremony(_row(ordered, State.PENDING), self._seat.now())
+            self.approvals.ask(plan.ceremony_id, kind, plan.digest, asked_by(ordered.signers), lines)
+
+    def _proposed(self, row: CeremonyRow, plan: CeremonyPlan, answer: bytes) -> Proposed:
+        if plan.kind in MAKING:
+            return Proposed(plan.ceremony_id, self._making.proposal(row, answer))
+        return Proposed(plan.ceremony_id, statement=answer)
+
+    def _learn_rosters(self, envelopes: Sequence[bytes]) -> None:
+        """Earlier rosters than the one in force, each known by the digest that a later one names. Raises ``ROSTER``."""
+        known = earlier_rosters(self._seat.roster, list(envelopes)[:_MAX_ROSTERS])
+        if len(known) != len(envelopes):
+            raise RefusedError(
+                Reason.ROSTER,
+                "some earlier rosters are not those that the later ones name",
+                expected=f"at most {_MAX_ROSTERS}, without a gap before version {self._seat.roster.version}",
+                actual=f"{len(known)} of {len(envelopes)}",
+            )
+        for digest, roster in known.items():
+            self._keystore.keep_roster(digest, roster.version, roster.payload())
+
+    # -- the other steps -------------------------------------------------------------------------------------------
 
     def deliver(self, ceremony_id: str, headers: list[bytes], parts: list[SealedPart]) -> bytes:
-        """Derive my seeds from everybody's parts; returns my signed commitments (DSSE envelope).
-
-        ``headers`` are those of all custodians, ``parts`` those addressed to me. Raises ``NOT_FOUND``, ``STATE``,
-        ``CEREMONY`` (naming the custodian at fault), ``SIGNATURE…``, ``STORAGE``.
-        """
-        row = self._row(ceremony_id)
-        request = _digest("deliver", [*headers, *(transcript(p.sender, p.to.encode(), p.sealed) for p in parts)])
-        if row.commitments is not None:
-            return _stored(row, "deliver", row.deliver_request, request, row.commitments)
-        plan = self._plan(row, DELIVERED)
-        opened = self._open_headers(plan, headers)
-        mine = self._keystore.parts(row)
-        given = {self._me: mine}
-        for sender, part in self._parts_by_sender(plan, parts).items():
-            given[sender] = open_parts(plan, opened[sender], sender, self._me, part, self._recipient)
-        seeds = ceremony.derive_seeds(plan.quorum, plan.ceremony_id, self._me, given)
-        commitments = Commitments.to_seeds(plan, self._me, seeds)
-        answer = sign(self._identity, ceremony.COMMITMENTS_TYPE, commitments.to_payload())
-        with self._keystore.transaction():
-            self._keystore.replace_parts_by_seeds(row, seeds)
-            self._keystore.update_ceremony(
-                ceremony_id, self._now(), state=DELIVERED, deliver_request=request, commitments=answer
-            )
-        return answer
+        """See :meth:`Making.deliver`."""
+        self._of_kind(ceremony_id, MAKING, State.DELIVERED)
+        return self._making.deliver(ceremony_id, headers, parts)
 
     def confirm(self, ceremony_id: str, commitments: list[bytes]) -> bytes:
-        """Check that all holders of each seed committed alike; returns the epoch certificate with my signatures.
-
-        Raises ``NOT_FOUND``, ``STATE``, ``CEREMONY`` (naming custodians and values), ``SIGNATURE…``, ``STORAGE``.
-        """
-        row = self._row(ceremony_id)
-        request = _digest("confirm", commitments)
-        if row.confirmation is not None:
-            return _stored(row, "confirm", row.confirm_request, request, row.confirmation)
-        plan = self._plan(row, CONFIRMED)
-        stated: dict[str, Commitments] = {}
-        for envelope in commitments:
-            name = Commitments.parse(peek_payload(envelope, ceremony.COMMITMENTS_TYPE, "commitments")).custodian
-            what = f"the commitments of {name}"
-            payload = open_envelope(envelope, ceremony.COMMITMENTS_TYPE, self._roster.custodian(name).identity, what)
-            if name in stated:
-                raise RefusedError(Reason.CEREMONY, f"{what} came twice", details={"custodians": name})
-            stated[name] = Commitments.parse(payload)
-        agreed = ceremony.check_commitments(plan, plan.quorum, stated)
-        certificate = EpochCertificate(plan, agreed)
-        ceremony.check_seeds(certificate, self._me, self._keystore.seeds(row))
-        answer = sign(self._identity, ceremony.CERTIFICATE_TYPE, certificate.to_payload())
-        with self._keystore.transaction():
-            self._keystore.update_ceremony(
-                ceremony_id, self._now(), state=CONFIRMED, confirm_request=request, confirmation=answer
-            )
-        return answer
+        """See :meth:`Making.confirm`."""
+        self._of_kind(ceremony_id, MAKING, State.CONFIRMED)
+        return self._making.confirm(ceremony_id, commitments)
 
     def activate(self, ceremony_id: str, certificate: bytes) -> None:
-        """The certificate with every custodian's signatures makes the epoch active; then releases are made from it.
+        """See :meth:`Making.activate`."""
+        self._of_kind(ceremony_id, MAKING, State.ACTIVE)
+        self._making.activate(ceremony_id, certificate)
 
-        Raises ``NOT_FOUND``, ``STATE``, ``EXISTS`` (another ceremony of this epoch is under way), ``SIGNATURE…``,
-        ``CEREMONY`` (another certificate than the one I signed), ``STORAGE``.
-        """
-        row = self._row(ceremony_id)
-        if row.confirmation is None or (row.state == CANCELLED and row.cancelled_from != CONFIRMED):
-            raise _wrong_state(row, ACTIVE)
-        found, payload = open_certificate(certificate, self._keystore)
-        signed = peek_payload(
-            row.confirmation, ceremony.CERTIFICATE_TYPE, "my epoch certificate", ceremony.MAX_CERTIFICATE
-        )
-        if payload != signed:
-            raise RefusedError(
-                Reason.CEREMONY,
-                "this is not the certificate that this custodian confirmed",
-                expected=hashlib.sha256(signed).hexdigest(),
-                actual=found.digest,
+    def give(self, ceremony_id: str, request: bytes) -> tuple[bytes, bytes]:
+        """See :meth:`Rebuilding.give`."""
+        self._of_kind(ceremony_id, REBUILDING, State.GIVEN)
+        return self._rebuilding.give(ceremony_id, request)
+
+    def restore(self, ceremony_id: str, certificate: bytes, gifts: Sequence[tuple[bytes, SealedPart]]) -> bytes:
+        """See :meth:`Rebuilding.restore`."""
+        self._of_kind(ceremony_id, REBUILDING, State.RESTORED)
+        return self._rebuilding.restore(ceremony_id, certificate, gifts)
+
+    def erase(self, ceremony_id: str, consents: list[bytes]) -> bytes:
+        """See :meth:`Destroying.erase`."""
+        self._of_kind(ceremony_id, {Kind.DESTROY}, State.ERASED)
+        return self._destroying.erase(ceremony_id, consents)
+
+    def _of_kind(self, ceremony_id: str, kinds: Iterable[Kind], target: State) -> None:
+        row = self._seat.row(ceremony_id)
+        if row.kind not in kinds:
+            raise StateError(
+                Reason.STATE,
+                f"ceremony {row.ceremony_id} is to {row.kind}, and has no such step",
+                expected=" or ".join(sorted(kinds)),
+                actual=str(target),
             )
-        if row.state == ACTIVE:
-            return
-        _check_move(row, ACTIVE)
-        rival = self._keystore.live_ceremony(row.key_id, row.epoch)
-        if rival is not None and rival.ceremony_id != ceremony_id:
-            raise _rival(rival)
-        now = self._now()
-        epoch = EpochRow(row.key_id, row.epoch, ceremony_id, certificate)
-        with self._keystore.transaction():
-            self._keystore.update_ceremony(ceremony_id, now, state=ACTIVE)
-            self._keystore.insert_epoch(epoch, now)
-            for other in self._keystore.ceremonies():
-                if (other.key_id, other.epoch) == (row.key_id, row.epoch) and other.ceremony_id != ceremony_id:
-                    self._keystore.drop_secrets(other.ceremony_id)
-            held = load_epoch(self._keystore, epoch, self._me)
-        self._epochs.add(held)
 
-    def cancel(self, ceremony_id: str) -> str:
-        """Give a ceremony up; returns the state it was in, or ``unknown``. Raises ``STATE`` for an active epoch."""
+    def cancel(self, ceremony_id: str, cause: str = "") -> str:
+        """Give a ceremony up; returns the state it was in, or ``unknown``. Raises ``STATE`` for one that is over."""
         row = self._keystore.ceremony(ceremony_id)
         if row is None:
             return "unknown"
-        if row.state == CANCELLED:
-            return row.cancelled_from or "unknown"
-        _check_move(row, CANCELLED)
+        if row.state is State.CANCELLED:
+            return str(row.cancelled_from or "unknown")
+        check_move(row, State.CANCELLED)
         with self._keystore.transaction():
-            self._keystore.update_ceremony(ceremony_id, self._now(), state=CANCELLED, cancelled_from=row.state)
-            if row.state != CONFIRMED:
+            self._keystore.move_ceremony(ceremony_id, State.CANCELLED, self._seat.now(), cause[:500])
+            self.approvals.withdraw(ceremony_id)
+            if row.state is not State.CONFIRMED:
                 self._keystore.drop_secrets(ceremony_id)
-        return row.state
+        return str(row.state)
 
-    # -- what the steps share --------------------------------------------------------------------------------------
-
-    def _now(self) -> int:
-        return int(self._clock())
-
-    def _row(self, ceremony_id: str) -> CeremonyRow:
-        row = self._keystore.ceremony(ceremony_id)
+    def certificate(self, key_id: str, epoch: int) -> bytes:
+        """The certificate (DSSE envelope) of an epoch, also of one that is no longer. Raises ``UNKNOWN_KEY``."""
+        row = self._keystore.epoch(key_id, epoch)
         if row is None:
             raise StateError(
-                Reason.NOT_FOUND,
-                "no such ceremony",
-                expected="a ceremony that was proposed to this custodian",
-                actual=ascii(ceremony_id[:40]),
+                Reason.UNKNOWN_KEY,
+                "this custodian knows no such epoch",
+                expected=", ".join(str(each.epoch) for each in self._keystore.epochs(key_id)) or "a key it holds",
+                actual=f"{key_id[:64]} epoch {epoch}",
             )
-        return row
-
-    def _plan(self, row: CeremonyRow, target: str) -> CeremonyPlan:
-        """The plan of a ceremony that may move to ``target``, still fitting the roster."""
-        _check_move(row, target)
-        plan = CeremonyPlan.parse(row.plan)
-        ceremony.check_plan(plan, cluster=self._roster.cluster, roster_digest=self._roster_digest, quorum=self._quorum)
-        return plan
-
-    def _check_new(self, plan: CeremonyPlan) -> None:
-        names.check(names.KEY_ID, plan.key_id, "key id")
-        ceremony.check_plan(plan, cluster=self._roster.cluster, roster_digest=self._roster_digest, quorum=self._quorum)
-        if not suite_available(plan.suite):
-            raise UnavailableError(
-                Reason.UNSUPPORTED,
-                "this custodian cannot seal with the key's suite",
-                expected="a suite it has",
-                actual=plan.suite,
-                next_step="Choose another suite, or install the library it needs on every custodian.",
-            )
-        known = [row for row in self._keystore.epochs() if row.key_id == plan.key_id]
-        if known:
-            raise StateError(
-                Reason.EXISTS,
-                f"key {plan.key_id} exists",
-                expected="a new key id",
-                actual=f"{plan.key_id} with epoch {known[-1].epoch}",
-            )
-        rival = self._keystore.live_ceremony(plan.key_id, plan.epoch)
-        if rival is not None:
-            raise _rival(rival)
-
-    def _open_headers(self, plan: CeremonyPlan, envelopes: list[bytes]) -> dict[str, PartsHeader]:
-        opened: dict[str, PartsHeader] = {}
-        for envelope in envelopes:
-            name = PartsHeader.parse(peek_payload(envelope, ceremony.PARTS_TYPE, "parts header")).custodian
-            what = f"the parts header of {name}"
-            payload = open_envelope(envelope, ceremony.PARTS_TYPE, self._roster.custodian(name).identity, what)
-            if name in opened:
-                raise RefusedError(Reason.CEREMONY, f"{what} came twice", details={"custodians": name})
-            opened[name] = PartsHeader.parse(payload)
-            check_header(plan, opened[name], name)
-        _check_senders("headers", set(plan.quorum.ids), set(opened))
-        return opened
-
-    def _parts_by_sender(self, plan: CeremonyPlan, parts: list[SealedPart]) -> dict[str, SealedPart]:
-        by_sender = {part.sender: part for part in parts if part.to == self._me}
-        if len(by_sender) != len(parts):
-            raise RefusedError(
-                Reason.CEREMONY,
-                "some parts are not addressed to this custodian, or one sender's came twice",
-                expected=f"one blob from each co-holder, to {self._me}",
-                actual=f"{len(parts)} blobs, {len(by_sender)} of them usable",
-            )
-        _check_senders("parts", set(co_holders(plan.quorum, self._me)), set(by_sender))
-        return by_sender
+        return row.certificate
 
 
-def _check_senders(what: str, expected: set[str], actual: set[str]) -> None:
-    if expected != actual:
-        wrong = sorted(expected ^ actual)
-        raise RefusedError(
-            Reason.CEREMONY,
-            f"the {what} are not those of all custodians concerned",
-            expected=", ".join(sorted(expected)),
-            actual=", ".join(sorted(actual)),
-            details={"custodians": ",".join(wrong)},
-        )
-
-
-def _check_move(row: CeremonyRow, target: str) -> None:
-    if target not in MOVES[row.state]:
-        raise _wrong_state(row, target)
-
-
-def _wrong_state(row: CeremonyRow, target: str) -> StateError:
-    allowed = sorted(state for state, targets in MOVES.items() if target in targets)
-    return StateError(
-        Reason.STATE,
-        f"ceremony {row.ceremony_id} cannot become {target} now",
-        expected=" or ".join(state or "new" for state in allowed),
-        actual=row.state,
-        next_step="Propose a new ceremony." if row.state == CANCELLED else "",
+def _row(ordered: OrderedPlan, state: State) -> CeremonyRow:
+    plan = ordered.plan
+    return CeremonyRow(
+        plan.ceremony_id, plan.kind, plan.key_id, plan.epoch, state, None, ordered.payload, ordered.signers
     )
-
-
-def _rival(row: CeremonyRow) -> StateError:
-    return StateError(
-        Reason.EXISTS,
-        f"another ceremony of key {row.key_id} epoch {row.epoch} is {row.state}",
-        expected="no other ceremony of this epoch",
-        actual=row.ceremony_id,
-        next_step=f"Finish or cancel ceremony {row.ceremony_id}.",
-    )
-
-
-def _another_request(row: CeremonyRow, step: str, expected: bytes, actual: bytes) -> RefusedError:
-    return RefusedError(
-        Reason.CEREMONY,
-        f"ceremony {row.ceremony_id} had another {step} request before",
-        expected=expected.hex(),
-        actual=actual.hex(),
-        next_step="Repeat the first request, or cancel the ceremony and propose a new one.",
-    )
-
-
-def _stored(row: CeremonyRow, step: str, before: bytes | None, now: bytes, answer: bytes) -> bytes:
-    """The stored answer to a repeated request."""
-    if row.state == CANCELLED:
-        raise _wrong_state(row, DELIVERED if step == "deliver" else CONFIRMED)
-    if before != now:
-        raise _another_request(row, step, before or b"", now)
-    return answer
-
-
-def _digest(step: str, items: list[bytes]) -> bytes:
-    """Of a request whose items may come in any order."""
-    return hashlib.sha256(transcript(f"keyquorum/v1/{step}", *sorted(items))).digest()
-
-
-def _encode_proposal(proposal: Proposal) -> bytes:
-    parts = [
-        {"from": part.sender, "to": part.to, "sealed": base64.b64encode(part.sealed).decode()}
-        for part in proposal.parts
-    ]
-    return rfc8785.dumps({"header": base64.b64encode(proposal.header).decode(), "parts": parts})
-
-
-def _decode_proposal(row: CeremonyRow) -> Proposal:
-    fields = Fields(loads(row.proposal, "stored proposal", max_bytes=_MAX_PROPOSAL), "stored proposal")
-    header = fields.base64("header", max_bytes=_MAX_PROPOSAL)
-    parts = []
-    for item in fields.list("parts", max_items=64):
-        entry = Fields(item, "stored part")
-        sealed = entry.base64("sealed", max_bytes=_MAX_PROPOSAL)
-        parts.append(SealedPart(entry.text("from"), entry.text("to"), sealed))
-    return Proposal(row.ceremony_id, header, tuple(parts))

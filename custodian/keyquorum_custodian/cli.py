@@ -16,7 +16,7 @@ os.environ.setdefault("GRPC_VERBOSITY", "NONE")
 
 import typer
 
-from keyquorum_core.errors import KeyquorumError, Reason, RefusedError, UnavailableError, printable
+from keyquorum_core.errors import KeyquorumError, Reason, RefusedError, StateError, UnavailableError, printable
 
 __all__ = ["app", "main"]
 
@@ -171,6 +171,53 @@ def status(directory: _Directory, as_json: _Json = False) -> None:
     with _refusals(as_json):
         found = asyncio.run(fetch_status(directory))
         typer.echo(json.dumps(found) if as_json else printable(show_status(found)))
+
+
+@app.command()
+def approve(
+    directory: _Directory,
+    request: Annotated[
+        str, typer.Argument(metavar="[ID]", help="The request; without it, what waits is listed.", show_default=False)
+    ] = "",
+    reject: Annotated[bool, typer.Option("--reject", help="Say no instead.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="Don't ask again; the difference is still shown.")] = False,
+    as_json: _Json = False,
+) -> None:
+    """Decide what waits for this custodian's operator: committee changes, destruction, and what custodian.toml says.
+
+    Shows what would change and who asked, and asks before it decides. A decision is final.
+    """
+    import asyncio
+
+    from keyquorum_custodian.admin import decide, fetch_approvals, show_approval
+
+    with _refusals(as_json):
+        pending = asyncio.run(fetch_approvals(directory))
+        if not request:
+            if as_json:
+                typer.echo(json.dumps({"pending": pending}))
+            for each in () if as_json else pending:
+                typer.echo(printable(show_approval(each)))
+            if not pending and not as_json:
+                typer.echo("Nothing waits for you.")
+            return
+        found = next((each for each in pending if each["request_id"] == request), None)
+        if found is None:
+            waiting = ", ".join(each["request_id"] for each in pending) or "nothing"
+            raise StateError(Reason.NOT_FOUND, "no such request waits", expected=waiting, actual=ascii(request[:64]))
+        if not as_json:
+            typer.echo(printable(show_approval(found)))
+        if not yes:
+            if not sys.stdin.isatty():
+                raise RefusedError(
+                    Reason.APPROVAL, "nobody is at a terminal to confirm", next_step="Run at a terminal, or use --yes."
+                )
+            typer.confirm("Reject this?" if reject else "Approve this?", abort=True, err=True)
+        decided = asyncio.run(decide(directory, request, found["subject"], approve=not reject))
+        if as_json:
+            typer.echo(json.dumps({**decided, "decision": "rejected" if reject else "approved"}))
+        else:
+            typer.echo("Rejected." if reject else "Approved. The ceremony goes on by itself.")
 
 
 @owner_app.command("add")

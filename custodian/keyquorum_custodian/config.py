@@ -6,6 +6,7 @@ relative to the file's folder.
 
 from __future__ import annotations
 
+import json
 import tomllib
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,9 +18,11 @@ from keyquorum_core.strictjson import Fields
 from keyquorum_protos.wire.files import read_bytes
 from keyquorum_protos.wire.ports import parse_address
 
-__all__ = ["CONFIG_NAME", "CustodianConfig", "load_config", "render_config"]
+__all__ = ["AUTOMATIC", "CONFIG_NAME", "CustodianConfig", "load_config", "render_config"]
 
 CONFIG_NAME = "custodian.toml"
+AUTOMATIC = ("generate", "rotate", "repair", "retire")
+"""What ``auto_approve`` may name: the routine. Everything else always waits for this custodian's operator."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +31,7 @@ class CustodianConfig:
     ``bulletin_threshold``: how many operators must sign a bulletin, where the roster asks for fewer.
     ``max_cosignature_age``: for how long a quorum's cosignatures vouch for the ledger.
     ``policy_signers``: a file of the form of ``operators``, saying whose signatures count on this custodian's policies
-    and lists."""
+    and lists. ``auto_approve``: the ceremonies that its operator need not be asked about."""
 
     directory: Path
     id: str
@@ -43,7 +46,9 @@ class CustodianConfig:
     owners: str = "owners"
     bulletins: str = "bulletins"
     policy_signers: str = "operators.json"
+    rosters: str = "rosters"
     bulletin_threshold: int = 1
+    auto_approve: tuple[str, ...] = AUTOMATIC
     releases_per_owner_per_hour: int = 1000
     max_cosignature_age: int = 600
     shutdown_grace: int = 10
@@ -80,7 +85,7 @@ def load_config(directory: Path) -> CustodianConfig:
     for name in ("listen", "admin_listen", "metrics_listen", "witness_listen"):
         if texts.get(name):
             parse_address(texts[name], f"{CONFIG_NAME}: {name}")
-    for name in ("roster", "operators", "owners", "bulletins", "policy_signers"):
+    for name in ("roster", "operators", "owners", "bulletins", "policy_signers", "rosters"):
         if name in fields:
             texts[name] = fields.text(name, max_length=4096)
     limits: dict[str, int] = {}
@@ -92,8 +97,18 @@ def load_config(directory: Path) -> CustodianConfig:
     ):
         if name in fields:
             limits[name] = fields.integer(name, low, high)
+    automatic: tuple[str, ...] = AUTOMATIC
+    if "auto_approve" in fields:
+        automatic = fields.texts("auto_approve", max_items=len(AUTOMATIC), max_length=16)
+        if not set(automatic) <= set(AUTOMATIC) or len(set(automatic)) != len(automatic):
+            raise MalformedError(
+                Reason.MALFORMED,
+                f"{CONFIG_NAME}: auto_approve names something that always waits for a person, or nothing",
+                expected=f"some of {', '.join(AUTOMATIC)}, each once",
+                actual=", ".join(automatic),
+            )
     fields.done()
-    return CustodianConfig(directory, **texts, **limits)  # type: ignore[arg-type]
+    return CustodianConfig(directory, **texts, **limits, auto_approve=automatic)  # type: ignore[arg-type]
 
 
 def render_config(config: CustodianConfig) -> str:
@@ -112,7 +127,9 @@ def render_config(config: CustodianConfig) -> str:
         f'owners = "{config.owners}"\n'
         f'bulletins = "{config.bulletins}"\n'
         f'policy_signers = "{config.policy_signers}"\n'
+        f'rosters = "{config.rosters}"\n'
         f"bulletin_threshold = {config.bulletin_threshold}\n"
+        f"auto_approve = [{', '.join(json.dumps(kind) for kind in config.auto_approve)}]\n"
         f"releases_per_owner_per_hour = {config.releases_per_owner_per_hour}\n"
         f"max_cosignature_age = {config.max_cosignature_age}\n"
         f"shutdown_grace = {config.shutdown_grace}\n"

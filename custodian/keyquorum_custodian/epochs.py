@@ -1,15 +1,17 @@
-"""The active epochs, opened in memory: what releases are made from.
+"""The epochs in use, opened in memory: what releases are made from.
 
 An epoch enters only through :func:`load_epoch`, which checks every seed against the epoch's certificate first (DESIGN
 §9: start-up checks what is on disk). What is kept of a seed is its HMAC key schedule (RFC 2104 §4): a contribution then
 takes under a microsecond, a quarter of what keying HMAC anew takes, and OpenSSL overwrites the schedule when
-:meth:`Epochs.wipe` lets go of it. Copies that the interpreter made on the way are beyond reach.
+:meth:`HeldEpoch.wipe` lets go of it. Copies that the interpreter made on the way are beyond reach.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
-from dataclasses import dataclass, field
+import threading
+from collections.abc import Iterator
 from typing import Final
 
 from cryptography.hazmat.primitives.hashes import SHA256
@@ -17,29 +19,113 @@ from cryptography.hazmat.primitives.hmac import HMAC
 
 from keyquorum_core import ceremony
 from keyquorum_core.ceremony import EpochCertificate
-from keyquorum_core.errors import KeyquorumError, Reason, RefusedError, StateError
-from keyquorum_core.key_policy import KeyPolicy
+from keyquorum_core.ceremony_checks import check_certificate, check_seeds
+from keyquorum_core.errors import KeyquorumError, Reason, RefusedError, StateError, UnavailableError
 from keyquorum_core.roster import Roster
 from keyquorum_core.signing import open_multi, peek_payload
-from keyquorum_custodian.keystore import EpochRow, Keystore
+from keyquorum_custodian.keystore import Keystore
+from keyquorum_custodian.seed_records import ACTIVE, DESTROYED, RETIRED, EpochRow
 
-__all__ = ["Epochs", "HeldEpoch", "load_epoch", "open_certificate"]
+__all__ = ["ISSUE_GRACE", "Epochs", "HeldEpoch", "load_epoch", "open_certificate"]
 
 CONTRIBUTION_LABEL: Final = b"keyquorum/v1/contribution"
 """As in :mod:`keyquorum_core.derivation`; a test holds the two together."""
 
+ISSUE_GRACE: Final = 300
+"""Seconds after an epoch was retired in which manifests for it may still be issued: owners learn of it late."""
 
-@dataclass(frozen=True, slots=True)
+
 class HeldEpoch:
-    """One active epoch of a key and this custodian's seeds of it."""
+    """One epoch of a key and this custodian's seeds of it.
 
-    key_id: str
-    epoch: int
-    suite: str
-    certificate_digest: str
-    indices: tuple[int, ...]
-    policy: KeyPolicy
-    _keyed: dict[int, HMAC] = field(repr=False)
+    Whoever derives from it holds a :meth:`lease` meanwhile; destruction waits until nobody does (:meth:`close`).
+    """
+
+    __slots__ = (
+        "_closing",
+        "_keyed",
+        "_leases",
+        "_lock",
+        "ceremony_id",
+        "certificate_digest",
+        "created_at",
+        "epoch",
+        "indices",
+        "key_id",
+        "policy",
+        "retired_at",
+        "suite",
+    )
+
+    def __init__(
+        self, certificate: EpochCertificate, seeds: dict[int, bytes], *, retired_at: int | None = None
+    ) -> None:
+        plan = certificate.plan
+        self.key_id = plan.key_id
+        self.epoch = plan.epoch
+        self.suite = plan.suite
+        self.policy = plan.policy
+        self.ceremony_id = plan.ceremony_id
+        self.created_at = plan.created_at
+        """Unix seconds, as certified: what the epoch's age is counted from."""
+        self.retired_at = retired_at
+        """Unix seconds, the date of the epoch that followed; None while this one is the newest."""
+        self.certificate_digest = certificate.digest
+        self.indices = tuple(seeds)
+        self._keyed = {index: HMAC(seed, SHA256()) for index, seed in seeds.items()}
+        self._lock = threading.Lock()
+        self._leases = 0
+        self._closing = False
+
+    def __repr__(self) -> str:
+        return f"HeldEpoch({self.key_id}, {self.epoch}, {self.state})"
+
+    @property
+    def state(self) -> str:
+        return ACTIVE if self.retired_at is None else RETIRED
+
+    def check_serves(self, issued_at: int) -> None:
+        """Raise ``KEY_STATE`` where the epoch was retired when a manifest of ``issued_at`` (unix seconds) was made."""
+        if self.retired_at is not None and issued_at > self.retired_at + ISSUE_GRACE:
+            raise StateError(
+                Reason.KEY_STATE,
+                f"epoch {self.epoch} of key {self.key_id} is retired and serves only what began before",
+                expected=f"a manifest issued by {self.retired_at + ISSUE_GRACE}",
+                actual=issued_at,
+                next_step="Sign the manifest for the key's newest epoch.",
+            )
+
+    @contextlib.contextmanager
+    def lease(self) -> Iterator[None]:
+        """The seeds stay while this is held, which many may do at once. Raises ``KEY_STATE`` once they are to go."""
+        with self._lock:
+            if self._closing:
+                raise StateError(
+                    Reason.KEY_STATE,
+                    f"epoch {self.epoch} of key {self.key_id} is being destroyed",
+                    expected=ACTIVE,
+                    actual=DESTROYED,
+                )
+            self._leases += 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._leases -= 1
+
+    def close(self) -> None:
+        """No new lease from now on; wipe the seeds if none is held. Raises ``UNAVAILABLE`` while one is: ask again."""
+        with self._lock:
+            self._closing = True
+            if self._leases:
+                raise UnavailableError(
+                    Reason.UNAVAILABLE,
+                    f"{self._leases} releases from epoch {self.epoch} of key {self.key_id} are under way",
+                    expected="none",
+                    actual=self._leases,
+                    next_step="Ask again in a moment; no new ones begin.",
+                )
+        self.wipe()
 
     def contributions(self, context: bytes) -> dict[int, bytes]:
         """One contribution per seed, for a 32-byte context: :func:`keyquorum_core.derivation.contributions`."""
@@ -52,42 +138,62 @@ class HeldEpoch:
         return out
 
     def wipe(self) -> None:
+        """Overwrite and forget the seeds."""
         self._keyed.clear()
 
 
 class Epochs:
-    """All active epochs of this custodian, by key and number."""
+    """All epochs in use by this custodian, by key and number."""
 
     def __init__(self, keystore: Keystore) -> None:
         self._keystore = keystore
         self._held: dict[tuple[str, int], HeldEpoch] = {}
 
     def add(self, held: HeldEpoch) -> None:
-        """From now on releases are made from it."""
+        """From now on releases are made from it; older epochs of the key are retired."""
+        for other in self._held.values():
+            if other.key_id == held.key_id and other.epoch < held.epoch and other.retired_at is None:
+                other.retired_at = held.created_at
         self._held[held.key_id, held.epoch] = held
+
+    def remove(self, key_id: str, epoch: int) -> None:
+        """Wipe it, once no release holds it. Raises ``UNAVAILABLE``."""
+        held = self._held.get((key_id, epoch))
+        if held is not None:
+            held.close()
+            del self._held[key_id, epoch]
 
     def all(self) -> tuple[HeldEpoch, ...]:
         return tuple(self._held.values())
 
+    def newest(self, key_id: str) -> HeldEpoch | None:
+        """The key's newest epoch that is held here."""
+        return max((held for held in self._held.values() if held.key_id == key_id), key=lambda h: h.epoch, default=None)
+
     def active(self, key_id: str, epoch: int) -> HeldEpoch:
-        """Raises ``UNKNOWN_KEY``, ``EPOCH`` (another epoch of the key is active) or ``KEY_STATE`` (not active yet)."""
+        """An epoch in use, active or retired.
+
+        Raises ``UNKNOWN_KEY``, ``EPOCH`` (others of the key are in use) or ``KEY_STATE`` (not active yet, destroyed).
+        """
         held = self._held.get((key_id, epoch))
         if held is not None:
             return held
-        others = sorted(number for key, number in self._held if key == key_id)
+        row = self._keystore.epoch(key_id, epoch)
         underway = self._keystore.live_ceremony(key_id, epoch)
-        if underway is not None:
+        if row is not None or underway is not None:
+            state = row.state if row is not None else str(underway.state) if underway is not None else ""
             raise StateError(
                 Reason.KEY_STATE,
-                f"epoch {epoch} of key {key_id} is not active",
-                expected="active",
-                actual=underway.state,
-                next_step="Finish its ceremony.",
+                f"epoch {epoch} of key {key_id} is not in use",
+                expected=ACTIVE,
+                actual=state,
+                next_step="Finish its ceremony." if row is None else "",
             )
+        others = sorted(number for key, number in self._held if key == key_id)
         if others:
             raise RefusedError(
                 Reason.EPOCH,
-                f"key {key_id} has no such active epoch",
+                f"key {key_id} has no such epoch in use",
                 expected=", ".join(str(number) for number in others),
                 actual=epoch,
             )
@@ -103,10 +209,10 @@ class Epochs:
 
 
 def open_certificate(envelope: bytes, keystore: Keystore) -> tuple[EpochCertificate, bytes]:
-    """An epoch certificate and its exact payload, signed by every custodian of the roster that its plan names.
+    """An epoch certificate and its exact payload, signed by every custodian that it does not name as absent.
 
-    That roster was accepted once by this custodian, and is known by its digest. Raises ``SIGNATURE…``, ``CEREMONY``, or
-    ``ROSTER`` for a roster never seen here.
+    Their identities are those of the roster that its plan names, which this custodian knows by its digest. Raises
+    ``SIGNATURE…``, ``CEREMONY``, or ``ROSTER`` for a roster never seen here.
     """
     what = "epoch certificate"
     limit = ceremony.MAX_CERTIFICATE
@@ -120,13 +226,14 @@ def open_certificate(envelope: bytes, keystore: Keystore) -> tuple[EpochCertific
             expected="a roster it accepted",
             actual=digest,
         )
-    signers = {custodian.id: custodian.identity for custodian in Roster.parse(stored).custodians}
-    payload, signed = open_multi(envelope, ceremony.CERTIFICATE_TYPE, signers, len(signers), what, limit)
-    return ceremony.check_certificate(payload, claimed.plan, claimed.plan.quorum, signed), payload
+    identities = {custodian.id: custodian.identity for custodian in Roster.parse(stored).custodians}
+    needed = len(claimed.signers)
+    payload, signed = open_multi(envelope, ceremony.CERTIFICATE_TYPE, identities, needed, what, limit)
+    return check_certificate(payload, claimed.plan, claimed.plan.quorum, signed), payload
 
 
 def load_epoch(keystore: Keystore, row: EpochRow, me: str) -> HeldEpoch:
-    """Open an active epoch's seeds and check each against the certificate.
+    """Open an epoch's seeds and check each against the certificate.
 
     Raises the error of the check that failed, naming key and epoch, and the index where there is one.
     """
@@ -141,17 +248,9 @@ def load_epoch(keystore: Keystore, row: EpochRow, me: str) -> HeldEpoch:
                 actual=f"{plan.key_id} epoch {plan.epoch}",
             )
         seeds = keystore.seeds(row)
-        ceremony.check_seeds(certificate, me, seeds)
+        check_seeds(certificate, me, seeds)
     except KeyquorumError as error:
         error.message = f"key {row.key_id} epoch {row.epoch}: {error.message}"
         error.details |= {"key_id": row.key_id, "epoch": str(row.epoch)}
         raise
-    return HeldEpoch(
-        key_id=row.key_id,
-        epoch=row.epoch,
-        suite=plan.suite,
-        certificate_digest=certificate.digest,
-        indices=tuple(seeds),
-        policy=plan.policy,
-        _keyed={index: HMAC(seed, SHA256()) for index, seed in seeds.items()},
-    )
+    return HeldEpoch(certificate, seeds, retired_at=row.retired_at)

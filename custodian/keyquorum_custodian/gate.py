@@ -239,8 +239,10 @@ class Gate:
         manifest.check_window(case.verified.manifest, case.now)
 
     def _check_key(self, case: _Case) -> None:
-        """The manifest's epoch of its key is active here."""
-        case.epoch = self._epochs.active(case.verified.manifest.key_id, case.verified.manifest.epoch)
+        """The manifest's epoch of its key is in use here: active, or retired after the manifest was issued."""
+        signed = case.verified.manifest
+        case.epoch = self._epochs.active(signed.key_id, signed.epoch)
+        case.epoch.check_serves(signed.issued_at)
 
     def _check_ledger(self, case: _Case) -> None:
         """The ledger shows exactly this leaf, in a tree that extends all this custodian saw of it and that a quorum of
@@ -311,7 +313,8 @@ class Gate:
         verified, epoch = case.verified, case.epoch
         leaf_hash = case.leaf_hash
         window = self._windows.current()
-        contributions = derivation.encode_contributions(epoch.contributions(verified.context))
+        with epoch.lease():
+            contributions = derivation.encode_contributions(epoch.contributions(verified.context))
         sealed = seal(case.recipient, contributions, share_info(leaf_hash, self.custodian_id, case.recipient))
         answer = sign_answer(
             window.answer_key,

@@ -1,65 +1,31 @@
-"""Everything a custodian must not lose, in one SQLite file; every secret in it is AES-256-GCM under one key.
+"""Everything a custodian must not lose: its own keys, rosters, operators' documents, ceremonies, epochs, releases.
 
-The key-encryption key (KEK, 32 random bytes) is itself wrapped by a passphrase (``keyquorum_core.keywrap``). A sealed
-column holds nonce (12 bytes) ‖ ciphertext ‖ tag, with the associated data ``transcript("keyquorum/v1/keystore", table,
-name or ceremony id, key id, u64be(epoch), u64be(index))``: a ciphertext moved to another row does not open.
-
-Changes happen in transactions: all of one or nothing, and callers touch their own memory only after the commit. A disk
-that is full or failing raises ``STORAGE`` and leaves the file as it was. Ceremony steps are synced to the disk before
-they are answered; release records survive the process but not always the machine (``synchronous=NORMAL``).
+One SQLite file (:mod:`keyquorum_custodian.vault`); the key that seals every secret in it (KEK, 32 random bytes) is
+itself wrapped by a passphrase (``keyquorum_core.keywrap``). Ceremony steps are synced to the disk before they are
+answered; release records survive the process but not always the machine (``synchronous=NORMAL``).
 """
 
 from __future__ import annotations
 
-import contextlib
 import os
-import sqlite3
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 
-from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 from keyquorum_core import keywrap
-from keyquorum_core.errors import MalformedError, Reason, RefusedError, StateError, UnavailableError
+from keyquorum_core.errors import Reason, StateError, UnavailableError
 from keyquorum_core.ledger.cosignatures import Cosigner
 from keyquorum_core.sealing import RecipientKey
 from keyquorum_core.signing import Identity
-from keyquorum_core.transcript import transcript, u64be
 from keyquorum_custodian import schema
+from keyquorum_custodian.seed_records import SeedRecords
+from keyquorum_custodian.vault import blob, connect, number, storage
 
-__all__ = ["CeremonyRow", "EpochRow", "Keystore", "ReleaseRecord"]
+__all__ = ["Keystore", "ReleaseRecord"]
 
 _PURPOSE = "keyquorum/v1/keystore"
-_NONCE = 12
-
-
-@dataclass(frozen=True, slots=True)
-class CeremonyRow:
-    """A ceremony as last persisted: the plan's payload, then the answers given and digests of what they answered."""
-
-    ceremony_id: str
-    key_id: str
-    epoch: int
-    state: str
-    cancelled_from: str | None
-    plan: bytes
-    proposal: bytes
-    deliver_request: bytes | None
-    commitments: bytes | None
-    confirm_request: bytes | None
-    confirmation: bytes | None
-
-
-@dataclass(frozen=True, slots=True)
-class EpochRow:
-    """An active epoch: ``certificate`` is the complete DSSE envelope."""
-
-    key_id: str
-    epoch: int
-    ceremony_id: str
-    certificate: bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,47 +43,10 @@ class ReleaseRecord:
     decision_sha256: str
 
 
-@contextlib.contextmanager
-def _storage(path: Path) -> Iterator[None]:
-    """SQLite's errors as typed ones, saying whether trying again may help."""
-    try:
-        yield
-    except sqlite3.OperationalError as error:
-        text = str(error)
-        if "locked" in text or "busy" in text:
-            raise StateError(
-                Reason.STATE,
-                f"{path} is in use by another process",
-                next_step="Stop the other custodian process; one keystore is served by one process.",
-            ) from None
-        raise UnavailableError(
-            Reason.STORAGE,
-            f"{path} could not be read or written; nothing was changed",
-            actual=text,
-            next_step="Free space on the disk or repair it, then try again.",
-        ) from None
-    except sqlite3.IntegrityError as error:
-        raise StateError(
-            Reason.STATE, f"{path} already holds what must be there only once; nothing was changed", actual=str(error)
-        ) from None
-    except sqlite3.DatabaseError as error:
-        raise UnavailableError(
-            Reason.STORAGE,
-            f"{path} is damaged or not a keystore",
-            expected="a keystore made by `keyquorum-custodian init`",
-            actual=str(error),
-        ) from None
-
-
-@dataclass(slots=True)
-class Keystore:
+class Keystore(SeedRecords):
     """One open keystore, used from one thread. Make it with :meth:`create` (once) and :meth:`open`."""
 
-    path: Path
-    custodian_id: str
-    _db: sqlite3.Connection
-    _kek: AESGCM = field(repr=False)
-    _synchronous: str = "FULL"
+    __slots__ = ()
 
     # -- opening ---------------------------------------------------------------------------------------------------
 
@@ -143,10 +72,10 @@ class Keystore:
             raise StateError(Reason.EXISTS, f"{path} exists; a keystore is never overwritten") from None
         except OSError as error:
             raise UnavailableError(Reason.STORAGE, f"{path} could not be made", actual=error.strerror) from None
-        store = cls(path, custodian_id, _connect(path), AESGCM(kek))
+        store = cls(path, custodian_id, connect(path), AESGCM(kek))
         ed25519, ml_dsa = identity.seeds()
         witness_ed25519, witness_ml_dsa = cosigner.seeds()
-        with _storage(path):
+        with storage(path):
             schema.migrate(store._db, str(path))
         with store.transaction():
             store._put_meta("custodian", custodian_id.encode())
@@ -169,9 +98,9 @@ class Keystore:
             raise StateError(
                 Reason.NOT_FOUND, f"there is no keystore at {path}", next_step="Run `keyquorum-custodian init` first."
             )
-        db = _connect(path)
+        db = connect(path)
         try:
-            with _storage(path):
+            with storage(path):
                 schema.refuse_empty(db, str(path))
                 schema.migrate(db, str(path))
                 meta = dict(db.execute("SELECT name, value FROM meta").fetchall())
@@ -183,54 +112,6 @@ class Keystore:
             db.close()
             raise
 
-    def close(self) -> None:
-        """Checkpoint and close. The file is whole without it too."""
-        with contextlib.suppress(sqlite3.Error):
-            self._db.close()
-
-    # -- transactions and sealing ----------------------------------------------------------------------------------
-
-    @contextlib.contextmanager
-    def transaction(self, *, durable: bool = True) -> Iterator[None]:
-        """All the changes made inside, or none. ``durable``: on the disk before this returns."""
-        with _storage(self.path):
-            self._synchronise("FULL" if durable else "NORMAL")
-            self._db.execute("BEGIN IMMEDIATE")
-            try:
-                yield
-                self._commit()
-            except BaseException:
-                if self._db.in_transaction:
-                    self._db.execute("ROLLBACK")
-                raise
-
-    def _synchronise(self, mode: str) -> None:
-        if mode != self._synchronous:
-            self._db.execute(f"PRAGMA synchronous={mode}")
-            self._synchronous = mode
-
-    def _commit(self) -> None:
-        self._db.execute("COMMIT")
-
-    def _seal(self, secret: bytes, table: str, name: str, key_id: str = "", epoch: int = 0, index: int = 0) -> bytes:
-        nonce = os.urandom(_NONCE)
-        return nonce + self._kek.encrypt(nonce, secret, _associated(table, name, key_id, epoch, index))
-
-    def _unseal(self, sealed: bytes, table: str, name: str, key_id: str = "", epoch: int = 0, index: int = 0) -> bytes:
-        try:
-            return self._kek.decrypt(sealed[:_NONCE], sealed[_NONCE:], _associated(table, name, key_id, epoch, index))
-        except (InvalidTag, ValueError):
-            raise UnavailableError(
-                Reason.STORAGE,
-                f"{self.path}: a sealed value was changed or moved",
-                expected=f"the row written as {table} {name} {key_id} {epoch} {index}".rstrip(),
-                next_step="Restore the keystore from a backup, or have the custodian repaired.",
-            ) from None
-
-    def _rows(self, query: str, *values: object) -> list[tuple[object, ...]]:
-        with _storage(self.path):
-            return self._db.execute(query, values).fetchall()
-
     def _put_meta(self, name: str, value: bytes) -> None:
         self._db.execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", (name, value))
 
@@ -240,7 +121,7 @@ class Keystore:
         rows = self._rows("SELECT sealed FROM secrets WHERE name = ?", name)
         if not rows:
             raise UnavailableError(Reason.STORAGE, f"{self.path} lacks the private key {name}")
-        return self._unseal(_blob(rows[0][0]), "secrets", name)
+        return self._unseal(blob(rows[0][0]), "secrets", name)
 
     def identity(self) -> Identity:
         """The custodian's signing identity."""
@@ -254,34 +135,28 @@ class Keystore:
         """The keys this custodian cosigns checkpoints with, as the witness called ``name``."""
         return Cosigner.from_seeds(name, self._secret("witness-ed25519"), self._secret("witness-ml-dsa-44"))
 
-    def accept_roster(self, digest: str, version: int, payload: bytes) -> None:
-        """Remember a verified roster; its version never goes back. Raises :class:`RefusedError` (``ROSTER``)."""
-        rows = self._rows("SELECT version, digest FROM rosters ORDER BY version DESC LIMIT 1")
-        if rows:
-            newest, known = rows[0]
-            if version < _number(newest) or (version == newest and digest != known):
-                raise RefusedError(
-                    Reason.ROSTER,
-                    "the roster on disk is older than one this custodian served under, or contradicts it",
-                    expected=f"version {newest} ({known}) or newer",
-                    actual=f"version {version} ({digest})",
-                )
-            if digest == known:
-                return
-        with self.transaction():
-            self._db.execute("INSERT INTO rosters VALUES (?, ?, ?)", (digest, version, payload))
+    def newest_roster(self) -> tuple[int, str, bytes] | None:
+        """``(version, digest, payload)`` of the newest roster this custodian served under."""
+        rows = self._rows("SELECT version, digest, payload FROM rosters ORDER BY version DESC LIMIT 1")
+        return (number(rows[0][0]), str(rows[0][1]), blob(rows[0][2])) if rows else None
+
+    def keep_roster(self, digest: str, version: int, payload: bytes) -> None:
+        """Remember a roster whose digest is known to be right. Idempotent."""
+        if self.roster_payload(digest) is None:
+            with self.transaction():
+                self._db.execute("INSERT INTO rosters VALUES (?, ?, ?)", (digest, version, payload))
 
     def roster_payload(self, digest: str) -> bytes | None:
         """A roster accepted before."""
         rows = self._rows("SELECT payload FROM rosters WHERE digest = ?", digest)
-        return _blob(rows[0][0]) if rows else None
+        return blob(rows[0][0]) if rows else None
 
     # -- time ------------------------------------------------------------------------------------------------------
 
     def highest_time(self) -> int:
         """The latest time this custodian's clock is known to have shown, unix seconds; 0 for none."""
         rows = self._rows("SELECT value FROM meta WHERE name = 'highest-time'")
-        return int.from_bytes(_blob(rows[0][0]), "big") if rows else 0
+        return int.from_bytes(blob(rows[0][0]), "big") if rows else 0
 
     def save_highest_time(self, now: int) -> None:
         """On the disk when this returns."""
@@ -293,7 +168,7 @@ class Keystore:
     def bulletin(self, kind: str) -> tuple[int, str, bytes] | None:
         """``(version, digest, envelope)`` of the last document of a kind that was accepted."""
         rows = self._rows("SELECT version, digest, envelope FROM bulletins WHERE kind = ?", kind)
-        return (_number(rows[0][0]), str(rows[0][1]), _blob(rows[0][2])) if rows else None
+        return (number(rows[0][0]), str(rows[0][1]), blob(rows[0][2])) if rows else None
 
     def save_bulletin(self, kind: str, version: int, digest: str, envelope: bytes, now: int) -> None:
         """Remember an accepted document, on the disk when this returns; that it may follow the last one, the caller
@@ -302,93 +177,6 @@ class Keystore:
             self._db.execute(
                 "INSERT OR REPLACE INTO bulletins VALUES (?, ?, ?, ?, ?)", (kind, version, digest, envelope, now)
             )
-
-    # -- ceremonies ------------------------------------------------------------------------------------------------
-
-    def ceremonies(self) -> tuple[CeremonyRow, ...]:
-        rows = self._rows(f"SELECT {_CEREMONY} FROM ceremonies ORDER BY updated_at, ceremony_id")  # noqa: S608
-        return tuple(CeremonyRow(*row) for row in rows)  # type: ignore[arg-type]
-
-    def ceremony(self, ceremony_id: str) -> CeremonyRow | None:
-        rows = self._rows(f"SELECT {_CEREMONY} FROM ceremonies WHERE ceremony_id = ?", ceremony_id)  # noqa: S608
-        return CeremonyRow(*rows[0]) if rows else None  # type: ignore[arg-type]
-
-    def live_ceremony(self, key_id: str, epoch: int) -> CeremonyRow | None:
-        """The one ceremony of this epoch that is not cancelled."""
-        rows = self._rows(
-            f"SELECT {_CEREMONY} FROM ceremonies WHERE key_id = ? AND epoch = ? AND state <> 'cancelled'",  # noqa: S608
-            key_id,
-            epoch,
-        )
-        return CeremonyRow(*rows[0]) if rows else None  # type: ignore[arg-type]
-
-    def insert_ceremony(self, row: CeremonyRow, parts: dict[int, bytes], now: int) -> None:
-        """Inside a transaction: a ceremony's first step, with this custodian's own parts by index."""
-        values = tuple(getattr(row, name) for name in _CEREMONY.split(", "))
-        self._db.execute(
-            f"INSERT INTO ceremonies ({_CEREMONY}, updated_at) VALUES ({'?, ' * len(values)}?)",  # noqa: S608
-            (*values, now),
-        )
-        for index, part in parts.items():
-            self._put_indexed("parts", row, index, part)
-
-    def update_ceremony(self, ceremony_id: str, now: int, **columns: str | bytes | None) -> None:
-        """Inside a transaction: set columns of a ceremony."""
-        if not columns.keys() <= set(_CEREMONY.split(", ")):
-            raise TypeError(f"no such columns: {sorted(columns)}")
-        assignments = ", ".join(f"{name} = ?" for name in columns)
-        self._db.execute(
-            f"UPDATE ceremonies SET {assignments}, updated_at = ? WHERE ceremony_id = ?",  # noqa: S608
-            (*columns.values(), now, ceremony_id),
-        )
-
-    def parts(self, row: CeremonyRow) -> dict[int, bytes]:
-        """This custodian's own parts of a proposed ceremony."""
-        return self._indexed("parts", row.ceremony_id, row.key_id, row.epoch)
-
-    def replace_parts_by_seeds(self, row: CeremonyRow, seeds: dict[int, bytes]) -> None:
-        """Inside a transaction: the parts have done their work; keep what they made."""
-        self._db.execute("DELETE FROM parts WHERE ceremony_id = ?", (row.ceremony_id,))
-        for index, seed in seeds.items():
-            self._put_indexed("seeds", row, index, seed)
-
-    def drop_secrets(self, ceremony_id: str) -> None:
-        """Inside a transaction: erase a ceremony's parts and seeds (``secure_delete`` overwrites the pages)."""
-        self._db.execute("DELETE FROM parts WHERE ceremony_id = ?", (ceremony_id,))
-        self._db.execute("DELETE FROM seeds WHERE ceremony_id = ?", (ceremony_id,))
-
-    def _put_indexed(self, table: str, row: CeremonyRow, index: int, secret: bytes) -> None:
-        sealed = self._seal(secret, table, row.ceremony_id, row.key_id, row.epoch, index)
-        self._db.execute(f"INSERT INTO {table} VALUES (?, ?, ?)", (row.ceremony_id, index, sealed))  # noqa: S608
-
-    def _indexed(self, table: str, ceremony_id: str, key_id: str, epoch: int) -> dict[int, bytes]:
-        rows = self._rows(f"SELECT idx, sealed FROM {table} WHERE ceremony_id = ? ORDER BY idx", ceremony_id)  # noqa: S608
-        return {
-            _number(index): self._unseal(_blob(sealed), table, ceremony_id, key_id, epoch, _number(index))
-            for index, sealed in rows
-        }
-
-    # -- epochs ----------------------------------------------------------------------------------------------------
-
-    def epochs(self) -> tuple[EpochRow, ...]:
-        rows = self._rows("SELECT key_id, epoch, ceremony_id, certificate FROM epochs ORDER BY key_id, epoch")
-        return tuple(EpochRow(*row) for row in rows)  # type: ignore[arg-type]
-
-    def epoch(self, key_id: str, epoch: int) -> EpochRow | None:
-        rows = self._rows(
-            "SELECT key_id, epoch, ceremony_id, certificate FROM epochs WHERE key_id = ? AND epoch = ?", key_id, epoch
-        )
-        return EpochRow(*rows[0]) if rows else None  # type: ignore[arg-type]
-
-    def insert_epoch(self, row: EpochRow, now: int) -> None:
-        """Inside a transaction."""
-        self._db.execute(
-            "INSERT INTO epochs VALUES (?, ?, ?, ?, ?)", (row.key_id, row.epoch, row.ceremony_id, row.certificate, now)
-        )
-
-    def seeds(self, row: EpochRow | CeremonyRow) -> dict[int, bytes]:
-        """The seeds a ceremony made, by index, opened."""
-        return self._indexed("seeds", row.ceremony_id, row.key_id, row.epoch)
 
     # -- other modules' tables -------------------------------------------------------------------------------------
 
@@ -404,7 +192,7 @@ class Keystore:
 
     def record_release(self, record: ReleaseRecord) -> bool:
         """Keep a release before it is answered. False: this leaf was answered before."""
-        with _storage(self.path):
+        with storage(self.path):
             self._synchronise("NORMAL")
             cursor = self._db.execute(
                 "INSERT OR IGNORE INTO releases (leaf_hash, leaf, owner, released_at, window, development,"
@@ -436,16 +224,16 @@ class Keystore:
         return ReleaseRecord(*rows[0]) if rows else None  # type: ignore[arg-type]
 
     def release_count(self) -> int:
-        return _number(self._rows("SELECT count(*) FROM releases")[0][0])
+        return number(self._rows("SELECT count(*) FROM releases")[0][0])
 
     def releases_since(self, since: int) -> list[tuple[str, int]]:
         """``(owner, unix time)`` of the releases at or after ``since``, oldest first."""
         out: list[tuple[str, int]] = []
-        with _storage(self.path):
+        with storage(self.path):
             for owner, time in self._db.execute("SELECT owner, released_at FROM releases ORDER BY number DESC"):
                 if time < since:
                     break
-                out.append((str(owner), _number(time)))
+                out.append((str(owner), number(time)))
         return out[::-1]
 
     def save_appraisals(
@@ -479,7 +267,7 @@ class Keystore:
         """``(evidence digest, verdict)`` of every appraisal that is kept."""
         rows = self._rows("SELECT evidence_digest, context, expires_at, sealed FROM appraisals")
         return [
-            (_blob(evidence), self._verdict(_blob(evidence), _blob(context), expires_at, sealed))
+            (blob(evidence), self._verdict(blob(evidence), blob(context), expires_at, sealed))
             for evidence, context, expires_at, sealed in rows
         ]
 
@@ -489,50 +277,9 @@ class Keystore:
             self._db.executemany("DELETE FROM appraisals WHERE evidence_digest = ?", [(each,) for each in evidence])
 
     def _verdict(self, evidence: bytes, context: bytes, expires_at: object, sealed: object) -> bytes:
-        return self._unseal(_blob(sealed), "appraisals", evidence.hex(), context.hex(), _number(expires_at))
+        return self._unseal(blob(sealed), "appraisals", evidence.hex(), context.hex(), number(expires_at))
 
     def tpm_state(self, ak: str) -> bytes | None:
         """The state that this attestation key's last accepted quote left its TPM in."""
         rows = self._rows("SELECT sealed FROM tpm_states WHERE ak = ?", ak)
-        return self._unseal(_blob(rows[0][0]), "tpm_states", ak) if rows else None
-
-
-_CEREMONY = (
-    "ceremony_id, key_id, epoch, state, cancelled_from, plan, proposal, deliver_request, commitments,"
-    " confirm_request, confirmation"
-)
-
-
-def _connect(path: Path) -> sqlite3.Connection:
-    with _storage(path):
-        db = sqlite3.connect(path, timeout=0.5, isolation_level=None, cached_statements=64)
-        # Exclusive: one process serves a keystore, and with it the WAL index stays in that process's memory.
-        for pragma in (
-            "locking_mode=EXCLUSIVE",
-            "journal_mode=WAL",
-            "synchronous=FULL",
-            "secure_delete=ON",
-            "foreign_keys=ON",
-            "trusted_schema=OFF",
-            "cache_size=-2000",
-        ):
-            db.execute(f"PRAGMA {pragma}")
-    return db
-
-
-def _associated(table: str, name: str, key_id: str, epoch: int, index: int) -> bytes:
-    return transcript(
-        "keyquorum/v1/keystore", table.encode(), name.encode(), key_id.encode(), u64be(epoch), u64be(index)
-    )
-
-
-def _blob(value: object) -> bytes:
-    if not isinstance(value, bytes):
-        raise MalformedError(Reason.STORAGE, "the keystore holds a value of the wrong type", expected="bytes")
-    return value
-
-
-def _number(value: object) -> int:
-    if not isinstance(value, int):
-        raise MalformedError(Reason.STORAGE, "the keystore holds a value of the wrong type", expected="an integer")
-    return value
+        return self._unseal(blob(rows[0][0]), "tpm_states", ak) if rows else None

@@ -20,9 +20,11 @@ from keyquorum_core.ledger.log_trust import LogTrust
 from keyquorum_core.ledger.witness_keys import witness_name
 from keyquorum_core.policy.facts import QuorumFacts, Seat
 from keyquorum_core.roster import Roster, open_roster
+from keyquorum_core.succession import open_successor
 from keyquorum_custodian.appraisals import Appraisals
 from keyquorum_custodian.bulletins import Bulletins
 from keyquorum_custodian.ceremonies import Ceremonies
+from keyquorum_custodian.ceremony_seat import CeremonySeat
 from keyquorum_custodian.config import CustodianConfig, load_config
 from keyquorum_custodian.epochs import Epochs, load_epoch
 from keyquorum_custodian.gate import Gate
@@ -32,6 +34,7 @@ from keyquorum_custodian.ledger_store import Alarm
 from keyquorum_custodian.logs import logger
 from keyquorum_custodian.policy import POLICY_KINDS, CustodianPolicy, KeptTime, policy_kinds
 from keyquorum_custodian.quota import Quota
+from keyquorum_custodian.seed_records import DESTROYED
 from keyquorum_custodian.tpms import Tpms
 from keyquorum_custodian.trust import Owners, load_operators
 from keyquorum_custodian.windows import Windows
@@ -148,14 +151,15 @@ def _assemble(config: CustodianConfig, store: Keystore, clock: Callable[[], floa
                 next_step="Enrol this custodian with its own card, or serve from the folder that was enrolled.",
             )
     digest = roster.digest
-    store.accept_roster(digest, roster.version, roster.payload())
+    _accept_roster(config, roster, envelope, store)
     seat = Seat("custodian", config.id, config.jurisdiction)
     steady = KeptTime(clock, store)
     bulletins = _open_bulletins(config, roster, store, seat, steady)
     policy = CustodianPolicy(seat, QuorumFacts.of(roster.quorum_of()), bulletins, steady)
     epochs = Epochs(store)
     for row in store.epochs():
-        epochs.add(load_epoch(store, row, config.id))
+        if row.state != DESTROYED:
+            epochs.add(load_epoch(store, row, config.id))
     windows = Windows(config.cluster, config.id, identity, clock)
     witness = Witness(
         LogTrust(roster.log_key, roster.witnesses(), roster.quorum_of()) if roster.log_key is not None else None,
@@ -178,7 +182,11 @@ def _assemble(config: CustodianConfig, store: Keystore, clock: Callable[[], floa
         keystore=store,
         clock=clock,
     )
-    ceremonies = Ceremonies(config.id, identity, recipient, roster, store, epochs, clock)
+    ceremony_seat = CeremonySeat(
+        config.id, identity, recipient, roster, digest, roster.quorum_of(), store, epochs, clock
+    )
+    ceremonies = Ceremonies(ceremony_seat, config.auto_approve)
+    ceremonies.resume()
     return Node(
         config=config,
         keystore=store,
@@ -199,6 +207,33 @@ def _assemble(config: CustodianConfig, store: Keystore, clock: Callable[[], floa
 
 def _say(alarm: Alarm) -> None:
     logger().error("LEDGER ALARM: releases stop", alarm=alarm.number, kind=alarm.kind)
+
+
+def _accept_roster(config: CustodianConfig, roster: Roster, envelope: bytes, store: Keystore) -> None:
+    """Serve under this roster from now on, if it is the one served under before or follows it.
+
+    The versions in between, if there are any, lie in the folder of rosters. Raises :class:`RefusedError` (``ROSTER``,
+    ``SIGNATURE…``).
+    """
+    newest = store.newest_roster()
+    if newest is None:  # the pinned operators vouch for the first one
+        store.keep_roster(roster.digest, roster.version, roster.payload())
+        return
+    version, digest, payload = newest
+    if roster.version < version or (roster.version == version and roster.digest != digest):
+        raise RefusedError(
+            Reason.ROSTER,
+            "the roster on disk is older than one this custodian served under, or contradicts it",
+            expected=f"version {version} ({digest}) or newer",
+            actual=f"version {roster.version} ({roster.digest})",
+        )
+    current = Roster.parse(payload)
+    while current.version < roster.version:
+        number = current.version + 1
+        path = config.path(config.rosters) / f"{number}.json"
+        step = envelope if number == roster.version else read_bytes(path, f"version {number} of the roster", 16 << 20)
+        current = open_successor(step, current)
+        store.keep_roster(current.digest, current.version, current.payload())
 
 
 def _open_bulletins(config: CustodianConfig, roster: Roster, store: Keystore, seat: Seat, time: KeptTime) -> Bulletins:

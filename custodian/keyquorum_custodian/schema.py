@@ -157,7 +157,67 @@ CREATE TABLE ledger_alarms (
 ) STRICT;
 """
 
-_MIGRATIONS = (_V1, _V2, _V3, _V4, _V5)
+_V6 = """
+-- Ceremonies of every kind; each step's answer beside the digest of what it answered. What an earlier release had under
+-- way began under rules that are no longer, so it is not carried over; epochs are.
+DROP TABLE ceremonies;
+DELETE FROM parts;
+DELETE FROM seeds WHERE ceremony_id NOT IN (SELECT ceremony_id FROM epochs);
+CREATE TABLE ceremonies (
+    ceremony_id    TEXT PRIMARY KEY,
+    kind           TEXT NOT NULL CHECK (kind IN ('generate', 'rotate', 'repair', 'replace', 'destroy')),
+    key_id         TEXT NOT NULL,
+    epoch          INTEGER NOT NULL,
+    state          TEXT NOT NULL CHECK (state IN ('pending', 'proposed', 'delivered', 'confirmed', 'active', 'given',
+                                                  'restored', 'erased', 'destroyed', 'cancelled')),
+    cancelled_from TEXT,
+    plan           BLOB NOT NULL,
+    signers        TEXT NOT NULL,
+    cause          TEXT NOT NULL,
+    updated_at     INTEGER NOT NULL
+) STRICT, WITHOUT ROWID;
+
+-- At most one ceremony at a time may be making, or have made, an epoch of a key.
+CREATE UNIQUE INDEX one_live_ceremony ON ceremonies (key_id, epoch)
+    WHERE state <> 'cancelled' AND kind IN ('generate', 'rotate');
+
+CREATE TABLE ceremony_steps (
+    ceremony_id TEXT NOT NULL,
+    step        TEXT NOT NULL,
+    request     BLOB NOT NULL,
+    answer      BLOB NOT NULL,
+    PRIMARY KEY (ceremony_id, step)
+) STRICT, WITHOUT ROWID;
+
+ALTER TABLE epochs ADD COLUMN state TEXT NOT NULL DEFAULT 'active' CHECK (state IN ('active', 'retired', 'destroyed'));
+ALTER TABLE epochs ADD COLUMN retired_at INTEGER;
+ALTER TABLE epochs ADD COLUMN ended_at INTEGER;
+
+-- What this custodian's own operator was asked, and decided.
+CREATE TABLE approvals (
+    request_id   TEXT PRIMARY KEY,
+    kind         TEXT NOT NULL,
+    subject      TEXT NOT NULL,
+    asked_by     TEXT NOT NULL,
+    difference   TEXT NOT NULL,
+    requested_at INTEGER NOT NULL,
+    decision     TEXT NOT NULL DEFAULT '' CHECK (decision IN ('', 'approved', 'rejected')),
+    decided_at   INTEGER
+) STRICT, WITHOUT ROWID;
+
+-- Signed statements that proved wrong, with what they are about: evidence against their authors.
+CREATE TABLE accusations (
+    ceremony_id TEXT NOT NULL,
+    custodian   TEXT NOT NULL,
+    what        TEXT NOT NULL,
+    statement   BLOB NOT NULL,
+    sealed      BLOB NOT NULL,
+    found_at    INTEGER NOT NULL,
+    PRIMARY KEY (ceremony_id, custodian)
+) STRICT, WITHOUT ROWID;
+"""
+
+_MIGRATIONS = (_V1, _V2, _V3, _V4, _V5, _V6)
 VERSION = len(_MIGRATIONS)
 
 

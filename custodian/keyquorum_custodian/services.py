@@ -9,6 +9,7 @@ from collections.abc import AsyncIterable, AsyncIterator
 from dataclasses import dataclass
 from typing import Any
 
+from keyquorum_core.ceremony_plan import CeremonyPlan
 from keyquorum_core.errors import KeyquorumError, Reason
 from keyquorum_custodian import __version__
 from keyquorum_custodian.bulletins import Accepted
@@ -17,6 +18,7 @@ from keyquorum_custodian.gate import ReleaseRequest
 from keyquorum_custodian.logs import logger
 from keyquorum_custodian.metrics import Metrics
 from keyquorum_custodian.node import Node
+from keyquorum_custodian.seed_records import ApprovalRow
 from keyquorum_custodian.witness import CheckpointUpdate, Inclusion
 from keyquorum_protos.v1 import custodian_pb2 as pb
 from keyquorum_protos.v1 import custodian_pb2_grpc as rpc
@@ -148,9 +150,14 @@ class CeremoniesService(rpc.CeremoniesServicer):
         self._log = logger()
 
     async def Propose(self, request: pb.ProposeRequest, context: _Context) -> pb.ProposeResponse:
-        proposal = self._node.ceremonies.propose(request.plan)
-        self._log.info("ceremony proposed", ceremony=proposal.ceremony_id)
-        return pb.ProposeResponse(header=proposal.header, parts=[_part_out(part) for part in proposal.parts])
+        proposed = self._node.ceremonies.propose(request.plan, request.certificate, list(request.rosters))
+        self._log.info("ceremony proposed", ceremony=proposed.ceremony_id)
+        if proposed.proposal is None:
+            return pb.ProposeResponse(statement=proposed.statement)
+        made = proposed.proposal
+        return pb.ProposeResponse(
+            header=made.header, parts=[_part_out(part) for part in made.parts], went_by=made.went_by
+        )
 
     async def Deliver(self, request: pb.DeliverRequest, context: _Context) -> pb.DeliverResponse:
         parts = [SealedPart(getattr(part, "from"), part.to, part.sealed) for part in request.parts]
@@ -168,10 +175,30 @@ class CeremoniesService(rpc.CeremoniesServicer):
         self._log.info("epoch active", ceremony=request.ceremony_id)
         return pb.ActivateResponse()
 
+    async def Give(self, request: pb.GiveRequest, context: _Context) -> pb.GiveResponse:
+        statement, sealed = self._node.ceremonies.give(request.ceremony_id, request.request)
+        self._log.info("seeds given", ceremony=request.ceremony_id)
+        return pb.GiveResponse(statement=statement, sealed=sealed)
+
+    async def Restore(self, request: pb.RestoreRequest, context: _Context) -> pb.RestoreResponse:
+        me = self._node.config.id
+        gifts = [(gift.statement, SealedPart(getattr(gift, "from"), me, gift.sealed)) for gift in request.gifts]
+        receipt = self._node.ceremonies.restore(request.ceremony_id, request.certificate, gifts)
+        self._log.info("seeds restored", ceremony=request.ceremony_id)
+        return pb.RestoreResponse(receipt=receipt)
+
+    async def Erase(self, request: pb.EraseRequest, context: _Context) -> pb.EraseResponse:
+        receipt = self._node.ceremonies.erase(request.ceremony_id, list(request.consents))
+        self._log.warning("epoch destroyed", ceremony=request.ceremony_id)
+        return pb.EraseResponse(receipt=receipt)
+
     async def Cancel(self, request: pb.CancelRequest, context: _Context) -> pb.CancelResponse:
-        was = self._node.ceremonies.cancel(request.ceremony_id)
+        was = self._node.ceremonies.cancel(request.ceremony_id, request.cause)
         self._log.warning("ceremony cancelled", ceremony=request.ceremony_id[:64], was=was)
         return pb.CancelResponse(was=was)
+
+    async def GetCertificate(self, request: pb.GetCertificateRequest, context: _Context) -> pb.GetCertificateResponse:
+        return pb.GetCertificateResponse(certificate=self._node.ceremonies.certificate(request.key_id, request.epoch))
 
 
 class AdminService(rpc.CustodianAdminServicer):
@@ -179,6 +206,7 @@ class AdminService(rpc.CustodianAdminServicer):
 
     def __init__(self, node: Node) -> None:
         self._node = node
+        self._log = logger()
 
     async def Status(self, request: pb.StatusRequest, context: _Context) -> pb.StatusResponse:
         node = self._node
@@ -189,10 +217,23 @@ class AdminService(rpc.CustodianAdminServicer):
             started_at=node.started_at,
             warnings=node.warnings(),
             ceremonies=[
-                pb.CeremonyState(ceremony_id=row.ceremony_id, key_id=row.key_id, epoch=row.epoch, state=row.state)
+                pb.CeremonyState(
+                    ceremony_id=row.ceremony_id,
+                    key_id=row.key_id,
+                    epoch=row.epoch,
+                    state=row.state,
+                    kind=row.kind,
+                    cause=row.cause,
+                    about_me=CeremonyPlan.parse(row.plan).target == node.config.id,
+                )
                 for row in node.keystore.ceremonies()
             ],
             bulletins=[_bulletin_out(*state) for state in node.bulletins.states()],
+            pending=[_approval_out(row) for row in node.ceremonies.approvals.pending()],
+            accused=[
+                pb.Accused(ceremony_id=each.ceremony_id, custodian=each.custodian, what=each.what)
+                for each in node.keystore.accusations()
+            ],
         )
 
     async def ListLedgerAlarms(
@@ -210,6 +251,27 @@ class AdminService(rpc.CustodianAdminServicer):
     async def AcceptBulletin(self, request: pb.AcceptBulletinRequest, context: _Context) -> pb.AcceptBulletinResponse:
         accepted = self._node.bulletins.accept(request.envelope)
         return pb.AcceptBulletinResponse(accepted=_bulletin_out(accepted.kind, accepted, ""))
+
+    async def ListApprovals(self, request: pb.ListApprovalsRequest, context: _Context) -> pb.ListApprovalsResponse:
+        pending = self._node.ceremonies.approvals.pending()
+        return pb.ListApprovalsResponse(pending=[_approval_out(row) for row in pending])
+
+    async def Decide(self, request: pb.DecideRequest, context: _Context) -> pb.DecideResponse:
+        approvals = self._node.ceremonies.approvals
+        row = approvals.decide(request.request_id, request.subject, approve=request.approve)
+        self._log.warning("operator decided", request=row.request_id, kind=row.kind, approved=request.approve)
+        return pb.DecideResponse(decided=_approval_out(row))
+
+
+def _approval_out(row: ApprovalRow) -> pb.PendingApproval:
+    return pb.PendingApproval(
+        request_id=row.request_id,
+        kind=row.kind,
+        subject=row.subject,
+        asked_by=row.asked_by,
+        difference=row.difference,
+        requested_at=row.requested_at,
+    )
 
 
 def _bulletin_out(kind: str, accepted: Accepted[Any] | None, problem: str) -> pb.BulletinState:
@@ -278,9 +340,11 @@ def _describe(node: Node) -> pb.DescribeResponse:
             pb.KeyEpoch(
                 key_id=held.key_id,
                 epoch=held.epoch,
-                state="active",
+                state=held.state,
                 seeds=len(held.indices),
                 certificate_digest=held.certificate_digest,
+                created_at=held.created_at,
+                retired_at=held.retired_at or 0,
             )
             for held in node.epochs.all()
         ],

@@ -185,7 +185,7 @@ async def test_killed_in_each_step_of_a_ceremony_the_same_plan_makes_the_key(sce
     plan = plan_envelope(scene.committee)
 
     async def create() -> list[Any]:
-        return [event async for event in scene.operator.keys.Create(pb.CreateKeyRequest(plan=plan))]
+        return [event async for event in scene.operator.keys.RunCeremony(pb.RunCeremonyRequest(plan=plan))]
 
     first = asyncio.ensure_future(create())
     for _ in range(400):

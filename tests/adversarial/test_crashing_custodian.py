@@ -77,12 +77,12 @@ class MortalCustodian:
         self.address = ""
         self.deaths = 0
 
-    async def start(self, number: int, when: str) -> None:
-        self.address = json.loads(await asyncio.to_thread(self._spawn, str(number), when))["address"]
+    async def start(self, number: int, when: str, command: str = "serve") -> None:
+        self.address = json.loads(await asyncio.to_thread(self._spawn, command, str(number), when))["address"]
 
-    def _spawn(self, number: str, when: str) -> bytes:
+    def _spawn(self, command: str, number: str, when: str) -> bytes:
         log = self._committee.folder / "dying.log"
-        arguments = _child("serve", str(self._committee.directory(ME)), number, when)
+        arguments = _child(command, str(self._committee.directory(ME)), number, when)
         with log.open("ab") as errors:
             self._process = subprocess.Popen(arguments, cwd=ROOT, stdout=subprocess.PIPE, stderr=errors)
         assert self._process.stdout is not None
@@ -133,7 +133,9 @@ class Driver:
         self.plan = committee.plan(key_id)
         self.envelope = committee.sign_plan(self.plan)
         self.id = self.plan.ceremony_id
-        self.proposals = {name: node.ceremonies.propose(self.envelope) for name, node in self.nodes.items()}
+        self.proposals = {
+            name: made for name, node in self.nodes.items() if (made := node.ceremonies.propose(self.envelope).proposal)
+        }
         self.mine: pb.ProposeResponse
         self.commitments: list[bytes] = []
         self.certificate = b""
@@ -174,7 +176,7 @@ async def test_a_custodian_killed_at_any_step_of_a_ceremony_finishes_it(committe
     """One process per death: each is armed for a commit of the next ceremony, after finishing the present one."""
     moments = [(number, when) for when in ("before", "after") for number in range(1, len(STEPS) + 1)]
     custodian = MortalCustodian(committee)
-    await custodian.start(*moments[0])
+    await custodian.start(*moments[0], "hold")
     for position, (number, when) in enumerate(moments):
         driver = Driver(committee, f"key-{position}")
         still_due = len(STEPS) - number + (when == "before")
@@ -186,7 +188,7 @@ async def test_a_custodian_killed_at_any_step_of_a_ceremony_finishes_it(committe
                 await driver.step(name, custodian)
             custodian.wait_for_death()
             following = moments[position + 1] if position + 1 < len(moments) else (99, "before")
-            await custodian.start(still_due + following[0], following[1])
+            await custodian.start(still_due + following[0], following[1], "hold")
             await driver.step(name, custodian)
     custodian.stop()
     assert custodian.deaths == len(moments)

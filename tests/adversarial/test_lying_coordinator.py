@@ -162,7 +162,7 @@ async def test_a_swapped_roster_is_seen_and_changes_nothing(world: World, tmp_pa
 
 def test_a_roster_swapped_on_disk_is_refused(world: World, tmp_path: Path) -> None:
     profile = world.write_profile(tmp_path, "127.0.0.1:1")
-    newer = replace(world.roster, version=2)
+    newer = replace(world.roster, version=2, previous=world.roster.digest)
     (tmp_path / "roster.json").write_bytes(sign_roster(newer, [world.operator]))
     with pytest.raises(KeyquorumError) as pinned:
         load_profile(profile)
@@ -226,7 +226,7 @@ async def test_a_key_is_what_all_custodians_certified(
 
 
 class AnswersACeremonyWithAnotherKey(FakeCoordinator):
-    async def Create(self, request: pb.CreateKeyRequest, context: object) -> AsyncIterator[pb.CeremonyEvent]:
+    async def RunCeremony(self, request: pb.RunCeremonyRequest, context: object) -> AsyncIterator[pb.CeremonyEvent]:
         yield pb.CeremonyEvent(step="done", certificate=self.certificates["demo"])
 
 

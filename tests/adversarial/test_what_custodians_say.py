@@ -13,8 +13,9 @@ from keyquorum_core import derivation, manifest
 from keyquorum_core.derivation import Combiner
 from keyquorum_core.release import Leaf, open_share
 from keyquorum_core.sealing import RecipientKey
-from keyquorum_core.signing import Identity, merge
-from tests.support.custodian import addressed, build_committee
+from keyquorum_core.signing import Identity
+from tests.support.ceremonies import Make
+from tests.support.custodian import build_committee
 
 CUSTODIANS = [("ch-1", "CH"), ("de-1", "DE"), ("is-1", "IS")]
 
@@ -24,20 +25,12 @@ def test_g1_nothing_a_custodian_says_holds_a_seed_a_part_a_contribution_or_a_key
     committee = build_committee(tmp_path, CUSTODIANS, {"at_least": 2})
     said: list[bytes] = []
     try:
-        plan = committee.plan("key-1")
-        nodes = committee.open_all()
-        proposals = {name: node.ceremonies.propose(committee.sign_plan(plan)) for name, node in nodes.items()}
-        for proposal in proposals.values():
+        make = Make(committee, committee.plan("key-1"))
+        make.activate()
+        nodes = committee.nodes
+        for proposal in make.proposals.values():
             said += [proposal.header, *(part.sealed for part in proposal.parts)]
-        headers = [proposal.header for proposal in proposals.values()]
-        commitments = [
-            node.ceremonies.deliver(plan.ceremony_id, headers, addressed(proposals.values(), name))
-            for name, node in nodes.items()
-        ]
-        certificates = [node.ceremonies.confirm(plan.ceremony_id, commitments) for node in nodes.values()]
-        said += commitments + certificates
-        for node in nodes.values():
-            node.ceremonies.activate(plan.ceremony_id, merge(certificates))
+        said += [*make.commitments.values(), *make.signed.values()]
 
         envelope = manifest.sign_manifest(committee.manifest(), committee.owner.identity)
         worker, signer = RecipientKey.generate(), Identity.generate()

@@ -12,7 +12,8 @@ from typing import Any
 
 from keyquorum_core.artifact import DecryptingReader, encrypt_stream
 from keyquorum_core.bundle import read_bundle, write_bundle
-from keyquorum_core.ceremony import CeremonyPlan, Commitments, EpochCertificate, PartsHeader
+from keyquorum_core.ceremony import Commitments, EpochCertificate, PartsHeader
+from keyquorum_core.ceremony_plan import CeremonyPlan
 from keyquorum_core.derivation import decode_contributions, encode_contributions
 from keyquorum_core.ledger.add_checkpoint import AddCheckpoint
 from keyquorum_core.ledger.checkpoints import Checkpoint
@@ -136,7 +137,7 @@ def envelopes() -> list[bytes]:
 def ceremony_documents() -> list[tuple[int, bytes]]:
     plan = the_world().plan("demo")
     header = PartsHeader(plan.digest, "ch-1", {"de-1": "11" * 32})
-    stated = Commitments(plan.digest, "ch-1", {0: b"\x22" * 32, 1: b"\x33" * 32})
+    stated = Commitments(plan.digest, "ch-1", {0: b"\x22" * 32, 1: b"\x33" * 32}, {"ch-1": "44" * 32})
     certificate = EpochCertificate(plan, tuple(bytes([index]) * 32 for index in range(plan.quorum.seed_count)))
     made = (plan.to_payload(), header.to_payload(), stated.to_payload(), certificate.to_payload())
     return list(enumerate(made))

@@ -9,8 +9,9 @@ from typing import Any
 import grpc.aio
 import pytest
 
-from keyquorum_coordinator.generate import Generate
-from keyquorum_core.ceremony import CERTIFICATE_TYPE, CeremonyPlan, EpochCertificate, new_ceremony_id
+from keyquorum_coordinator.making import Making
+from keyquorum_core.ceremony import CERTIFICATE_TYPE, EpochCertificate
+from keyquorum_core.ceremony_plan import CeremonyPlan, new_ceremony_id
 from keyquorum_core.errors import KeyquorumError, Reason, RefusedError, StateError, UnavailableError
 from keyquorum_core.quorum import Custodian, Quorum
 from keyquorum_core.signing import Identity, open_multi, sign
@@ -57,7 +58,7 @@ async def test_a_key_is_made_certified_and_listed(
 ) -> None:
     operator, alice = running.caller("operator", "root"), running.caller("owner", "alice")
     plan = plan_envelope(committee)
-    events = [event async for event in operator.keys.Create(pb.CreateKeyRequest(plan=plan))]
+    events = [event async for event in operator.keys.RunCeremony(pb.RunCeremonyRequest(plan=plan))]
     assert list(dict.fromkeys(event.step for event in events)) == ["propose", "deliver", "confirm", "activate", "done"]
     for step in ("propose", "deliver", "confirm", "activate"):
         assert {event.custodian for event in events if event.step == step} == {"", *committee.custodians}
@@ -71,11 +72,11 @@ async def test_a_key_is_made_certified_and_listed(
     _, manifest = Owner().manifest(key_id="k2")
     await alice.jobs.Submit(pb.SubmitRequest(manifest=manifest))
 
-    again = [event async for event in operator.keys.Create(pb.CreateKeyRequest(plan=plan))]
+    again = [event async for event in operator.keys.RunCeremony(pb.RunCeremonyRequest(plan=plan))]
     assert [event.step for event in again] == ["done"]
     assert again[0].certificate == events[-1].certificate
     assert all(each.calls == ["propose", "deliver", "confirm", "activate"] for each in ceremonies.values())
-    error = await refusal(operator.keys.Create(pb.CreateKeyRequest(plan=plan_envelope(committee))).read())
+    error = await refusal(operator.keys.RunCeremony(pb.RunCeremonyRequest(plan=plan_envelope(committee))).read())
     assert error.reason is Reason.EXISTS
 
 
@@ -84,9 +85,9 @@ def test_a_certificate_over_a_mebibyte_is_made_whole() -> None:
     plan = CeremonyPlan(new_ceremony_id(), "k1", 1, "MLKEM768_X25519", "demo", "0" * 64, quorum, 1)
     payload = EpochCertificate(plan, (bytes(32),) * quorum.seed_count).to_payload()
     identities = {name: Identity.generate() for name in quorum.ids}
-    generate = object.__new__(Generate)
-    generate._plan = plan
-    generate._identities = {name: identity.public for name, identity in identities.items()}
+    generate = object.__new__(Making)
+    generate.plan = plan
+    generate.identities = {name: identity.public for name, identity in identities.items()}
     confirmed = {
         name: custodian_pb.ConfirmResponse(certificate=sign(identity, CERTIFICATE_TYPE, payload))
         for name, identity in identities.items()
@@ -106,15 +107,15 @@ async def test_a_lying_custodian_stops_the_ceremony_which_names_it_and_is_cancel
     ceremonies["is-1"].lie = True
     operator = running.caller("operator", "root")
     plan = plan_envelope(committee)
-    error = await refusal(drain(operator.keys.Create(pb.CreateKeyRequest(plan=plan))))
+    error = await refusal(drain(operator.keys.RunCeremony(pb.RunCeremonyRequest(plan=plan))))
     assert error.reason is Reason.CEREMONY
     assert error.details["step"] == "deliver"
     assert "is-1" in error.details["custodian"]
     assert all(each.calls == ["propose", "deliver", "cancel"] for each in ceremonies.values())
-    again = await refusal(drain(operator.keys.Create(pb.CreateKeyRequest(plan=plan))))
+    again = await refusal(drain(operator.keys.RunCeremony(pb.RunCeremonyRequest(plan=plan))))
     assert again.message == error.message
     ceremonies["is-1"].lie = False
-    await drain(operator.keys.Create(pb.CreateKeyRequest(plan=plan_envelope(committee))))
+    await drain(operator.keys.RunCeremony(pb.RunCeremonyRequest(plan=plan_envelope(committee))))
 
 
 @pytest.mark.parametrize("step", ["propose", "deliver", "confirm"])
@@ -123,7 +124,7 @@ async def test_a_refusal_before_the_certificate_cancels_and_names_who_where_and_
 ) -> None:
     ceremonies["jp-1"].errors[step] = [RefusedError(Reason.SEALED, "the keystore is sealed")]
     operator = running.caller("operator", "root")
-    error = await refusal(drain(operator.keys.Create(pb.CreateKeyRequest(plan=plan_envelope(committee)))))
+    error = await refusal(drain(operator.keys.RunCeremony(pb.RunCeremonyRequest(plan=plan_envelope(committee)))))
     assert error.reason is Reason.SEALED
     assert error.message == f"the ceremony stopped at {step}: jp-1: SEALED: the keystore is sealed"
     assert (error.details["custodian"], error.details["step"]) == ("jp-1", step)
@@ -137,11 +138,11 @@ async def test_after_the_certificate_a_failure_is_not_cancelled_and_can_be_resum
     ceremonies["jp-1"].errors["activate"] = [StateError(Reason.STATE, "not now")]
     operator = running.caller("operator", "root")
     plan = plan_envelope(committee)
-    error = await refusal(drain(operator.keys.Create(pb.CreateKeyRequest(plan=plan))))
+    error = await refusal(drain(operator.keys.RunCeremony(pb.RunCeremonyRequest(plan=plan))))
     assert (error.details["custodian"], error.details["step"]) == ("jp-1", "activate")
     assert not any("cancel" in each.calls for each in ceremonies.values())
-    await drain(operator.keys.Create(pb.CreateKeyRequest(plan=plan)))
-    assert all(len(each.active) == 1 for each in ceremonies.values())
+    await drain(operator.keys.RunCeremony(pb.RunCeremonyRequest(plan=plan)))
+    assert all(len(set(each.active)) == 1 for each in ceremonies.values())
 
 
 async def test_a_custodian_out_of_reach_for_a_moment_is_asked_again(
@@ -149,7 +150,7 @@ async def test_a_custodian_out_of_reach_for_a_moment_is_asked_again(
 ) -> None:
     ceremonies["de-2"].errors["deliver"] = [UnavailableError(Reason.STORAGE, "disk full for a moment")]
     operator = running.caller("operator", "root")
-    await drain(operator.keys.Create(pb.CreateKeyRequest(plan=plan_envelope(committee))))
+    await drain(operator.keys.RunCeremony(pb.RunCeremonyRequest(plan=plan_envelope(committee))))
     assert ceremonies["de-2"].calls.count("deliver") == 2
 
 
@@ -163,6 +164,6 @@ async def test_a_plan_not_in_order_is_refused_before_anybody_is_asked(
         (plan_envelope(committee, roster_digest="0" * 64), Reason.CEREMONY),
         (b"garbage", Reason.MALFORMED),
     ):
-        error = await refusal(drain(operator.keys.Create(pb.CreateKeyRequest(plan=plan))))
+        error = await refusal(drain(operator.keys.RunCeremony(pb.RunCeremonyRequest(plan=plan))))
         assert error.reason is reason
     assert not any(each.calls for each in ceremonies.values())

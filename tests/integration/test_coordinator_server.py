@@ -155,8 +155,8 @@ async def test_roles_are_held_to_their_methods(running: Running, alice: Caller, 
         alice.workers.Claim(pb.ClaimRequest()),
         operator.artifacts.Stat(pb.StatArtifactRequest()),
         worker.keys.List(pb.ListKeysRequest()),
-        alice.keys.Create(pb.CreateKeyRequest()).read(),
-        worker.keys.Create(pb.CreateKeyRequest()).read(),
+        alice.keys.RunCeremony(pb.RunCeremonyRequest()).read(),
+        worker.keys.RunCeremony(pb.RunCeremonyRequest()).read(),
     ):
         assert (await refusal(call)).reason is Reason.ROLE
     for caller in (alice, worker, operator):

@@ -77,9 +77,9 @@ async def scene(tmp_path: Path) -> AsyncIterator[Scene]:
 
 async def test_a_key_is_made_and_owner_and_worker_derive_the_same_from_it(scene: Scene) -> None:
     plan = scene.committee.sign_plan(scene.committee.plan("key-1"))
-    steps = [event.step async for event in scene.operator.keys.Create(pb.CreateKeyRequest(plan=plan))]
+    steps = [event.step async for event in scene.operator.keys.RunCeremony(pb.RunCeremonyRequest(plan=plan))]
     assert steps[-1] == "done"
-    again = [event.step async for event in scene.operator.keys.Create(pb.CreateKeyRequest(plan=plan))]
+    again = [event.step async for event in scene.operator.keys.RunCeremony(pb.RunCeremonyRequest(plan=plan))]
     assert again == ["done"]
 
     committee, keys = scene.committee, scene.committee.owner

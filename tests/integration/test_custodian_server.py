@@ -248,7 +248,7 @@ async def test_a_ceremony_runs_over_the_wire(committee: Committee, process: Cust
     async with committee.channel(NAME, process.address) as channel:
         stub = rpc.CeremoniesStub(channel)
         mine = await stub.Propose(pb.ProposeRequest(plan=envelope), timeout=10)
-        proposals = [node.ceremonies.propose(envelope) for node in others.values()]
+        proposals = [made for node in others.values() if (made := node.ceremonies.propose(envelope).proposal)]
         headers = [mine.header, *(proposal.header for proposal in proposals)]
         for_me = [part for proposal in proposals for part in proposal.parts if part.to == NAME]
         wire = [pb.SealedParts(**{"from": part.sender}, to=part.to, sealed=part.sealed) for part in for_me]

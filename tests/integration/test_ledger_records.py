@@ -216,7 +216,7 @@ async def test_a_ceremony_is_told_when_it_ends(scene: Scene) -> None:
     committee = scene.running.committee
     assert isinstance(committee, FakeCommittee)
     plan = plan_envelope(committee)
-    events = [event async for event in scene.operator.keys.Create(pb.CreateKeyRequest(plan=plan))]
+    events = [event async for event in scene.operator.keys.RunCeremony(pb.RunCeremonyRequest(plan=plan))]
     (leaf,) = await scene.of(Ceremony, 2)
     payload = peek_payload(plan, "application/vnd.keyquorum.ceremony-plan.v1+json", "plan")
     assert (leaf.kind, leaf.key_id, leaf.epoch, leaf.reason) == ("generate", "k2", 1, "")
@@ -232,7 +232,7 @@ async def test_a_ceremony_that_is_given_up_is_told_with_the_reason(tmp_path: Pat
     running = await Running.start(tmp_path / "coordinator", committee)
     scene = Scene(running)
     with pytest.raises(grpc.aio.AioRpcError):
-        [event async for event in scene.operator.keys.Create(pb.CreateKeyRequest(plan=plan_envelope(committee)))]
+        [event async for event in scene.operator.keys.RunCeremony(pb.RunCeremonyRequest(plan=plan_envelope(committee)))]
     (leaf,) = await scene.of(Ceremony, 2)
     assert leaf.certificate_sha256 == NOTHING
     assert leaf.reason == "CEREMONY"

@@ -16,7 +16,8 @@ from pathlib import Path
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from keyquorum_core.ceremony import CERTIFICATE_TYPE, CeremonyPlan, EpochCertificate, commitment, new_ceremony_id
+from keyquorum_core.ceremony import CERTIFICATE_TYPE, EpochCertificate, commitment
+from keyquorum_core.ceremony_plan import CeremonyPlan, new_ceremony_id
 from keyquorum_core.derivation import context, contributions, encode_contributions
 from keyquorum_core.keywrap import save_keys
 from keyquorum_core.ledger.cosignatures import Cosigner

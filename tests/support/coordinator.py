@@ -25,7 +25,7 @@ from keyquorum_coordinator.init import initialise, issue_certificate
 from keyquorum_coordinator.jobs import NewJob
 from keyquorum_coordinator.objects import ObjectStorage
 from keyquorum_coordinator.server import CoordinatorServer
-from keyquorum_core.ceremony import PLAN_TYPE, CeremonyPlan, new_ceremony_id
+from keyquorum_core.ceremony_plan import PLAN_TYPE, CeremonyPlan, new_ceremony_id
 from keyquorum_core.errors import KeyquorumError
 from keyquorum_core.ledger.leaves import NO_POLICY, JobSubmitted
 from keyquorum_core.manifest import (

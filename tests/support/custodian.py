@@ -15,6 +15,7 @@ import json
 import os
 import secrets
 import select
+import shutil
 import signal
 import subprocess
 import sys
@@ -25,19 +26,19 @@ from pathlib import Path
 
 import grpc.aio
 
-from keyquorum_core import ceremony, keywrap, manifest
+from keyquorum_core import keywrap, manifest
 from keyquorum_core.attestation.development import DevelopmentChip
 from keyquorum_core.bulletin import sign_bulletin
+from keyquorum_core.ceremony_plan import CeremonyPlan, new_ceremony_id
 from keyquorum_core.key_policy import KeyPolicy
 from keyquorum_core.keywrap import LoadedKeys
 from keyquorum_core.ledger.cosignatures import Cosigner
 from keyquorum_core.ledger.log_keys import LogSigner
-from keyquorum_core.parts import SealedPart
 from keyquorum_core.quorum import Quorum
 from keyquorum_core.release import Leaf
 from keyquorum_core.roster import Operator, Roster, RosterCustodian, sign_roster
 from keyquorum_core.sealing import RecipientKey, Suite
-from keyquorum_core.signing import Identity, merge, sign
+from keyquorum_core.signing import Identity
 from keyquorum_custodian.config import CustodianConfig
 from keyquorum_custodian.gate import ReleaseRequest
 from keyquorum_custodian.init import initialise
@@ -46,6 +47,7 @@ from keyquorum_custodian.node import Node, open_node
 from keyquorum_protos.v1 import custodian_pb2 as pb
 from keyquorum_protos.wire import tls
 from tests.support import policies
+from tests.support.ceremonies import Make, order
 from tests.support.ledger import MemoryLog, update_message
 from tests.support.vendor import MEASUREMENT, bulletin, evidence_document, inventory_json, reference_json
 
@@ -56,6 +58,7 @@ __all__ = [
     "Committee",
     "CustodianProcess",
     "build_committee",
+    "new_roster",
     "save_keys",
     "start_custodian_process",
 ]
@@ -101,6 +104,10 @@ class Committee:
     reached: dict[str, int] = field(default_factory=dict)
     """The newest size of the ledger that each custodian was shown."""
 
+    further_operators: list[LoadedKeys] = field(default_factory=list)
+    keystore: type[Keystore] = Keystore
+    """What nodes are opened with: a twin that dies, say."""
+
     @property
     def log(self) -> LogSigner:
         """The keys of the log that the roster names."""
@@ -124,13 +131,21 @@ class Committee:
     def open(self, custodian_id: str, *, shown: bool = True) -> Node:
         """The custodian in this process; opened when it was not, and told of the ledger as it is."""
         if custodian_id not in self.nodes:
-            self.nodes[custodian_id] = open_node(self.directory(custodian_id), PASSPHRASE, clock=self.clock)
+            self.nodes[custodian_id] = open_node(
+                self.directory(custodian_id), PASSPHRASE, clock=self.clock, keystore=self.keystore
+            )
             if shown and self.ledger.size:
                 self.ledger.bring(self.nodes[custodian_id].witness)
         return self.nodes[custodian_id]
 
     def open_all(self) -> dict[str, Node]:
         return {custodian_id: self.open(custodian_id) for custodian_id in self.ids}
+
+    def copy(self, folder: Path, clock: Callable[[], float] | None = None) -> Committee:
+        """The same custodians on disk once more, for a test that changes them; none may be open."""
+        assert not self.nodes
+        shutil.copytree(self.folder, folder, dirs_exist_ok=True)
+        return dataclasses.replace(self, folder=folder, nodes={}, reached={}, clock=clock or self.clock)
 
     def close(self) -> None:
         """Close every node opened here, so that processes can be started on the folders."""
@@ -148,10 +163,10 @@ class Committee:
 
     def plan(
         self, key_id: str = "key-1", epoch: int = 1, suite: str = Suite.MLKEM768_X25519, **changes: object
-    ) -> ceremony.CeremonyPlan:
+    ) -> CeremonyPlan:
         """A plan that every custodian accepts, unless ``changes`` say otherwise."""
         members: dict[str, object] = {
-            "ceremony_id": ceremony.new_ceremony_id(),
+            "ceremony_id": new_ceremony_id(),
             "key_id": key_id,
             "epoch": epoch,
             "suite": str(suite),
@@ -160,28 +175,21 @@ class Committee:
             "quorum": self.quorum,
             "created_at": int(self.clock()),
         }
-        return ceremony.CeremonyPlan(**{**members, **changes})  # type: ignore[arg-type]
+        return CeremonyPlan(**{**members, **changes})  # type: ignore[arg-type]
 
-    def sign_plan(self, plan: ceremony.CeremonyPlan) -> bytes:
-        return sign(self.operator.identity, ceremony.PLAN_TYPE, plan.to_payload())
+    def sign_plan(self, plan: CeremonyPlan) -> bytes:
+        return order(self, plan)
+
+    @property
+    def operators(self) -> list[LoadedKeys]:
+        """Everyone who may sign plans and rosters."""
+        return [self.operator, *self.further_operators]
 
     def generate(
         self, key_id: str = "key-1", suite: str = Suite.MLKEM768_X25519, policy: KeyPolicy | None = None
     ) -> bytes:
         """Run the whole *generate* ceremony among the nodes in this process; returns the certificate envelope."""
-        plan = self.plan(key_id, suite=suite, policy=policy or KeyPolicy())
-        nodes = self.open_all()
-        proposals = {name: node.ceremonies.propose(self.sign_plan(plan)) for name, node in nodes.items()}
-        headers = [proposal.header for proposal in proposals.values()]
-        commitments = [
-            node.ceremonies.deliver(plan.ceremony_id, headers, addressed(proposals.values(), name))
-            for name, node in nodes.items()
-        ]
-        signed = [node.ceremonies.confirm(plan.ceremony_id, commitments) for node in nodes.values()]
-        certificate = merge(signed, max_bytes=ceremony.MAX_CERTIFICATE)
-        for node in nodes.values():
-            node.ceremonies.activate(plan.ceremony_id, certificate)
-        return certificate
+        return Make(self, self.plan(key_id, suite=suite, policy=policy or KeyPolicy())).activate()
 
     # -- releases --------------------------------------------------------------------------------------------------
 
@@ -283,11 +291,6 @@ class Committee:
         )
 
 
-def addressed(proposals: Iterable[object], to: str) -> list[SealedPart]:
-    """The sealed parts in ``proposals`` that go to one custodian."""
-    return [part for proposal in proposals for part in proposal.parts if part.to == to]  # type: ignore[attr-defined]
-
-
 def build_committee(
     folder: Path,
     custodians: Iterable[tuple[str, str]] = THREE,
@@ -312,24 +315,12 @@ def build_committee(
     coordinator = tls.self_signed(cluster, "coordinator", "main", now=now)
     (folder / "coordinator-cert.pem").write_bytes(coordinator.certificate)
     (folder / "coordinator-key.pem").write_bytes(coordinator.key)
-    entries: list[RosterCustodian] = []
-    cosigners: dict[str, Cosigner] = {}
-    for custodian_id, jurisdiction in custodians:
-        config = CustodianConfig(
-            directory=folder / custodian_id,
-            id=custodian_id,
-            jurisdiction=jurisdiction,
-            cluster=cluster,
-            listen="127.0.0.1:0",
-            admin_listen="127.0.0.1:0",
-            metrics_listen="127.0.0.1:0" if metrics else "",
-            releases_per_owner_per_hour=quota,
-            shutdown_grace=2,
-        )
-        entries.append(initialise(config, PASSPHRASE, now=now, opslimit=_OPSLIMIT, memlimit=_MEMLIMIT).custodian)
-        store = Keystore.open(config.keystore, PASSPHRASE)
-        cosigners[custodian_id] = store.cosigner(entries[-1].witness_key.name)
-        store.close()
+    made = [
+        _make_custodian(folder, custodian_id, jurisdiction, cluster, now, quota=quota, metrics=metrics)
+        for custodian_id, jurisdiction in custodians
+    ]
+    entries = [entry for entry, _ in made]
+    cosigners = {entry.id: cosigner for entry, cosigner in made}
     log = LogSigner.generate(f"{cluster}/ledger")
     roster = Roster(
         cluster=cluster,
@@ -345,24 +336,87 @@ def build_committee(
         log_key=log.keys,
     )
     envelope = sign_roster(roster, [operator.identity])
-    policy = policies.bundle(
-        [operator.identity], custodians=[entry.id for entry in entries], cluster=cluster, issued_at=now - 60
-    )
     operators = {operator.name: base64.b64encode(operator.identity.public.to_bytes()).decode()}
     owner_file = {"name": owner.name, "identity": base64.b64encode(owner.identity.public.to_bytes()).decode()}
-    for target in (folder, *(folder / entry.id for entry in entries)):
-        (target / "roster.json").write_bytes(envelope)
-        (target / "operators.json").write_text(json.dumps({"threshold": 1, "operators": operators}))
+    (folder / "owner.json").write_text(json.dumps(owner_file))
+    (folder / "policy.json").write_bytes(
+        policies.bundle(
+            [operator.identity], custodians=[entry.id for entry in entries], cluster=cluster, issued_at=now - 60
+        )
+    )
+    for kind, body in (
+        ("reference-values", reference or reference_json()),
+        ("inventory", inventory or inventory_json()),
+    ):
+        document = sign_bulletin(bulletin(kind, body, cluster=cluster), [operator.identity])
+        (folder / f"{kind}.json").write_bytes(document)
+    (folder / "operators.json").write_text(json.dumps({"threshold": 1, "operators": operators}))
+    (folder / "roster.json").write_bytes(envelope)
     for entry in entries:
-        (folder / entry.id / "bulletins" / "policy.json").write_bytes(policy)
-        for kind, body in (
-            ("reference-values", reference or reference_json()),
-            ("inventory", inventory or inventory_json()),
-        ):
-            document = sign_bulletin(bulletin(kind, body, cluster=cluster), [operator.identity])
-            (folder / entry.id / "bulletins" / f"{kind}.json").write_bytes(document)
-        (folder / entry.id / "owners" / f"{owner.name}.json").write_text(json.dumps(owner_file))
+        _equip(folder, entry.id, owner.name)
     return Committee(folder, roster, envelope, operator, owner, coordinator, MemoryLog(log, clock, cosigners), clock)
+
+
+def _make_custodian(
+    folder: Path, custodian_id: str, jurisdiction: str, cluster: str, now: int, *, quota: int, metrics: bool
+) -> tuple[RosterCustodian, Cosigner]:
+    config = CustodianConfig(
+        directory=folder / custodian_id,
+        id=custodian_id,
+        jurisdiction=jurisdiction,
+        cluster=cluster,
+        listen="127.0.0.1:0",
+        admin_listen="127.0.0.1:0",
+        metrics_listen="127.0.0.1:0" if metrics else "",
+        releases_per_owner_per_hour=quota,
+        shutdown_grace=2,
+    )
+    entry = initialise(config, PASSPHRASE, now=now, opslimit=_OPSLIMIT, memlimit=_MEMLIMIT).custodian
+    store = Keystore.open(config.keystore, PASSPHRASE)
+    cosigner = store.cosigner(entry.witness_key.name)
+    store.close()
+    return entry, cosigner
+
+
+def _equip(folder: Path, custodian_id: str, owner: str) -> None:
+    """What a custodian's operator puts beside it, copied from ``folder``."""
+    for name in ("roster.json", "operators.json"):
+        (folder / custodian_id / name).write_bytes((folder / name).read_bytes())
+    for name in ("policy.json", "reference-values.json", "inventory.json"):
+        (folder / custodian_id / "bulletins" / name).write_bytes((folder / name).read_bytes())
+    (folder / custodian_id / "owners" / f"{owner}.json").write_bytes((folder / "owner.json").read_bytes())
+
+
+def new_roster(
+    committee: Committee,
+    *,
+    replace: str = "",
+    add: tuple[str, str] | None = None,
+    remove: str = "",
+    rule: Mapping[str, object] | None = None,
+) -> None:
+    """The next version of the roster, in everybody's folder, with a new custodian in the place of ``replace``, with one
+    more, one less, or another rule. Custodians open in this process must be closed before."""
+    old, now = committee.roster, int(committee.clock())
+    entries = {custodian.id: custodian for custodian in old.custodians if custodian.id != remove}
+    fresh = [(replace, entries[replace].jurisdiction)] if replace else [add] if add else []
+    for custodian_id, jurisdiction in fresh:
+        entries[custodian_id], cosigner = _make_custodian(
+            committee.folder, custodian_id, jurisdiction, old.cluster, now, quota=1000, metrics=False
+        )
+        committee.ledger.witnesses[custodian_id] = cosigner
+    committee.roster = dataclasses.replace(
+        old,
+        version=old.version + 1,
+        previous=old.digest,
+        issued_at=now - 60,
+        custodians=tuple(entries.values()),
+        quorum=rule or old.quorum,
+    )
+    committee.roster_envelope = sign_roster(committee.roster, [each.identity for each in committee.operators])
+    (committee.folder / "roster.json").write_bytes(committee.roster_envelope)
+    for custodian_id in entries:
+        _equip(committee.folder, custodian_id, committee.owner.name)
 
 
 @dataclass

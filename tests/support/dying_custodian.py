@@ -4,6 +4,7 @@ It is the real code with a keystore that sends SIGKILL to its own process just b
 counted from when it is armed. Nothing in the product knows of it.
 
 - ``init DIR N WHEN``: make a custodian; armed from the start. Files that are written count like commits.
+- ``hold DIR N WHEN``: serve a custodian; armed once its folder is open, counting the commits that move a ceremony.
 - ``serve DIR N WHEN``: serve a custodian; armed once its folder is open. WHEN ``record``: at the n-th release, between
   recording it and answering.
 """
@@ -16,15 +17,19 @@ import signal
 import sys
 from pathlib import Path
 
+from keyquorum_core.ceremony_states import State
 from keyquorum_custodian import init, logs
 from keyquorum_custodian.config import CustodianConfig
 from keyquorum_custodian.keystore import Keystore, ReleaseRecord
 from keyquorum_custodian.node import open_node
+from keyquorum_custodian.seed_records import CeremonyRow
 from keyquorum_custodian.server import serve
 from tests.support.custodian import PASSPHRASE
 
 _left = -1
 _when = ""
+_ceremonies_only = False
+_moved = False
 
 
 def _die() -> None:
@@ -47,8 +52,23 @@ class DyingKeystore(Keystore):
 
     __slots__ = ()
 
+    def insert_ceremony(self, row: CeremonyRow, now: int) -> None:
+        global _moved
+        _moved = True
+        super().insert_ceremony(row, now)
+
+    def move_ceremony(self, ceremony_id: str, state: State, now: int, cause: str = "") -> None:
+        global _moved
+        _moved = True
+        super().move_ceremony(ceremony_id, state, now, cause)
+
     def _commit(self) -> None:
-        _step(super()._commit)
+        global _moved
+        moved, _moved = _moved, False
+        if moved or not _ceremonies_only:
+            _step(super()._commit)
+        else:
+            super()._commit()
 
     def record_release(self, record: ReleaseRecord) -> bool:
         global _left
@@ -60,7 +80,7 @@ class DyingKeystore(Keystore):
 
 
 def main(command: str, directory: str, number: str, when: str) -> None:
-    global _left, _when
+    global _left, _when, _ceremonies_only
     if command == "init":
         _left, _when = int(number), when
         write = init.write_file
@@ -70,7 +90,7 @@ def main(command: str, directory: str, number: str, when: str) -> None:
     else:
         logs.configure()
         node = open_node(Path(directory), PASSPHRASE, keystore=DyingKeystore)
-        _left, _when = int(number), when
+        _left, _when, _ceremonies_only = int(number), when, command == "hold"
         asyncio.run(serve(node, lambda line: print(line, flush=True)))
 
 

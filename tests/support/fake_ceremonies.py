@@ -9,19 +9,10 @@ import secrets
 from dataclasses import dataclass, field
 from typing import Any
 
-from keyquorum_core.ceremony import (
-    CERTIFICATE_TYPE,
-    COMMITMENTS_TYPE,
-    PARTS_TYPE,
-    PLAN_TYPE,
-    CeremonyPlan,
-    Commitments,
-    EpochCertificate,
-    PartsHeader,
-    check_certificate,
-    check_commitments,
-)
-from keyquorum_core.errors import KeyquorumError
+from keyquorum_core.ceremony import CERTIFICATE_TYPE, COMMITMENTS_TYPE, PARTS_TYPE, Commitments, PartsHeader
+from keyquorum_core.ceremony_checks import check_certificate, check_commitments
+from keyquorum_core.ceremony_plan import PLAN_TYPE, CeremonyPlan
+from keyquorum_core.errors import KeyquorumError, Reason, StateError
 from keyquorum_core.roster import Roster
 from keyquorum_core.signing import open_multi, peek_payload, sign
 from keyquorum_protos.v1 import custodian_pb2 as pb
@@ -66,34 +57,45 @@ class FakeCeremonies(rpc.CeremoniesServicer):
     async def Deliver(self, request: pb.DeliverRequest, context: Any) -> pb.DeliverResponse:
         await self._step("deliver")
         plan = self.plans[request.ceremony_id]
-        assert len(request.headers) == len(plan.quorum.ids)
         assert all(parts.to == self.custodian.id for parts in request.parts)
         salt = self.custodian.id if self.lie else ""
         seeds = {
             index: hashlib.sha256(f"{plan.ceremony_id}/{index}/{salt}".encode()).digest()
             for index in plan.quorum.indices_of(self.custodian.id)
         }
-        made = Commitments.to_seeds(plan, self.custodian.id, seeds)
+        opened = [PartsHeader.parse(peek_payload(each, PARTS_TYPE, "header")) for each in request.headers]
+        made = Commitments.to_seeds(plan, self.custodian.id, seeds, {each.custodian: each.digest for each in opened})
         return pb.DeliverResponse(commitments=sign(self.custodian.identity, COMMITMENTS_TYPE, made.to_payload()))
 
     async def Confirm(self, request: pb.ConfirmRequest, context: Any) -> pb.ConfirmResponse:
         await self._step("confirm")
         plan = self.plans[request.ceremony_id]
         stated = [Commitments.parse(peek_payload(each, COMMITMENTS_TYPE, "it")) for each in request.commitments]
-        agreed = check_commitments(plan, plan.quorum, {each.custodian: each for each in stated})
-        payload = EpochCertificate(plan, agreed).to_payload()
+        payload = check_commitments(plan, plan.quorum, {each.custodian: each for each in stated}).to_payload()
         return pb.ConfirmResponse(certificate=sign(self.custodian.identity, CERTIFICATE_TYPE, payload))
 
     async def Activate(self, request: pb.ActivateRequest, context: Any) -> pb.ActivateResponse:
         await self._step("activate")
         assert self.roster is not None
         identities = {each.id: each.identity for each in self.roster.custodians}
-        payload, names = open_multi(request.certificate, CERTIFICATE_TYPE, identities, len(identities), "certificate")
+        payload, names = open_multi(request.certificate, CERTIFICATE_TYPE, identities, 1, "certificate")
         plan = self.plans[request.ceremony_id]
         check_certificate(payload, plan, plan.quorum, names)
         self.active.append(request.ceremony_id)
         self.custodian.behaviour.keys.append((plan.key_id, plan.epoch, "active"))
         return pb.ActivateResponse()
+
+    async def Give(self, request: pb.GiveRequest, context: Any) -> pb.GiveResponse:
+        raise StateError(Reason.UNSUPPORTED, "only real custodians rebuild")
+
+    async def Restore(self, request: pb.RestoreRequest, context: Any) -> pb.RestoreResponse:
+        raise StateError(Reason.UNSUPPORTED, "only real custodians rebuild")
+
+    async def Erase(self, request: pb.EraseRequest, context: Any) -> pb.EraseResponse:
+        raise StateError(Reason.UNSUPPORTED, "only real custodians destroy")
+
+    async def GetCertificate(self, request: pb.GetCertificateRequest, context: Any) -> pb.GetCertificateResponse:
+        raise StateError(Reason.UNKNOWN_KEY, "only real custodians keep certificates")
 
     async def Cancel(self, request: pb.CancelRequest, context: Any) -> pb.CancelResponse:
         await self._step("cancel")

@@ -21,7 +21,7 @@ import grpc.aio
 from keyquorum_core.artifact import binding, decrypt_stream, encrypt_stream
 from keyquorum_core.attestation.evidence import EvidenceDocument, EvidenceItem, WindowNonce
 from keyquorum_core.bundle import read_bundle, write_bundle
-from keyquorum_core.ceremony import PLAN_TYPE, CeremonyPlan
+from keyquorum_core.ceremony_plan import PLAN_TYPE, CeremonyPlan
 from keyquorum_core.derivation import Combiner, context
 from keyquorum_core.errors import KeyquorumError, Reason, RefusedError, StateError, UnavailableError
 from keyquorum_core.manifest import (
@@ -91,6 +91,7 @@ class FakeCoordinator(rpc.ClusterServicer, rpc.KeysServicer, rpc.JobsServicer, r
         self.ledger = MemoryLog(world.log, clock, {name: each.cosigner for name, each in world.custodians.items()})
         self.jobs: dict[str, JobRecord] = {}
         self.certificates = dict(world.certificates)
+        self.ceremonies: list[pb.Ceremony] = []
         self.down: dict[str, KeyquorumError] = {}
         """Custodians that refuse or can't be reached, with what they say."""
         self.silent: set[str] = set()
@@ -221,7 +222,7 @@ class FakeCoordinator(rpc.ClusterServicer, rpc.KeysServicer, rpc.JobsServicer, r
         ]
         return pb.DescribeClusterResponse(roster=self.roster(), custodians=health, version="0.1.0")
 
-    async def Create(self, request: pb.CreateKeyRequest, context: Any) -> AsyncIterator[pb.CeremonyEvent]:
+    async def RunCeremony(self, request: pb.RunCeremonyRequest, context: Any) -> AsyncIterator[pb.CeremonyEvent]:
         plan = CeremonyPlan.parse(open_envelope(request.plan, PLAN_TYPE, self.world.operator.public, "plan"))
         if plan.key_id in self.certificates:
             raise StateError(Reason.EXISTS, f"key {plan.key_id} is there already")
@@ -229,7 +230,26 @@ class FakeCoordinator(rpc.ClusterServicer, rpc.KeysServicer, rpc.JobsServicer, r
             yield pb.CeremonyEvent(ceremony_id=plan.ceremony_id, step=step, done=5, total=5)
         self.certificates[plan.key_id] = self.world.certify(plan)
         certificate = self.certificates[plan.key_id]
+        ran = pb.Ceremony(
+            ceremony_id=plan.ceremony_id, kind=plan.kind, key_id=plan.key_id, epoch=plan.epoch, step="done"
+        )
+        ran.plan = request.plan
+        self.ceremonies.append(ran)
         yield pb.CeremonyEvent(ceremony_id=plan.ceremony_id, step="done", done=5, total=5, certificate=certificate)
+
+    async def ListCeremonies(self, request: pb.ListCeremoniesRequest, context: Any) -> pb.ListCeremoniesResponse:
+        ran = [each for each in self.ceremonies if request.key_id in ("", each.key_id)]
+        return pb.ListCeremoniesResponse(ceremonies=ran[::-1])
+
+    async def CancelCeremony(self, request: pb.CancelCeremonyRequest, context: Any) -> pb.Ceremony:
+        for each in self.ceremonies:
+            if each.ceremony_id == request.ceremony_id and each.step != "done":
+                each.step = "cancelled"
+                return each
+        raise StateError(Reason.NOT_FOUND, "no such ceremony")
+
+    async def ListEpochs(self, request: pb.GetKeyRequest, context: Any) -> pb.ListKeysResponse:
+        return pb.ListKeysResponse(keys=[self.key_message(request.key_id)])
 
     async def List(self, request: Any, context: Any) -> Any:
         if isinstance(request, pb.ListKeysRequest):

@@ -12,16 +12,10 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from keyquorum_core import ceremony
-from keyquorum_core.ceremony import (
-    CeremonyPlan,
-    Commitments,
-    EpochCertificate,
-    PartsHeader,
-    check_certificate,
-    check_commitments,
-    check_plan,
-    check_seeds,
-)
+from keyquorum_core.ceremony import Commitments, EpochCertificate, PartsHeader
+from keyquorum_core.ceremony_checks import check_certificate, check_commitments, check_seeds
+from keyquorum_core.ceremony_plan import CeremonyPlan, check_plan, new_ceremony_id
+from keyquorum_core.ceremony_states import Kind
 from keyquorum_core.derivation import hkdf_sha256
 from keyquorum_core.errors import KeyquorumError, MalformedError, Reason, RefusedError
 from keyquorum_core.quorum import Quorum
@@ -77,7 +71,8 @@ def honest_seeds(quorum: Quorum) -> dict[str, dict[int, bytes]]:
 
 
 def stated_by(plan: CeremonyPlan, seeds: dict[str, dict[int, bytes]]) -> dict[str, Commitments]:
-    return {name: Commitments.to_seeds(plan, name, held) for name, held in seeds.items()}
+    headers = {name: hashlib.sha256(name.encode()).hexdigest() for name in seeds}
+    return {name: Commitments.to_seeds(plan, name, held, headers) for name, held in seeds.items()}
 
 
 # A whole run
@@ -93,9 +88,9 @@ def test_honest_custodians_derive_the_same_seeds_and_one_certificate(quorum: Quo
     assert len({value for held in seeds.values() for value in held.values()}) == quorum.seed_count
     stated = {name: Commitments.parse(statement.to_payload()) for name, statement in stated_by(plan, seeds).items()}
     agreed = check_commitments(plan, quorum, stated)
-    payload = EpochCertificate(plan, agreed).to_payload()
-    certificate = check_certificate(payload, plan, quorum, quorum.ids)
-    assert certificate.commitments == agreed
+    certificate = check_certificate(agreed.to_payload(), plan, quorum, quorum.ids)
+    assert certificate == agreed
+    assert certificate.absent == ()
     for name in quorum.ids:
         assert set(seeds[name]) == set(quorum.indices_of(name))
         check_seeds(certificate, name, seeds[name])
@@ -173,8 +168,8 @@ def test_parts_are_fresh() -> None:
     first, second = (ceremony.new_parts(QUORUM, "ch-1") for _ in range(2))
     assert set(first) == set(second) == set(QUORUM.indices_of("ch-1"))
     assert len({*first.values(), *second.values()}) == 4
-    assert len(ceremony.new_ceremony_id()) == 32
-    assert ceremony.new_ceremony_id() != ceremony.new_ceremony_id()
+    assert len(new_ceremony_id()) == 32
+    assert new_ceremony_id() != new_ceremony_id()
 
 
 def test_wrong_values_are_malformed() -> None:
@@ -221,20 +216,24 @@ def test_seeds_need_the_right_parts_of_everyone(change: Callable[[Any], object],
 
 def test_plan_bytes_are_pinned() -> None:
     assert PLAN.to_payload() == (
-        b'{"ceremony_id":"000102030405060708090a0b0c0d0e0f","cluster":"demo.local","created_at":1700000000,'
+        b'{"ceremony_id":"000102030405060708090a0b0c0d0e0f","certificate":"","cluster":"demo.local","created_at":1700000000,'
         b'"custodians":[{"id":"ch-1","jurisdiction":"CH"},{"id":"de-1","jurisdiction":"DE"},'
-        b'{"id":"fr-1","jurisdiction":"FR"}],"epoch":1,"key_id":"demo","kind":"generate",'
+        b'{"id":"fr-1","jurisdiction":"FR"}],"epoch":1,"key_id":"demo","kind":"generate","ordered_by":"operators",'
         b'"policy":{"absent_at_most":1,"canary":false,"lease_seconds":3600,"reattest_seconds":1800,'
         b'"retain_seconds":2592000,"rotate_after_seconds":0},'
-        b'"quorum":{"at_least":2},"roster_digest":"' + b"ab" * 32 + b'","suite":"MLKEM768_X25519"}'
+        b'"quorum":{"at_least":2},"roster_digest":"' + b"ab" * 32 + b'","suite":"MLKEM768_X25519","target":""}'
     )
     assert PLAN.digest == hashlib.sha256(PLAN.to_payload()).hexdigest()
     assert CeremonyPlan.parse(PLAN.to_payload()) == PLAN
 
 
 HEADER = PartsHeader("cd" * 32, "ch-1", {"fr-1": "02" * 32, "de-1": "01" * 32})
-COMMITMENTS = Commitments("cd" * 32, "ch-1", {10: b"\x0a" * 32, 9: b"\x09" * 32})
+COMMITMENTS = Commitments(
+    "cd" * 32, "ch-1", {10: b"\x0a" * 32, 9: b"\x09" * 32}, {"fr-1": "02" * 32, "ch-1": "03" * 32}
+)
 CERTIFICATE = EpochCertificate(PLAN, tuple(bytes([i]) * 32 for i in range(3)))
+ROTATION = dataclasses.replace(PLAN, kind=Kind.ROTATE, epoch=2, certificate="ef" * 32)
+LACKING = EpochCertificate(ROTATION, CERTIFICATE.commitments, ("de-1",))
 
 
 def test_header_bytes_are_pinned() -> None:
@@ -248,18 +247,21 @@ def test_header_bytes_are_pinned() -> None:
 def test_commitments_bytes_are_pinned() -> None:
     assert COMMITMENTS.to_payload() == (
         b'{"commitments":[[9,"' + b"09" * 32 + b'"],[10,"' + b"0a" * 32 + b'"]],'
-        b'"custodian":"ch-1","plan_digest":"' + b"cd" * 32 + b'"}'
+        b'"custodian":"ch-1","headers":{"ch-1":"' + b"03" * 32 + b'","fr-1":"' + b"02" * 32 + b'"},'
+        b'"plan_digest":"' + b"cd" * 32 + b'"}'
     )
     assert Commitments.parse(COMMITMENTS.to_payload()) == COMMITMENTS
 
 
 def test_certificate_bytes_are_pinned() -> None:
     assert CERTIFICATE.to_payload() == (
-        b'{"commitments":["' + b"00" * 32 + b'","' + b"01" * 32 + b'","' + b"02" * 32 + b'"],'
+        b'{"absent":[],"commitments":["' + b"00" * 32 + b'","' + b"01" * 32 + b'","' + b"02" * 32 + b'"],'
         b'"plan":' + PLAN.to_payload() + b',"plan_digest":"' + PLAN.digest.encode() + b'"}'
     )
     assert CERTIFICATE.digest == hashlib.sha256(CERTIFICATE.to_payload()).hexdigest()
     assert EpochCertificate.parse(CERTIFICATE.to_payload()) == CERTIFICATE
+    assert LACKING.to_payload().startswith(b'{"absent":["de-1"],"commitments":[')
+    assert LACKING.signers == ("ch-1", "fr-1")
 
 
 Parser = Callable[[bytes], object]
@@ -279,13 +281,17 @@ def test_parsers_refuse_other_forms_and_unknown_or_missing_members(parse: Parser
     forms += [json.dumps(value).encode(), rfc8785.dumps({**value, "extra": 1})]
     forms += [rfc8785.dumps({k: v for k, v in value.items() if k != name}) for name in value]
     wrongs: tuple[Any, ...] = (None, 1.5, True, -1, "", "x" * 3000, [], {}, "A B", "ch-1\x00")
-    forms += [rfc8785.dumps({**value, name: wrong}) for name in value for wrong in wrongs]
-    forms += [rfc8785.dumps({**value, name: v.upper()}) for name, v in value.items() if name.endswith("digest")]
+    forms += [rfc8785.dumps({**value, name: wrong}) for name in value for wrong in wrongs if value[name] != wrong]
+    digests = [name for name in value if name.endswith("digest")]
+    forms += [rfc8785.dumps({**value, name: value[name].upper()}) for name in digests]
     forms.append(payload.replace(b'"ch-1"', b'"\\ud800"'))
     # Nobody to send to and nothing to commit to are well-formed.
     allowed = [payload]
     if parse != EpochCertificate.parse:
-        allowed += [rfc8785.dumps({**value, "recipients": {}}), rfc8785.dumps({**value, "commitments": []})]
+        allowed += [
+            rfc8785.dumps({**value, name: nothing})
+            for name, nothing in (("recipients", {}), ("commitments", []), ("headers", {}))
+        ]
     for form in (form for form in forms if form not in allowed):
         with pytest.raises(KeyquorumError):
             parse(form)
@@ -319,7 +325,8 @@ def test_commitments_repeated_or_out_of_order_are_refused() -> None:
         [[1, one.upper() + "A"]],
     ]
     for pairs in lists:
-        payload = rfc8785.dumps({"plan_digest": "cd" * 32, "custodian": "ch-1", "commitments": pairs})
+        value = {"plan_digest": "cd" * 32, "custodian": "ch-1", "commitments": pairs, "headers": {}}
+        payload = rfc8785.dumps(value)
         with pytest.raises(MalformedError):
             Commitments.parse(payload)
 
@@ -328,7 +335,20 @@ def test_commitments_repeated_or_out_of_order_are_refused() -> None:
     "change",
     [
         {"ceremony_id": ID.upper()},
-        {"kind": "destroy"},
+        {"kind": "refresh"},
+        {"ordered_by": "chance"},
+        {"ordered_by": "policy"},
+        {"certificate": "ab" * 32},
+        {"certificate": "AB"},
+        {"target": "ch-1"},
+        {"kind": Kind.ROTATE},
+        {"kind": Kind.ROTATE, "certificate": "ab" * 32},
+        {"kind": Kind.ROTATE, "epoch": 2},
+        {"kind": Kind.DESTROY},
+        {"kind": Kind.DESTROY, "certificate": "ab" * 32, "target": "ch-1"},
+        {"kind": Kind.REPAIR, "certificate": "ab" * 32},
+        {"kind": Kind.REPAIR, "certificate": "ab" * 32, "target": "nobody"},
+        {"kind": Kind.REPLACE, "certificate": "ab" * 32, "target": "ch-1", "ordered_by": "policy"},
         {"key_id": "Demo"},
         {"key_id": ""},
         {"epoch": 0},
@@ -371,7 +391,15 @@ def test_commitments_short_long_missing_or_misattributed_are_refused_naming_the_
         ({**good, "de-1": dataclasses.replace(mine, commitments={**mine.commitments, 77: bytes(32)})}, "wrong seeds"),
         ({**good, "de-1": good["fr-1"]}, "another custodian's name"),
         ({**good, "de-1": dataclasses.replace(mine, plan_digest="00" * 32)}, "another plan"),
-        ({name: statement for name, statement in good.items() if name != "de-1"}, "missing or from strangers"),
+        ({name: statement for name, statement in good.items() if name != "de-1"}, "too many custodians are absent"),
+        (
+            {**good, "de-1": dataclasses.replace(mine, headers={**mine.headers, "de-1": "0" * 64})},
+            "signed more than one parts header",
+        ),
+        (
+            {**good, "ch-1": dataclasses.replace(good["ch-1"], headers={"ch-1": "0" * 64, "fr-1": "0" * 64})},
+            "was told of other participants",
+        ),
     ]
     for stated, message in bad:
         with pytest.raises(RefusedError, match=message) as caught:
@@ -379,7 +407,7 @@ def test_commitments_short_long_missing_or_misattributed_are_refused_naming_the_
         assert caught.value.reason == Reason.CEREMONY
         assert caught.value.details["custodians"] == "de-1"
         assert "de-1" in str(caught.value)
-    with pytest.raises(RefusedError, match="strangers"):
+    with pytest.raises(RefusedError, match="not of the key's committee"):
         check_commitments(PLAN, QUORUM, {**good, "xx-1": mine})
     with pytest.raises(RefusedError, match="another quorum"):
         check_commitments(PLAN, Quorum({"at_least": 3}, committee(3)), good)
@@ -388,12 +416,12 @@ def test_commitments_short_long_missing_or_misattributed_are_refused_naming_the_
 def test_certificates_must_fit_plan_quorum_and_signers() -> None:
     payload = CERTIFICATE.to_payload()
     check_certificate(payload, PLAN, QUORUM, ["fr-1", "ch-1", "de-1"])
-    with pytest.raises(RefusedError, match="not signed by all custodians: fr-1"):
+    with pytest.raises(RefusedError, match="not signed by all who made the epoch, and nobody else: fr-1"):
         check_certificate(payload, PLAN, QUORUM, ["ch-1", "de-1"])
-    with pytest.raises(RefusedError, match="not signed by all custodians: xx-1"):
+    with pytest.raises(RefusedError, match="not signed by all who made the epoch, and nobody else: xx-1"):
         check_certificate(payload, PLAN, QUORUM, [*QUORUM.ids, "xx-1"])
     with pytest.raises(RefusedError, match="another plan or quorum"):
-        check_certificate(payload, dataclasses.replace(PLAN, epoch=2), QUORUM, QUORUM.ids)
+        check_certificate(payload, dataclasses.replace(PLAN, created_at=2), QUORUM, QUORUM.ids)
     with pytest.raises(RefusedError, match="another plan or quorum"):
         check_certificate(payload, PLAN, Quorum({"at_least": 3}, committee(3)), QUORUM.ids)
     for commitments in ((), CERTIFICATE.commitments[:2], (*CERTIFICATE.commitments, bytes(32))):
@@ -407,7 +435,7 @@ def test_certificates_must_fit_plan_quorum_and_signers() -> None:
 
 def test_seeds_on_disk_are_checked_against_the_certificate() -> None:
     seeds = honest_seeds(QUORUM)
-    certificate = EpochCertificate(PLAN, check_commitments(PLAN, QUORUM, stated_by(PLAN, seeds)))
+    certificate = check_commitments(PLAN, QUORUM, stated_by(PLAN, seeds))
     mine = seeds["de-1"]
     check_seeds(certificate, "de-1", mine)
     with pytest.raises(RefusedError, match="seed 0 is not the one") as caught:

@@ -12,9 +12,11 @@ from keyquorum.sync import Client
 
 NAMES = [
     "AsyncClient",
+    "CeremonyRecord",
     "Client",
     "ClusterStatus",
     "CustodianHealth",
+    "Ended",
     "Job",
     "JobEvent",
     "JobFailedError",
@@ -42,7 +44,8 @@ NAMES = [
     "load_profile",
 ]
 METHODS = [
-    "cancel", "close", "job", "jobs", "key", "key_create", "keys", "result", "status", "submit", "wait", "watch",
+    "cancel", "ceremonies", "ceremony_cancel", "close", "job", "jobs", "key", "key_create", "key_destroy", "key_epochs",
+    "key_repair", "key_rotate", "keys", "result", "status", "submit", "wait", "watch",
 ]  # fmt: skip
 
 

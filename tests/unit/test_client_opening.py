@@ -264,7 +264,7 @@ async def test_an_operator_creates_a_key_and_gets_a_verified_certificate(
 ) -> None:
     steps: list[str] = []
     async with connected(coordinator, tmp_path) as client:
-        record = await client.key_create("new", progress=lambda p: steps.append(p.detail))
+        record = await client.key_create("new", progress=lambda p: steps.append(p.part))
         assert record.custodians == coordinator.world.quorum.ids
         assert [each.key_id for each in await client.keys()] == ["demo", "new"]
         with pytest.raises(StateError) as caught:

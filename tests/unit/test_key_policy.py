@@ -9,7 +9,7 @@ import pytest
 import typer
 
 from keyquorum.cli.durations import duration, in_words
-from keyquorum_core.ceremony import CeremonyPlan
+from keyquorum_core.ceremony_plan import CeremonyPlan
 from keyquorum_core.errors import MalformedError, Reason
 from keyquorum_core.key_policy import KeyPolicy
 from keyquorum_core.strictjson import Fields

@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from keyquorum_core.ceremony import CeremonyPlan, PartsHeader, new_parts
+from keyquorum_core.ceremony import PartsHeader, new_parts
+from keyquorum_core.ceremony_plan import CeremonyPlan
 from keyquorum_core.errors import Reason, RefusedError
 from keyquorum_core.parts import (
     SealedPart,
@@ -27,7 +28,6 @@ from keyquorum_core.transcript import H
 QUORUM = Quorum({"at_least": 2}, [Custodian("ch-1", "CH"), Custodian("de-1", "DE"), Custodian("fr-1", "FR")])
 PLAN = CeremonyPlan(
     ceremony_id="0123456789abcdef0123456789abcdef",
-    kind="generate",
     key_id="k",
     epoch=1,
     suite="MLKEM768_X25519",

@@ -88,7 +88,10 @@ STRANGER = base64.b64encode(Identity.generate().public.to_bytes()).decode()
         (write("roster.json", bytes(5 << 20)), MalformedError, Reason.TOO_LARGE),
         (write("roster.json", sign_roster(WORLD.roster, [Identity.generate()])), RefusedError, Reason.SIGNATURE),
         (
-            write("roster.json", sign_roster(replace(WORLD.roster, version=2), [WORLD.operator])),
+            write(
+                "roster.json",
+                sign_roster(replace(WORLD.roster, version=2, previous=WORLD.roster.digest), [WORLD.operator]),
+            ),
             RefusedError,
             Reason.ROSTER,
         ),

@@ -69,6 +69,7 @@ ROSTER = Roster(
     coordinator_tls=(PEM,),
     log_key=LOG.keys,
     log_url="https://log.example/demo",
+    previous="ab" * 32,
 )
 SIGNED = sign_roster(ROSTER, (OPERATORS["ann"], OPERATORS["cleo"]))
 CARD = EnrolmentCard("demo", CUSTODIANS[0], NOW)
@@ -84,7 +85,7 @@ def test_layout_of_the_roster_is_pinned() -> None:
     assert rfc8785.dumps(tree) == payload
     assert sorted(tree) == [
         "cluster", "committee", "coordinator_tls", "custodians", "expires_at", "issued_at", "log_key",
-        "log_url", "operator_threshold", "operators", "quorum", "version",
+        "log_url", "operator_threshold", "operators", "previous", "quorum", "version",
     ]  # fmt: skip
     assert sorted(tree["custodians"][0]) == [
         "address", "hpke", "id", "identity", "jurisdiction", "tls_certificate", "witness_key",
@@ -95,7 +96,7 @@ def test_layout_of_the_roster_is_pinned() -> None:
     assert (
         ROSTER.digest
         == hashlib.sha256(payload).hexdigest()
-        == "4b89b4b79613622cc168fe1b8573f7417c928f73a4103f9d0e310a62c69d0964"
+        == "ac59c36e433e4ac7150f6c48839c928efd339fbcd903fe66e84e04e0c157ff76"
     )
 
 

@@ -15,7 +15,20 @@ os.environ.setdefault("GRPC_VERBOSITY", "NONE")
 
 import typer
 
-from keyquorum.cli import attest, audit, identity, job, key, ledger, operator, output, policy, quorum, roster, version
+from keyquorum.cli import (
+    attest,
+    audit,
+    ceremony,
+    identity,
+    job,
+    ledger,
+    operator,
+    output,
+    policy,
+    quorum,
+    roster_change,
+    version,
+)
 from keyquorum_core.errors import KeyquorumError, Reason, UnavailableError
 
 __all__ = ["build", "main", "run"]
@@ -38,13 +51,13 @@ def build() -> typer.Typer:
         pretty_exceptions_enable=False,
     )
     app.add_typer(job.app)
-    app.add_typer(key.app)
+    app.add_typer(ceremony.app)  # key's, with what operators order after a key was made
     app.add_typer(quorum.app)
     app.add_typer(attest.app)
     app.add_typer(ledger.app)
     app.add_typer(audit.app)
     app.add_typer(identity.app)
-    app.add_typer(roster.app)
+    app.add_typer(roster_change.app)  # roster's, with how one becomes the next
     app.add_typer(policy.app)
     app.add_typer(operator.app)
     app.command("version")(version.version)

@@ -30,7 +30,7 @@ _BYTES = ("encrypt", "upload", "download", "decrypt")
 
 @contextmanager
 def bars() -> Iterator[ProgressCallback]:
-    """A callback that draws one bar for each stage. It may be called from any thread."""
+    """A callback that draws one bar for each stage, or part of one. It may be called from any thread."""
     from keyquorum.progress import silent
 
     if not sys.stderr.isatty():
@@ -53,12 +53,14 @@ def bars() -> Iterator[ProgressCallback]:
 
         def report(progress: Progress) -> None:
             stage = str(progress.stage)
-            if stage not in tasks:
-                tasks[stage] = display.add_task(_TITLES.get(stage, stage), total=None, amount="")
+            bar = f"{stage} {progress.part}".rstrip()
+            if bar not in tasks:
+                title = f"{_TITLES.get(stage, stage)} {progress.part}".rstrip()
+                tasks[bar] = display.add_task(printable(title), total=None, amount="")
             shown = decimal if stage in _BYTES else str
             amount = f"{shown(progress.done)}/{shown(progress.total)}" if progress.total else shown(progress.done)
             display.update(
-                tasks[stage],
+                tasks[bar],
                 completed=progress.done,
                 total=progress.total or None,
                 amount=printable(progress.detail).replace("\n", " ") or amount,

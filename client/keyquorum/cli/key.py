@@ -11,10 +11,13 @@ from keyquorum.cli.bars import bars
 from keyquorum.cli.durations import duration, in_words
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from keyquorum.ceremonies import CeremonyRecord
     from keyquorum.keys import KeyRecord
     from keyquorum_core.key_policy import KeyPolicy
 
-__all__ = ["app"]
+__all__ = ["KeyArgument", "app", "show_ceremonies", "show_epoch", "show_record"]
 
 app = typer.Typer(name="key", help="Keys of the cluster.", no_args_is_help=True)
 
@@ -64,7 +67,7 @@ def create(
     )
     with output.client_of(profile, passphrase_file) as client, bars() as report:
         record = client.key_create(key, suite=suite, policy=policy, progress=report)
-    _show(record, as_json)
+    show_record(record, as_json)
 
 
 @app.command("list")
@@ -73,7 +76,7 @@ def list_keys(
     passphrase_file: output.PassphraseFileOption = None,
     as_json: output.JsonOption = False,
 ) -> None:
-    """List the cluster's keys, each with its certificate verified."""
+    """List the cluster's keys, each with the certificate of its newest epoch verified."""
     with output.client_of(profile, passphrase_file) as client:
         records = client.keys()
     if as_json:
@@ -81,8 +84,11 @@ def list_keys(
         return
     output.table(
         "",
-        ("key", "epoch", "state", "suite", "created", "seeds"),
-        [(r.key_id, r.epoch, r.state, r.suite, output.when(r.created_at), r.seed_count) for r in records],
+        ("key", "epoch", "state", "suite", "created", "seeds", "stale"),
+        [
+            (r.key_id, r.epoch, r.state, r.suite, output.when(r.created_at), r.seed_count, ", ".join(r.stale) or "-")
+            for r in records
+        ],
     )
 
 
@@ -93,32 +99,89 @@ def show(
     passphrase_file: output.PassphraseFileOption = None,
     as_json: output.JsonOption = False,
 ) -> None:
-    """Show one key and who signed its certificate."""
+    """Show one key: who certified its newest epoch, what became of the older ones, who lacks any.
+
+    With an operator's profile also its ceremonies that did not end well, with custodian, step and cause.
+    """
     with output.client_of(profile, passphrase_file) as client:
-        record = client.key(key)
-    _show(record, as_json)
+        epochs = client.key_epochs(key)
+        operator = client.profile.operator is not None
+        ceremonies = [each for each in client.ceremonies(key) if each.step != "done"] if operator else []
+    if as_json:
+        listed = {"epochs": [each.as_dict() for each in epochs], "ceremonies": [each.as_dict() for each in ceremonies]}
+        output.emit(epochs[0].as_dict() | listed)
+        return
+    show_epoch(epochs[0])
+    output.table(
+        "Epochs",
+        ("epoch", "state", "created", "retired", "destroyed", "certified by", "absent", "stale"),
+        [
+            (
+                each.epoch,
+                each.state,
+                output.when(each.created_at),
+                output.when(each.retired_at),
+                output.when(each.ended_at),
+                ", ".join(each.custodians),
+                ", ".join(each.absent) or "-",
+                ", ".join(each.stale) or "-",
+            )
+            for each in epochs
+        ],
+    )
+    show_ceremonies(ceremonies)
 
 
-def _show(record: KeyRecord, as_json: bool) -> None:
+def show_ceremonies(ceremonies: Sequence[CeremonyRecord]) -> None:
+    """Where ceremonies are, and what stopped them."""
+    if ceremonies:
+        output.table(
+            "Ceremonies",
+            ("ceremony", "kind", "key", "epoch", "step", "when", "waits for", "what stopped it"),
+            [
+                (
+                    each.ceremony_id,
+                    each.kind,
+                    each.key_id,
+                    each.epoch,
+                    each.step,
+                    output.when(each.updated_at),
+                    ", ".join(each.waiting) or "-",
+                    f"{each.error.reason}: {each.error.message}" if each.error is not None else "-",
+                )
+                for each in ceremonies
+            ],
+        )
+
+
+def show_record(record: KeyRecord, as_json: bool) -> None:
+    """One epoch, for scripts or people."""
     if as_json:
         output.emit(record.as_dict())
-        return
-    output.table(
-        "",
-        ("", ""),
-        (
-            ("key", record.key_id),
-            ("epoch", record.epoch),
-            ("state", f"{record.state} (the coordinator's word)"),
-            ("suite", record.suite),
-            ("ceremony", record.ceremony_id),
-            ("created", output.when(record.created_at)),
-            ("seeds", record.seed_count),
-            *_policy_rows(record.policy),
-            ("certified by", ", ".join(record.custodians)),
-            ("certificate", f"sha256:{record.certificate_sha256}"),
-        ),
-    )
+    else:
+        show_epoch(record)
+
+
+def show_epoch(record: KeyRecord) -> None:
+    """One epoch, for people."""
+    rows = [
+        ("key", record.key_id),
+        ("epoch", record.epoch),
+        ("state", f"{record.state} (the coordinator's word)"),
+        ("suite", record.suite),
+        ("quorum", record.quorum.words()),
+        ("ceremony", record.ceremony_id),
+        ("created", output.when(record.created_at)),
+        ("seeds", record.seed_count),
+        *_policy_rows(record.policy),
+        ("certified by", ", ".join(record.custodians)),
+        ("certificate", f"sha256:{record.certificate_sha256}"),
+    ]
+    if record.absent:
+        rows.append(("made without", ", ".join(record.absent)))
+    if record.stale:
+        rows.append(("stale, to be repaired", ", ".join(record.stale)))
+    output.table("", ("", ""), rows)
 
 
 def _policy_rows(policy: KeyPolicy) -> list[tuple[str, str]]:

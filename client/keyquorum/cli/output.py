@@ -28,6 +28,7 @@ __all__ = [
     "client_of",
     "emit",
     "line",
+    "needs_profile",
     "new_passphrase",
     "note",
     "passphrase_source",
@@ -159,12 +160,18 @@ def _prompt(text: str) -> str:
     return typed
 
 
+def needs_profile(profile: Path | None) -> Path:
+    """The profile's path; wrong usage (exit 2) where none is named."""
+    if profile is None:
+        raise typer.BadParameter("no profile: give --profile FILE or set KEYQUORUM_PROFILE")
+    return profile
+
+
 @contextmanager
 def client_of(profile: Path | None, passphrase_file: Path | None) -> Iterator[Client]:
     """A connected client; wrong usage (exit 2) where no profile is named."""
-    if profile is None:
-        raise typer.BadParameter("no profile: give --profile FILE or set KEYQUORUM_PROFILE")
+    path = needs_profile(profile)
     from keyquorum.sync import connect
 
-    with connect(profile, passphrase=passphrase_source(passphrase_file)) as client:
+    with connect(path, passphrase=passphrase_source(passphrase_file)) as client:
         yield client

@@ -12,9 +12,12 @@ from keyquorum.cli import output
 from keyquorum_core.errors import MalformedError, Reason
 
 if TYPE_CHECKING:
-    from keyquorum_core.roster import Roster
+    from collections.abc import Iterable
 
-__all__ = ["app"]
+    from keyquorum_core.roster import Roster
+    from keyquorum_core.signing import PublicIdentity
+
+__all__ = ["app", "further_operators", "show_roster"]
 
 app = typer.Typer(name="roster", help="Rosters.", no_args_is_help=True)
 
@@ -38,35 +41,23 @@ def create(
     operator_threshold: Annotated[int, typer.Option(help="Operators that must sign the next roster.")] = 1,
     operators_out: Annotated[Path | None, typer.Option(help="Also write operators.json, for pinning.")] = None,
     committee: Annotated[str, typer.Option(help="The committee's name.")] = "main",
-    version: Annotated[int, typer.Option(help="One more than the last roster's.")] = 1,
     days: Annotated[int, typer.Option(help="Days until the roster expires.")] = 365,
     passphrase_file: output.PassphraseFileOption = None,
     as_json: output.JsonOption = False,
 ) -> None:
-    """Assemble enrolment cards, a quorum rule and operators into a signed roster."""
+    """Assemble enrolment cards, a quorum rule and operators into a cluster's first signed roster."""
     from keyquorum.documents import load_document
-    from keyquorum.keyfiles import read_public_keys, unlock, write_new
+    from keyquorum.keyfiles import unlock, write_new
     from keyquorum.rosters import assemble_roster, operators_file, rule_of
     from keyquorum_protos.wire.files import read_bytes
 
     ask = output.passphrase_source(passphrase_file)
     signers = [unlock(path, "operator", None, ask) for path in operator_key]
-    operators = {each.name: each.identity.public for each in signers}
-    for path in operator_pub or ():
-        public = read_public_keys(path)
-        if public.role != "operator" or operators.get(public.name, public.identity) != public.identity:
-            raise MalformedError(
-                Reason.ROLE,
-                f"{path} is not a further operator's",
-                expected="role operator, another name",
-                actual=f"{public.role} {public.name}",
-            )
-        operators[public.name] = public.identity
+    operators = further_operators({each.name: each.identity.public for each in signers}, operator_pub or ())
     now = int(time.time())
     made = assemble_roster(
         cluster=cluster,
         committee=committee,
-        version=version,
         issued_at=now,
         expires_at=now + days * 86400,
         cards=[read_bytes(path, "enrolment card") for path in card],
@@ -83,7 +74,7 @@ def create(
     write_new(out, made.envelope, private=False)
     if operators_out is not None:
         write_new(operators_out, operators_file(operators, operator_threshold), private=False)
-    _show(made.roster, sorted(each.name for each in signers), as_json)
+    show_roster(made.roster, sorted(each.name for each in signers), as_json)
 
 
 @app.command()
@@ -103,15 +94,33 @@ def show(
     if operators is None:
         roster = Roster.parse(peek_payload(envelope, ROSTER_TYPE, "roster", max_bytes=2 * MAX_ROSTER))
         output.note("NOT VERIFIED: give --operators to check who signed it.")
-        _show(roster, None, as_json)
+        show_roster(roster, None, as_json)
         return
     trusted, threshold = parse_operators(read_bytes(operators, "operators file"))
     roster = open_roster(envelope, trusted, threshold, int(time.time()))
     _, signed = open_multi(envelope, ROSTER_TYPE, trusted, threshold, "roster", max_bytes=2 * MAX_ROSTER)
-    _show(roster, list(signed), as_json)
+    show_roster(roster, list(signed), as_json)
 
 
-def _show(roster: Roster, signed: list[str] | None, as_json: bool) -> None:
+def further_operators(known: dict[str, PublicIdentity], files: Iterable[Path]) -> dict[str, PublicIdentity]:
+    """``known`` and those in public key files. Raises ``ROLE`` for a file that is not a further operator's."""
+    from keyquorum.keyfiles import read_public_keys
+
+    operators = dict(known)
+    for path in files:
+        public = read_public_keys(path)
+        if public.role != "operator" or operators.get(public.name, public.identity) != public.identity:
+            raise MalformedError(
+                Reason.ROLE,
+                f"{path} is not a further operator's",
+                expected="role operator, another name",
+                actual=f"{public.role} {public.name}",
+            )
+        operators[public.name] = public.identity
+    return operators
+
+
+def show_roster(roster: Roster, signed: list[str] | None, as_json: bool) -> None:
     quorum = roster.quorum_of()
     facts = {
         "cluster": roster.cluster,

@@ -105,12 +105,12 @@ class CustodianHealth(_message.Message):
 Global___CustodianHealth: _TypeAlias = CustodianHealth  # noqa: Y015
 
 @_typing.final
-class CreateKeyRequest(_message.Message):
+class RunCeremonyRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     PLAN_FIELD_NUMBER: _builtins.int
     plan: _builtins.bytes
-    """DSSE envelope of the ceremony plan, signed by an operator."""
+    """DSSE envelope of the ceremony plan, signed by operators; by none when the key's policy orders it."""
     def __init__(
         self,
         *,
@@ -122,7 +122,7 @@ class CreateKeyRequest(_message.Message):
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-Global___CreateKeyRequest: _TypeAlias = CreateKeyRequest  # noqa: Y015
+Global___RunCeremonyRequest: _TypeAlias = RunCeremonyRequest  # noqa: Y015
 
 @_typing.final
 class CeremonyEvent(_message.Message):
@@ -134,15 +134,23 @@ class CeremonyEvent(_message.Message):
     DONE_FIELD_NUMBER: _builtins.int
     TOTAL_FIELD_NUMBER: _builtins.int
     CERTIFICATE_FIELD_NUMBER: _builtins.int
+    WAITING_FIELD_NUMBER: _builtins.int
+    NOTE_FIELD_NUMBER: _builtins.int
     ceremony_id: _builtins.str
     step: _builtins.str
-    """propose, deliver, confirm, activate, done"""
+    """propose, deliver, confirm, activate, give, restore, erase, done"""
     custodian: _builtins.str
     """empty for the step as a whole"""
     done: _builtins.int
     total: _builtins.int
     certificate: _builtins.bytes
-    """With step "done": the epoch certificate."""
+    """With step "done": the epoch certificate, where the ceremony is about one."""
+    note: _builtins.str
+    """With step "done": what the operator should know."""
+    @_builtins.property
+    def waiting(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Custodians whose own operators have to approve before it goes on."""
+
     def __init__(
         self,
         *,
@@ -152,14 +160,161 @@ class CeremonyEvent(_message.Message):
         done: _builtins.int = ...,
         total: _builtins.int = ...,
         certificate: _builtins.bytes = ...,
+        waiting: _abc.Iterable[_builtins.str] | None = ...,
+        note: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["ceremony_id", b"ceremony_id", "certificate", b"certificate", "custodian", b"custodian", "done", b"done", "step", b"step", "total", b"total"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["ceremony_id", b"ceremony_id", "certificate", b"certificate", "custodian", b"custodian", "done", b"done", "note", b"note", "step", b"step", "total", b"total", "waiting", b"waiting"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___CeremonyEvent: _TypeAlias = CeremonyEvent  # noqa: Y015
+
+@_typing.final
+class ListCeremoniesRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    KEY_ID_FIELD_NUMBER: _builtins.int
+    key_id: _builtins.str
+    """Empty: of all keys."""
+    def __init__(
+        self,
+        *,
+        key_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["key_id", b"key_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListCeremoniesRequest: _TypeAlias = ListCeremoniesRequest  # noqa: Y015
+
+@_typing.final
+class ListCeremoniesResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CEREMONIES_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def ceremonies(self) -> _containers.RepeatedCompositeFieldContainer[Global___Ceremony]:
+        """Latest first."""
+
+    def __init__(
+        self,
+        *,
+        ceremonies: _abc.Iterable[Global___Ceremony] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["ceremonies", b"ceremonies"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListCeremoniesResponse: _TypeAlias = ListCeremoniesResponse  # noqa: Y015
+
+@_typing.final
+class Ceremony(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CEREMONY_ID_FIELD_NUMBER: _builtins.int
+    KIND_FIELD_NUMBER: _builtins.int
+    KEY_ID_FIELD_NUMBER: _builtins.int
+    EPOCH_FIELD_NUMBER: _builtins.int
+    STEP_FIELD_NUMBER: _builtins.int
+    PRESENT_FIELD_NUMBER: _builtins.int
+    WAITING_FIELD_NUMBER: _builtins.int
+    ERROR_FIELD_NUMBER: _builtins.int
+    PLAN_FIELD_NUMBER: _builtins.int
+    CREATED_AT_FIELD_NUMBER: _builtins.int
+    UPDATED_AT_FIELD_NUMBER: _builtins.int
+    RECEIPTS_FIELD_NUMBER: _builtins.int
+    ceremony_id: _builtins.str
+    kind: _builtins.str
+    key_id: _builtins.str
+    epoch: _builtins.int
+    step: _builtins.str
+    plan: _builtins.bytes
+    created_at: _builtins.int
+    updated_at: _builtins.int
+    @_builtins.property
+    def present(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
+    @_builtins.property
+    def waiting(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
+    @_builtins.property
+    def error(self) -> _status_pb2.Status:
+        """Why it was given up, or what keeps it where it is."""
+
+    @_builtins.property
+    def receipts(self) -> _containers.RepeatedCompositeFieldContainer[Global___CeremonyReceipt]: ...
+    def __init__(
+        self,
+        *,
+        ceremony_id: _builtins.str = ...,
+        kind: _builtins.str = ...,
+        key_id: _builtins.str = ...,
+        epoch: _builtins.int = ...,
+        step: _builtins.str = ...,
+        present: _abc.Iterable[_builtins.str] | None = ...,
+        waiting: _abc.Iterable[_builtins.str] | None = ...,
+        error: _status_pb2.Status | None = ...,
+        plan: _builtins.bytes = ...,
+        created_at: _builtins.int = ...,
+        updated_at: _builtins.int = ...,
+        receipts: _abc.Iterable[Global___CeremonyReceipt] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["error", b"error"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["ceremony_id", b"ceremony_id", "created_at", b"created_at", "epoch", b"epoch", "error", b"error", "key_id", b"key_id", "kind", b"kind", "plan", b"plan", "present", b"present", "receipts", b"receipts", "step", b"step", "updated_at", b"updated_at", "waiting", b"waiting"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Ceremony: _TypeAlias = Ceremony  # noqa: Y015
+
+@_typing.final
+class CeremonyReceipt(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CUSTODIAN_FIELD_NUMBER: _builtins.int
+    RECEIPT_FIELD_NUMBER: _builtins.int
+    custodian: _builtins.str
+    receipt: _builtins.bytes
+    """DSSE envelope."""
+    def __init__(
+        self,
+        *,
+        custodian: _builtins.str = ...,
+        receipt: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["custodian", b"custodian", "receipt", b"receipt"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CeremonyReceipt: _TypeAlias = CeremonyReceipt  # noqa: Y015
+
+@_typing.final
+class CancelCeremonyRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CEREMONY_ID_FIELD_NUMBER: _builtins.int
+    WHY_FIELD_NUMBER: _builtins.int
+    ceremony_id: _builtins.str
+    why: _builtins.str
+    def __init__(
+        self,
+        *,
+        ceremony_id: _builtins.str = ...,
+        why: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["ceremony_id", b"ceremony_id", "why", b"why"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CancelCeremonyRequest: _TypeAlias = CancelCeremonyRequest  # noqa: Y015
 
 @_typing.final
 class ListKeysRequest(_message.Message):
@@ -225,13 +380,23 @@ class Key(_message.Message):
     CERTIFICATE_FIELD_NUMBER: _builtins.int
     CEREMONY_ID_FIELD_NUMBER: _builtins.int
     CREATED_AT_FIELD_NUMBER: _builtins.int
+    RETIRED_AT_FIELD_NUMBER: _builtins.int
+    ENDED_AT_FIELD_NUMBER: _builtins.int
+    STALE_FIELD_NUMBER: _builtins.int
     key_id: _builtins.str
     epoch: _builtins.int
     state: _builtins.str
+    """active, retired, destroyed"""
     certificate: _builtins.bytes
     """DSSE envelope of the epoch certificate."""
     ceremony_id: _builtins.str
     created_at: _builtins.int
+    retired_at: _builtins.int
+    ended_at: _builtins.int
+    @_builtins.property
+    def stale(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Custodians that lack the epoch, as far as the coordinator knows."""
+
     def __init__(
         self,
         *,
@@ -241,10 +406,13 @@ class Key(_message.Message):
         certificate: _builtins.bytes = ...,
         ceremony_id: _builtins.str = ...,
         created_at: _builtins.int = ...,
+        retired_at: _builtins.int = ...,
+        ended_at: _builtins.int = ...,
+        stale: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["ceremony_id", b"ceremony_id", "certificate", b"certificate", "created_at", b"created_at", "epoch", b"epoch", "key_id", b"key_id", "state", b"state"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["ceremony_id", b"ceremony_id", "certificate", b"certificate", "created_at", b"created_at", "ended_at", b"ended_at", "epoch", b"epoch", "key_id", b"key_id", "retired_at", b"retired_at", "stale", b"stale", "state", b"state"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

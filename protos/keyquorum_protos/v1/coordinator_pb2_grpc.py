@@ -101,7 +101,7 @@ class Cluster:
 
 
 class KeysStub:
-    """Caller roles: operator (Create), owner and operator (List, Get).
+    """Caller roles: owner and operator (List, Get, ListEpochs); operator (the rest).
     """
 
     def __init__(self, channel):
@@ -110,10 +110,20 @@ class KeysStub:
         Args:
             channel: A grpc.Channel.
         """
-        self.Create = channel.unary_stream(
-                '/keyquorum.v1.Keys/Create',
-                request_serializer=keyquorum__protos_dot_v1_dot_coordinator__pb2.CreateKeyRequest.SerializeToString,
+        self.RunCeremony = channel.unary_stream(
+                '/keyquorum.v1.Keys/RunCeremony',
+                request_serializer=keyquorum__protos_dot_v1_dot_coordinator__pb2.RunCeremonyRequest.SerializeToString,
                 response_deserializer=keyquorum__protos_dot_v1_dot_coordinator__pb2.CeremonyEvent.FromString,
+                _registered_method=True)
+        self.ListCeremonies = channel.unary_unary(
+                '/keyquorum.v1.Keys/ListCeremonies',
+                request_serializer=keyquorum__protos_dot_v1_dot_coordinator__pb2.ListCeremoniesRequest.SerializeToString,
+                response_deserializer=keyquorum__protos_dot_v1_dot_coordinator__pb2.ListCeremoniesResponse.FromString,
+                _registered_method=True)
+        self.CancelCeremony = channel.unary_unary(
+                '/keyquorum.v1.Keys/CancelCeremony',
+                request_serializer=keyquorum__protos_dot_v1_dot_coordinator__pb2.CancelCeremonyRequest.SerializeToString,
+                response_deserializer=keyquorum__protos_dot_v1_dot_coordinator__pb2.Ceremony.FromString,
                 _registered_method=True)
         self.List = channel.unary_unary(
                 '/keyquorum.v1.Keys/List',
@@ -125,28 +135,56 @@ class KeysStub:
                 request_serializer=keyquorum__protos_dot_v1_dot_coordinator__pb2.GetKeyRequest.SerializeToString,
                 response_deserializer=keyquorum__protos_dot_v1_dot_coordinator__pb2.Key.FromString,
                 _registered_method=True)
+        self.ListEpochs = channel.unary_unary(
+                '/keyquorum.v1.Keys/ListEpochs',
+                request_serializer=keyquorum__protos_dot_v1_dot_coordinator__pb2.GetKeyRequest.SerializeToString,
+                response_deserializer=keyquorum__protos_dot_v1_dot_coordinator__pb2.ListKeysResponse.FromString,
+                _registered_method=True)
 
 
 class KeysServicer:
-    """Caller roles: operator (Create), owner and operator (List, Get).
+    """Caller roles: owner and operator (List, Get, ListEpochs); operator (the rest).
     """
 
-    def Create(self, request, context):
-        """Runs the generate ceremony; idempotent by ceremony id. Ends with the certificate or an error naming
-        the custodian, the step and the cause.
+    def RunCeremony(self, request, context):
+        """Runs the ceremony of a plan: generate, rotate, repair, replace, destroy. Idempotent by ceremony id: the same plan again
+        joins it, or resumes it. Ends with its outcome, or an error naming the custodian, the step and the cause. It goes
+        on when the caller hangs up.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListCeremonies(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def CancelCeremony(self, request, context):
+        """Before the step from which it can only go forward.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def List(self, request, context):
-        """Missing associated documentation comment in .proto file."""
+        """The newest epoch of every key.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def Get(self, request, context):
-        """Missing associated documentation comment in .proto file."""
+        """The newest epoch of one.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListEpochs(self, request, context):
+        """All epochs of one, newest first.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
@@ -154,10 +192,20 @@ class KeysServicer:
 
 def add_KeysServicer_to_server(servicer, server):
     rpc_method_handlers = {
-            'Create': grpc.unary_stream_rpc_method_handler(
-                    servicer.Create,
-                    request_deserializer=keyquorum__protos_dot_v1_dot_coordinator__pb2.CreateKeyRequest.FromString,
+            'RunCeremony': grpc.unary_stream_rpc_method_handler(
+                    servicer.RunCeremony,
+                    request_deserializer=keyquorum__protos_dot_v1_dot_coordinator__pb2.RunCeremonyRequest.FromString,
                     response_serializer=keyquorum__protos_dot_v1_dot_coordinator__pb2.CeremonyEvent.SerializeToString,
+            ),
+            'ListCeremonies': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListCeremonies,
+                    request_deserializer=keyquorum__protos_dot_v1_dot_coordinator__pb2.ListCeremoniesRequest.FromString,
+                    response_serializer=keyquorum__protos_dot_v1_dot_coordinator__pb2.ListCeremoniesResponse.SerializeToString,
+            ),
+            'CancelCeremony': grpc.unary_unary_rpc_method_handler(
+                    servicer.CancelCeremony,
+                    request_deserializer=keyquorum__protos_dot_v1_dot_coordinator__pb2.CancelCeremonyRequest.FromString,
+                    response_serializer=keyquorum__protos_dot_v1_dot_coordinator__pb2.Ceremony.SerializeToString,
             ),
             'List': grpc.unary_unary_rpc_method_handler(
                     servicer.List,
@@ -169,6 +217,11 @@ def add_KeysServicer_to_server(servicer, server):
                     request_deserializer=keyquorum__protos_dot_v1_dot_coordinator__pb2.GetKeyRequest.FromString,
                     response_serializer=keyquorum__protos_dot_v1_dot_coordinator__pb2.Key.SerializeToString,
             ),
+            'ListEpochs': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListEpochs,
+                    request_deserializer=keyquorum__protos_dot_v1_dot_coordinator__pb2.GetKeyRequest.FromString,
+                    response_serializer=keyquorum__protos_dot_v1_dot_coordinator__pb2.ListKeysResponse.SerializeToString,
+            ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
             'keyquorum.v1.Keys', rpc_method_handlers)
@@ -178,11 +231,11 @@ def add_KeysServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class Keys:
-    """Caller roles: operator (Create), owner and operator (List, Get).
+    """Caller roles: owner and operator (List, Get, ListEpochs); operator (the rest).
     """
 
     @staticmethod
-    def Create(request,
+    def RunCeremony(request,
             target,
             options=(),
             channel_credentials=None,
@@ -195,9 +248,63 @@ class Keys:
         return grpc.experimental.unary_stream(
             request,
             target,
-            '/keyquorum.v1.Keys/Create',
-            keyquorum__protos_dot_v1_dot_coordinator__pb2.CreateKeyRequest.SerializeToString,
+            '/keyquorum.v1.Keys/RunCeremony',
+            keyquorum__protos_dot_v1_dot_coordinator__pb2.RunCeremonyRequest.SerializeToString,
             keyquorum__protos_dot_v1_dot_coordinator__pb2.CeremonyEvent.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListCeremonies(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/keyquorum.v1.Keys/ListCeremonies',
+            keyquorum__protos_dot_v1_dot_coordinator__pb2.ListCeremoniesRequest.SerializeToString,
+            keyquorum__protos_dot_v1_dot_coordinator__pb2.ListCeremoniesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CancelCeremony(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/keyquorum.v1.Keys/CancelCeremony',
+            keyquorum__protos_dot_v1_dot_coordinator__pb2.CancelCeremonyRequest.SerializeToString,
+            keyquorum__protos_dot_v1_dot_coordinator__pb2.Ceremony.FromString,
             options,
             channel_credentials,
             insecure,
@@ -252,6 +359,33 @@ class Keys:
             '/keyquorum.v1.Keys/Get',
             keyquorum__protos_dot_v1_dot_coordinator__pb2.GetKeyRequest.SerializeToString,
             keyquorum__protos_dot_v1_dot_coordinator__pb2.Key.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListEpochs(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/keyquorum.v1.Keys/ListEpochs',
+            keyquorum__protos_dot_v1_dot_coordinator__pb2.GetKeyRequest.SerializeToString,
+            keyquorum__protos_dot_v1_dot_coordinator__pb2.ListKeysResponse.FromString,
             options,
             channel_credentials,
             insecure,

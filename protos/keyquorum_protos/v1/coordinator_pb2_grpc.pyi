@@ -55,57 +55,99 @@ class ClusterServicer(metaclass=_abc_1.ABCMeta):
 def add_ClusterServicer_to_server(servicer: ClusterServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
 
 class KeysStub:
-    """Caller roles: operator (Create), owner and operator (List, Get)."""
+    """Caller roles: owner and operator (List, Get, ListEpochs); operator (the rest)."""
 
     @_typing.overload
     def __new__(cls, channel: _grpc.Channel) -> _Self: ...
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> KeysAsyncStub: ...
-    Create: _grpc.UnaryStreamMultiCallable[_coordinator_pb2.CreateKeyRequest, _coordinator_pb2.CeremonyEvent]
-    """Runs the generate ceremony; idempotent by ceremony id. Ends with the certificate or an error naming
-    the custodian, the step and the cause.
+    RunCeremony: _grpc.UnaryStreamMultiCallable[_coordinator_pb2.RunCeremonyRequest, _coordinator_pb2.CeremonyEvent]
+    """Runs the ceremony of a plan: generate, rotate, repair, replace, destroy. Idempotent by ceremony id: the same plan again
+    joins it, or resumes it. Ends with its outcome, or an error naming the custodian, the step and the cause. It goes
+    on when the caller hangs up.
     """
+    ListCeremonies: _grpc.UnaryUnaryMultiCallable[_coordinator_pb2.ListCeremoniesRequest, _coordinator_pb2.ListCeremoniesResponse]
+    CancelCeremony: _grpc.UnaryUnaryMultiCallable[_coordinator_pb2.CancelCeremonyRequest, _coordinator_pb2.Ceremony]
+    """Before the step from which it can only go forward."""
     List: _grpc.UnaryUnaryMultiCallable[_coordinator_pb2.ListKeysRequest, _coordinator_pb2.ListKeysResponse]
+    """The newest epoch of every key."""
     Get: _grpc.UnaryUnaryMultiCallable[_coordinator_pb2.GetKeyRequest, _coordinator_pb2.Key]
+    """The newest epoch of one."""
+    ListEpochs: _grpc.UnaryUnaryMultiCallable[_coordinator_pb2.GetKeyRequest, _coordinator_pb2.ListKeysResponse]
+    """All epochs of one, newest first."""
 
 @_typing.type_check_only
 class KeysAsyncStub(KeysStub):
-    """Caller roles: operator (Create), owner and operator (List, Get)."""
+    """Caller roles: owner and operator (List, Get, ListEpochs); operator (the rest)."""
 
     def __init__(self, channel: _aio.Channel) -> None: ...
-    Create: _aio.UnaryStreamMultiCallable[_coordinator_pb2.CreateKeyRequest, _coordinator_pb2.CeremonyEvent]  # type: ignore[assignment]
-    """Runs the generate ceremony; idempotent by ceremony id. Ends with the certificate or an error naming
-    the custodian, the step and the cause.
+    RunCeremony: _aio.UnaryStreamMultiCallable[_coordinator_pb2.RunCeremonyRequest, _coordinator_pb2.CeremonyEvent]  # type: ignore[assignment]
+    """Runs the ceremony of a plan: generate, rotate, repair, replace, destroy. Idempotent by ceremony id: the same plan again
+    joins it, or resumes it. Ends with its outcome, or an error naming the custodian, the step and the cause. It goes
+    on when the caller hangs up.
     """
+    ListCeremonies: _aio.UnaryUnaryMultiCallable[_coordinator_pb2.ListCeremoniesRequest, _coordinator_pb2.ListCeremoniesResponse]  # type: ignore[assignment]
+    CancelCeremony: _aio.UnaryUnaryMultiCallable[_coordinator_pb2.CancelCeremonyRequest, _coordinator_pb2.Ceremony]  # type: ignore[assignment]
+    """Before the step from which it can only go forward."""
     List: _aio.UnaryUnaryMultiCallable[_coordinator_pb2.ListKeysRequest, _coordinator_pb2.ListKeysResponse]  # type: ignore[assignment]
+    """The newest epoch of every key."""
     Get: _aio.UnaryUnaryMultiCallable[_coordinator_pb2.GetKeyRequest, _coordinator_pb2.Key]  # type: ignore[assignment]
+    """The newest epoch of one."""
+    ListEpochs: _aio.UnaryUnaryMultiCallable[_coordinator_pb2.GetKeyRequest, _coordinator_pb2.ListKeysResponse]  # type: ignore[assignment]
+    """All epochs of one, newest first."""
 
 class KeysServicer(metaclass=_abc_1.ABCMeta):
-    """Caller roles: operator (Create), owner and operator (List, Get)."""
+    """Caller roles: owner and operator (List, Get, ListEpochs); operator (the rest)."""
 
     @_abc_1.abstractmethod
-    def Create(
+    def RunCeremony(
         self,
-        request: _coordinator_pb2.CreateKeyRequest,
+        request: _coordinator_pb2.RunCeremonyRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_coordinator_pb2.CeremonyEvent], _abc.AsyncIterator[_coordinator_pb2.CeremonyEvent]]:
-        """Runs the generate ceremony; idempotent by ceremony id. Ends with the certificate or an error naming
-        the custodian, the step and the cause.
+        """Runs the ceremony of a plan: generate, rotate, repair, replace, destroy. Idempotent by ceremony id: the same plan again
+        joins it, or resumes it. Ends with its outcome, or an error naming the custodian, the step and the cause. It goes
+        on when the caller hangs up.
         """
+
+    @_abc_1.abstractmethod
+    def ListCeremonies(
+        self,
+        request: _coordinator_pb2.ListCeremoniesRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_coordinator_pb2.ListCeremoniesResponse, _abc.Awaitable[_coordinator_pb2.ListCeremoniesResponse]]: ...
+
+    @_abc_1.abstractmethod
+    def CancelCeremony(
+        self,
+        request: _coordinator_pb2.CancelCeremonyRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_coordinator_pb2.Ceremony, _abc.Awaitable[_coordinator_pb2.Ceremony]]:
+        """Before the step from which it can only go forward."""
 
     @_abc_1.abstractmethod
     def List(
         self,
         request: _coordinator_pb2.ListKeysRequest,
         context: _ServicerContext,
-    ) -> _typing.Union[_coordinator_pb2.ListKeysResponse, _abc.Awaitable[_coordinator_pb2.ListKeysResponse]]: ...
+    ) -> _typing.Union[_coordinator_pb2.ListKeysResponse, _abc.Awaitable[_coordinator_pb2.ListKeysResponse]]:
+        """The newest epoch of every key."""
 
     @_abc_1.abstractmethod
     def Get(
         self,
         request: _coordinator_pb2.GetKeyRequest,
         context: _ServicerContext,
-    ) -> _typing.Union[_coordinator_pb2.Key, _abc.Awaitable[_coordinator_pb2.Key]]: ...
+    ) -> _typing.Union[_coordinator_pb2.Key, _abc.Awaitable[_coordinator_pb2.Key]]:
+        """The newest epoch of one."""
+
+    @_abc_1.abstractmethod
+    def ListEpochs(
+        self,
+        request: _coordinator_pb2.GetKeyRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_coordinator_pb2.ListKeysResponse, _abc.Awaitable[_coordinator_pb2.ListKeysResponse]]:
+        """All epochs of one, newest first."""
 
 def add_KeysServicer_to_server(servicer: KeysServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
 

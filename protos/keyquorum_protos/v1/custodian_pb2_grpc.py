@@ -190,7 +190,8 @@ class Custodian:
 
 
 class CeremoniesStub:
-    """Multi-custodian changes of seeds, driven by an untrusted coordinator. Every step is idempotent by ceremony id.
+    """Multi-custodian changes of seeds, driven by an untrusted coordinator. Every step is idempotent by ceremony id; which
+    steps a ceremony has, its kind says (docs/spec/ceremony.md).
     Caller role: coordinator.
     """
 
@@ -220,15 +221,36 @@ class CeremoniesStub:
                 request_serializer=keyquorum__protos_dot_v1_dot_custodian__pb2.ActivateRequest.SerializeToString,
                 response_deserializer=keyquorum__protos_dot_v1_dot_custodian__pb2.ActivateResponse.FromString,
                 _registered_method=True)
+        self.Give = channel.unary_unary(
+                '/keyquorum.v1.Ceremonies/Give',
+                request_serializer=keyquorum__protos_dot_v1_dot_custodian__pb2.GiveRequest.SerializeToString,
+                response_deserializer=keyquorum__protos_dot_v1_dot_custodian__pb2.GiveResponse.FromString,
+                _registered_method=True)
+        self.Restore = channel.unary_unary(
+                '/keyquorum.v1.Ceremonies/Restore',
+                request_serializer=keyquorum__protos_dot_v1_dot_custodian__pb2.RestoreRequest.SerializeToString,
+                response_deserializer=keyquorum__protos_dot_v1_dot_custodian__pb2.RestoreResponse.FromString,
+                _registered_method=True)
+        self.Erase = channel.unary_unary(
+                '/keyquorum.v1.Ceremonies/Erase',
+                request_serializer=keyquorum__protos_dot_v1_dot_custodian__pb2.EraseRequest.SerializeToString,
+                response_deserializer=keyquorum__protos_dot_v1_dot_custodian__pb2.EraseResponse.FromString,
+                _registered_method=True)
         self.Cancel = channel.unary_unary(
                 '/keyquorum.v1.Ceremonies/Cancel',
                 request_serializer=keyquorum__protos_dot_v1_dot_custodian__pb2.CancelRequest.SerializeToString,
                 response_deserializer=keyquorum__protos_dot_v1_dot_custodian__pb2.CancelResponse.FromString,
                 _registered_method=True)
+        self.GetCertificate = channel.unary_unary(
+                '/keyquorum.v1.Ceremonies/GetCertificate',
+                request_serializer=keyquorum__protos_dot_v1_dot_custodian__pb2.GetCertificateRequest.SerializeToString,
+                response_deserializer=keyquorum__protos_dot_v1_dot_custodian__pb2.GetCertificateResponse.FromString,
+                _registered_method=True)
 
 
 class CeremoniesServicer:
-    """Multi-custodian changes of seeds, driven by an untrusted coordinator. Every step is idempotent by ceremony id.
+    """Multi-custodian changes of seeds, driven by an untrusted coordinator. Every step is idempotent by ceremony id; which
+    steps a ceremony has, its kind says (docs/spec/ceremony.md).
     Caller role: coordinator.
     """
 
@@ -239,7 +261,8 @@ class CeremoniesServicer:
         raise NotImplementedError('Method not implemented!')
 
     def Deliver(self, request, context):
-        """Missing associated documentation comment in .proto file."""
+        """generate, rotate
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
@@ -256,8 +279,35 @@ class CeremoniesServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Give(self, request, context):
+        """repair, replace
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Restore(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Erase(self, request, context):
+        """destroy
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def Cancel(self, request, context):
         """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetCertificate(self, request, context):
+        """The certificate of an epoch this custodian knows, for a coordinator that does not have it.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
@@ -285,10 +335,30 @@ def add_CeremoniesServicer_to_server(servicer, server):
                     request_deserializer=keyquorum__protos_dot_v1_dot_custodian__pb2.ActivateRequest.FromString,
                     response_serializer=keyquorum__protos_dot_v1_dot_custodian__pb2.ActivateResponse.SerializeToString,
             ),
+            'Give': grpc.unary_unary_rpc_method_handler(
+                    servicer.Give,
+                    request_deserializer=keyquorum__protos_dot_v1_dot_custodian__pb2.GiveRequest.FromString,
+                    response_serializer=keyquorum__protos_dot_v1_dot_custodian__pb2.GiveResponse.SerializeToString,
+            ),
+            'Restore': grpc.unary_unary_rpc_method_handler(
+                    servicer.Restore,
+                    request_deserializer=keyquorum__protos_dot_v1_dot_custodian__pb2.RestoreRequest.FromString,
+                    response_serializer=keyquorum__protos_dot_v1_dot_custodian__pb2.RestoreResponse.SerializeToString,
+            ),
+            'Erase': grpc.unary_unary_rpc_method_handler(
+                    servicer.Erase,
+                    request_deserializer=keyquorum__protos_dot_v1_dot_custodian__pb2.EraseRequest.FromString,
+                    response_serializer=keyquorum__protos_dot_v1_dot_custodian__pb2.EraseResponse.SerializeToString,
+            ),
             'Cancel': grpc.unary_unary_rpc_method_handler(
                     servicer.Cancel,
                     request_deserializer=keyquorum__protos_dot_v1_dot_custodian__pb2.CancelRequest.FromString,
                     response_serializer=keyquorum__protos_dot_v1_dot_custodian__pb2.CancelResponse.SerializeToString,
+            ),
+            'GetCertificate': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetCertificate,
+                    request_deserializer=keyquorum__protos_dot_v1_dot_custodian__pb2.GetCertificateRequest.FromString,
+                    response_serializer=keyquorum__protos_dot_v1_dot_custodian__pb2.GetCertificateResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -299,7 +369,8 @@ def add_CeremoniesServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class Ceremonies:
-    """Multi-custodian changes of seeds, driven by an untrusted coordinator. Every step is idempotent by ceremony id.
+    """Multi-custodian changes of seeds, driven by an untrusted coordinator. Every step is idempotent by ceremony id; which
+    steps a ceremony has, its kind says (docs/spec/ceremony.md).
     Caller role: coordinator.
     """
 
@@ -412,6 +483,87 @@ class Ceremonies:
             _registered_method=True)
 
     @staticmethod
+    def Give(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/keyquorum.v1.Ceremonies/Give',
+            keyquorum__protos_dot_v1_dot_custodian__pb2.GiveRequest.SerializeToString,
+            keyquorum__protos_dot_v1_dot_custodian__pb2.GiveResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Restore(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/keyquorum.v1.Ceremonies/Restore',
+            keyquorum__protos_dot_v1_dot_custodian__pb2.RestoreRequest.SerializeToString,
+            keyquorum__protos_dot_v1_dot_custodian__pb2.RestoreResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Erase(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/keyquorum.v1.Ceremonies/Erase',
+            keyquorum__protos_dot_v1_dot_custodian__pb2.EraseRequest.SerializeToString,
+            keyquorum__protos_dot_v1_dot_custodian__pb2.EraseResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
     def Cancel(request,
             target,
             options=(),
@@ -428,6 +580,33 @@ class Ceremonies:
             '/keyquorum.v1.Ceremonies/Cancel',
             keyquorum__protos_dot_v1_dot_custodian__pb2.CancelRequest.SerializeToString,
             keyquorum__protos_dot_v1_dot_custodian__pb2.CancelResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetCertificate(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/keyquorum.v1.Ceremonies/GetCertificate',
+            keyquorum__protos_dot_v1_dot_custodian__pb2.GetCertificateRequest.SerializeToString,
+            keyquorum__protos_dot_v1_dot_custodian__pb2.GetCertificateResponse.FromString,
             options,
             channel_credentials,
             insecure,
@@ -469,6 +648,16 @@ class CustodianAdminStub:
                 request_serializer=keyquorum__protos_dot_v1_dot_custodian__pb2.AcceptBulletinRequest.SerializeToString,
                 response_deserializer=keyquorum__protos_dot_v1_dot_custodian__pb2.AcceptBulletinResponse.FromString,
                 _registered_method=True)
+        self.ListApprovals = channel.unary_unary(
+                '/keyquorum.v1.CustodianAdmin/ListApprovals',
+                request_serializer=keyquorum__protos_dot_v1_dot_custodian__pb2.ListApprovalsRequest.SerializeToString,
+                response_deserializer=keyquorum__protos_dot_v1_dot_custodian__pb2.ListApprovalsResponse.FromString,
+                _registered_method=True)
+        self.Decide = channel.unary_unary(
+                '/keyquorum.v1.CustodianAdmin/Decide',
+                request_serializer=keyquorum__protos_dot_v1_dot_custodian__pb2.DecideRequest.SerializeToString,
+                response_deserializer=keyquorum__protos_dot_v1_dot_custodian__pb2.DecideResponse.FromString,
+                _registered_method=True)
 
 
 class CustodianAdminServicer:
@@ -500,6 +689,20 @@ class CustodianAdminServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ListApprovals(self, request, context):
+        """What waits for this custodian's operator.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Decide(self, request, context):
+        """The operator's decision. Deciding the same again is fine.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_CustodianAdminServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -522,6 +725,16 @@ def add_CustodianAdminServicer_to_server(servicer, server):
                     servicer.AcceptBulletin,
                     request_deserializer=keyquorum__protos_dot_v1_dot_custodian__pb2.AcceptBulletinRequest.FromString,
                     response_serializer=keyquorum__protos_dot_v1_dot_custodian__pb2.AcceptBulletinResponse.SerializeToString,
+            ),
+            'ListApprovals': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListApprovals,
+                    request_deserializer=keyquorum__protos_dot_v1_dot_custodian__pb2.ListApprovalsRequest.FromString,
+                    response_serializer=keyquorum__protos_dot_v1_dot_custodian__pb2.ListApprovalsResponse.SerializeToString,
+            ),
+            'Decide': grpc.unary_unary_rpc_method_handler(
+                    servicer.Decide,
+                    request_deserializer=keyquorum__protos_dot_v1_dot_custodian__pb2.DecideRequest.FromString,
+                    response_serializer=keyquorum__protos_dot_v1_dot_custodian__pb2.DecideResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -633,6 +846,60 @@ class CustodianAdmin:
             '/keyquorum.v1.CustodianAdmin/AcceptBulletin',
             keyquorum__protos_dot_v1_dot_custodian__pb2.AcceptBulletinRequest.SerializeToString,
             keyquorum__protos_dot_v1_dot_custodian__pb2.AcceptBulletinResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListApprovals(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/keyquorum.v1.CustodianAdmin/ListApprovals',
+            keyquorum__protos_dot_v1_dot_custodian__pb2.ListApprovalsRequest.SerializeToString,
+            keyquorum__protos_dot_v1_dot_custodian__pb2.ListApprovalsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Decide(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/keyquorum.v1.CustodianAdmin/Decide',
+            keyquorum__protos_dot_v1_dot_custodian__pb2.DecideRequest.SerializeToString,
+            keyquorum__protos_dot_v1_dot_custodian__pb2.DecideResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -85,7 +85,8 @@ class CustodianServicer(metaclass=_abc_1.ABCMeta):
 def add_CustodianServicer_to_server(servicer: CustodianServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
 
 class CeremoniesStub:
-    """Multi-custodian changes of seeds, driven by an untrusted coordinator. Every step is idempotent by ceremony id.
+    """Multi-custodian changes of seeds, driven by an untrusted coordinator. Every step is idempotent by ceremony id; which
+    steps a ceremony has, its kind says (docs/spec/ceremony.md).
     Caller role: coordinator.
     """
 
@@ -95,25 +96,43 @@ class CeremoniesStub:
     def __new__(cls, channel: _aio.Channel) -> CeremoniesAsyncStub: ...
     Propose: _grpc.UnaryUnaryMultiCallable[_custodian_pb2.ProposeRequest, _custodian_pb2.ProposeResponse]
     Deliver: _grpc.UnaryUnaryMultiCallable[_custodian_pb2.DeliverRequest, _custodian_pb2.DeliverResponse]
+    """generate, rotate"""
     Confirm: _grpc.UnaryUnaryMultiCallable[_custodian_pb2.ConfirmRequest, _custodian_pb2.ConfirmResponse]
     Activate: _grpc.UnaryUnaryMultiCallable[_custodian_pb2.ActivateRequest, _custodian_pb2.ActivateResponse]
+    Give: _grpc.UnaryUnaryMultiCallable[_custodian_pb2.GiveRequest, _custodian_pb2.GiveResponse]
+    """repair, replace"""
+    Restore: _grpc.UnaryUnaryMultiCallable[_custodian_pb2.RestoreRequest, _custodian_pb2.RestoreResponse]
+    Erase: _grpc.UnaryUnaryMultiCallable[_custodian_pb2.EraseRequest, _custodian_pb2.EraseResponse]
+    """destroy"""
     Cancel: _grpc.UnaryUnaryMultiCallable[_custodian_pb2.CancelRequest, _custodian_pb2.CancelResponse]
+    GetCertificate: _grpc.UnaryUnaryMultiCallable[_custodian_pb2.GetCertificateRequest, _custodian_pb2.GetCertificateResponse]
+    """The certificate of an epoch this custodian knows, for a coordinator that does not have it."""
 
 @_typing.type_check_only
 class CeremoniesAsyncStub(CeremoniesStub):
-    """Multi-custodian changes of seeds, driven by an untrusted coordinator. Every step is idempotent by ceremony id.
+    """Multi-custodian changes of seeds, driven by an untrusted coordinator. Every step is idempotent by ceremony id; which
+    steps a ceremony has, its kind says (docs/spec/ceremony.md).
     Caller role: coordinator.
     """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     Propose: _aio.UnaryUnaryMultiCallable[_custodian_pb2.ProposeRequest, _custodian_pb2.ProposeResponse]  # type: ignore[assignment]
     Deliver: _aio.UnaryUnaryMultiCallable[_custodian_pb2.DeliverRequest, _custodian_pb2.DeliverResponse]  # type: ignore[assignment]
+    """generate, rotate"""
     Confirm: _aio.UnaryUnaryMultiCallable[_custodian_pb2.ConfirmRequest, _custodian_pb2.ConfirmResponse]  # type: ignore[assignment]
     Activate: _aio.UnaryUnaryMultiCallable[_custodian_pb2.ActivateRequest, _custodian_pb2.ActivateResponse]  # type: ignore[assignment]
+    Give: _aio.UnaryUnaryMultiCallable[_custodian_pb2.GiveRequest, _custodian_pb2.GiveResponse]  # type: ignore[assignment]
+    """repair, replace"""
+    Restore: _aio.UnaryUnaryMultiCallable[_custodian_pb2.RestoreRequest, _custodian_pb2.RestoreResponse]  # type: ignore[assignment]
+    Erase: _aio.UnaryUnaryMultiCallable[_custodian_pb2.EraseRequest, _custodian_pb2.EraseResponse]  # type: ignore[assignment]
+    """destroy"""
     Cancel: _aio.UnaryUnaryMultiCallable[_custodian_pb2.CancelRequest, _custodian_pb2.CancelResponse]  # type: ignore[assignment]
+    GetCertificate: _aio.UnaryUnaryMultiCallable[_custodian_pb2.GetCertificateRequest, _custodian_pb2.GetCertificateResponse]  # type: ignore[assignment]
+    """The certificate of an epoch this custodian knows, for a coordinator that does not have it."""
 
 class CeremoniesServicer(metaclass=_abc_1.ABCMeta):
-    """Multi-custodian changes of seeds, driven by an untrusted coordinator. Every step is idempotent by ceremony id.
+    """Multi-custodian changes of seeds, driven by an untrusted coordinator. Every step is idempotent by ceremony id; which
+    steps a ceremony has, its kind says (docs/spec/ceremony.md).
     Caller role: coordinator.
     """
 
@@ -129,7 +148,8 @@ class CeremoniesServicer(metaclass=_abc_1.ABCMeta):
         self,
         request: _custodian_pb2.DeliverRequest,
         context: _ServicerContext,
-    ) -> _typing.Union[_custodian_pb2.DeliverResponse, _abc.Awaitable[_custodian_pb2.DeliverResponse]]: ...
+    ) -> _typing.Union[_custodian_pb2.DeliverResponse, _abc.Awaitable[_custodian_pb2.DeliverResponse]]:
+        """generate, rotate"""
 
     @_abc_1.abstractmethod
     def Confirm(
@@ -146,11 +166,42 @@ class CeremoniesServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_custodian_pb2.ActivateResponse, _abc.Awaitable[_custodian_pb2.ActivateResponse]]: ...
 
     @_abc_1.abstractmethod
+    def Give(
+        self,
+        request: _custodian_pb2.GiveRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_custodian_pb2.GiveResponse, _abc.Awaitable[_custodian_pb2.GiveResponse]]:
+        """repair, replace"""
+
+    @_abc_1.abstractmethod
+    def Restore(
+        self,
+        request: _custodian_pb2.RestoreRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_custodian_pb2.RestoreResponse, _abc.Awaitable[_custodian_pb2.RestoreResponse]]: ...
+
+    @_abc_1.abstractmethod
+    def Erase(
+        self,
+        request: _custodian_pb2.EraseRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_custodian_pb2.EraseResponse, _abc.Awaitable[_custodian_pb2.EraseResponse]]:
+        """destroy"""
+
+    @_abc_1.abstractmethod
     def Cancel(
         self,
         request: _custodian_pb2.CancelRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_custodian_pb2.CancelResponse, _abc.Awaitable[_custodian_pb2.CancelResponse]]: ...
+
+    @_abc_1.abstractmethod
+    def GetCertificate(
+        self,
+        request: _custodian_pb2.GetCertificateRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_custodian_pb2.GetCertificateResponse, _abc.Awaitable[_custodian_pb2.GetCertificateResponse]]:
+        """The certificate of an epoch this custodian knows, for a coordinator that does not have it."""
 
 def add_CeremoniesServicer_to_server(servicer: CeremoniesServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
 
@@ -166,6 +217,10 @@ class CustodianAdminStub:
     ClearLedgerAlarm: _grpc.UnaryUnaryMultiCallable[_custodian_pb2.ClearLedgerAlarmRequest, _custodian_pb2.ListLedgerAlarmsResponse]
     AcceptBulletin: _grpc.UnaryUnaryMultiCallable[_custodian_pb2.AcceptBulletinRequest, _custodian_pb2.AcceptBulletinResponse]
     """Accept a signed operator document; refused as a file in the custodian's folder would be."""
+    ListApprovals: _grpc.UnaryUnaryMultiCallable[_custodian_pb2.ListApprovalsRequest, _custodian_pb2.ListApprovalsResponse]
+    """What waits for this custodian's operator."""
+    Decide: _grpc.UnaryUnaryMultiCallable[_custodian_pb2.DecideRequest, _custodian_pb2.DecideResponse]
+    """The operator's decision. Deciding the same again is fine."""
 
 @_typing.type_check_only
 class CustodianAdminAsyncStub(CustodianAdminStub):
@@ -177,6 +232,10 @@ class CustodianAdminAsyncStub(CustodianAdminStub):
     ClearLedgerAlarm: _aio.UnaryUnaryMultiCallable[_custodian_pb2.ClearLedgerAlarmRequest, _custodian_pb2.ListLedgerAlarmsResponse]  # type: ignore[assignment]
     AcceptBulletin: _aio.UnaryUnaryMultiCallable[_custodian_pb2.AcceptBulletinRequest, _custodian_pb2.AcceptBulletinResponse]  # type: ignore[assignment]
     """Accept a signed operator document; refused as a file in the custodian's folder would be."""
+    ListApprovals: _aio.UnaryUnaryMultiCallable[_custodian_pb2.ListApprovalsRequest, _custodian_pb2.ListApprovalsResponse]  # type: ignore[assignment]
+    """What waits for this custodian's operator."""
+    Decide: _aio.UnaryUnaryMultiCallable[_custodian_pb2.DecideRequest, _custodian_pb2.DecideResponse]  # type: ignore[assignment]
+    """The operator's decision. Deciding the same again is fine."""
 
 class CustodianAdminServicer(metaclass=_abc_1.ABCMeta):
     """On a listener of its own. Caller role: operator."""
@@ -209,5 +268,21 @@ class CustodianAdminServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_custodian_pb2.AcceptBulletinResponse, _abc.Awaitable[_custodian_pb2.AcceptBulletinResponse]]:
         """Accept a signed operator document; refused as a file in the custodian's folder would be."""
+
+    @_abc_1.abstractmethod
+    def ListApprovals(
+        self,
+        request: _custodian_pb2.ListApprovalsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_custodian_pb2.ListApprovalsResponse, _abc.Awaitable[_custodian_pb2.ListApprovalsResponse]]:
+        """What waits for this custodian's operator."""
+
+    @_abc_1.abstractmethod
+    def Decide(
+        self,
+        request: _custodian_pb2.DecideRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_custodian_pb2.DecideResponse, _abc.Awaitable[_custodian_pb2.DecideResponse]]:
+        """The operator's decision. Deciding the same again is fine."""
 
 def add_CustodianAdminServicer_to_server(servicer: CustodianAdminServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

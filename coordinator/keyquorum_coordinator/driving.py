@@ -1,0 +1,346 @@
+"""What driving any ceremony takes: asking custodians, keeping their answers, going from step to step, giving up.
+
+The coordinator carries sealed parts and signed statements between custodians and is trusted with none of it; it checks
+what it carries so that a stop names the right custodian. Every answer is stored before the next step, so that a killed
+coordinator goes on where it was; and every step can be repeated, so that another one can go on as well.
+The steps and where they may lead are :mod:`keyquorum_core.ceremony_states`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import TypeVar
+
+import grpc.aio
+import structlog
+from google.protobuf.message import DecodeError, Message
+from sqlalchemy import delete, select
+from sqlalchemy.orm import Session
+
+from keyquorum_coordinator.database import CeremonyAnswerRow, CeremonyRow, Database
+from keyquorum_coordinator.fanout import Fanout
+from keyquorum_coordinator.link import Link
+from keyquorum_coordinator.outbox import enter
+from keyquorum_coordinator.stored_errors import dump_error
+from keyquorum_core.ceremony import MAX_CERTIFICATE
+from keyquorum_core.ceremony_plan import CeremonyPlan
+from keyquorum_core.ceremony_states import APPROVAL_PATIENCE, POSITIONS, Step, phase
+from keyquorum_core.errors import KeyquorumError, Reason, StateError, UnavailableError
+from keyquorum_core.ledger.leaves import NOTHING, Ceremony
+from keyquorum_core.signing import open_envelope
+from keyquorum_protos.v1 import custodian_pb2 as pb
+from keyquorum_protos.wire.errors import from_rpc_error
+
+__all__ = ["APPROVAL_POLL", "ENDED", "Asked", "Driver", "OvertakenError", "Progress", "blaming", "parse", "stopped"]
+
+ENDED = (Step.DONE, Step.CANCELLED)
+APPROVAL_POLL = 2.0
+"""Seconds between two looks at whether a custodian's operator has approved."""
+_CANCEL_TIMEOUT = 5.0
+_RETRIES = (0.5, 1.0, 2.0)  # seconds between attempts on a custodian that cannot be reached
+
+M = TypeVar("M", bound=Message)
+Call = Callable[[Link], Awaitable[Message]]
+
+_log = structlog.get_logger("ceremonies")
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """``done`` of ``total`` custodians are through ``step``; ``custodian`` is who just got through, empty for the step
+    itself. ``waiting``: whose operators have to approve. ``certificate``: DSSE envelope, with step ``done`` where the
+    ceremony is about one. ``note``: what the operator should know, at the end."""
+
+    ceremony_id: str
+    step: Step
+    custodian: str
+    done: int
+    total: int
+    certificate: bytes = b""
+    waiting: tuple[str, ...] = ()
+    note: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What custodians answered at a step, serialised, and why others did not."""
+
+    answers: Mapping[str, bytes]
+    errors: Mapping[str, KeyquorumError]
+
+
+class OvertakenError(StateError):
+    """Another coordinator drove the ceremony further; what is stored says where it is."""
+
+
+class Driver:
+    """One ceremony, step by step. ``tell`` hears of progress, ``clock`` gives unix seconds."""
+
+    def __init__(
+        self,
+        database: Database,
+        fanout: Fanout,
+        plan: CeremonyPlan,
+        plan_envelope: bytes,
+        tell: Callable[[Progress], None],
+        clock: Callable[[], float],
+    ) -> None:
+        self.database = database
+        self.links: Mapping[str, Link] = fanout.links
+        self.roster = fanout.roster
+        self.identities = {custodian.id: custodian.identity for custodian in fanout.roster.custodians}
+        self.plan = plan
+        self.envelope = plan_envelope
+        self.tell = tell
+        self.clock = clock
+        self._writes: list[asyncio.Task[None]] = []
+
+    async def drive(self) -> None:
+        """From where it is to its end, or to an error that says where it stopped."""
+        try:
+            await self.run()
+        except OvertakenError:
+            raise
+        except KeyquorumError as error:
+            step = await self.database.read(lambda session: Step(self.row(session).step))
+            if Step.CANCELLED in POSITIONS[self.plan.kind].get(step, ()):
+                try:
+                    await self.cancel(error)
+                except KeyquorumError as failure:  # not recorded: the next start tries again, and cancels then
+                    _log.error("ceremony.cancel_not_recorded", reason=str(failure.reason))
+            else:
+                await self._note(error)
+            raise
+
+    async def run(self) -> None:
+        raise NotImplementedError
+
+    # -- asking -------------------------------------------------------------------------------------------------------
+
+    async def ask(self, step: Step, names: Iterable[str], call: Call) -> Asked:
+        """Ask custodians at once; those whose answers are stored are not asked again.
+
+        Where a custodian's operator has to approve, it is asked again until that happened, or until another's refusal
+        makes waiting pointless.
+        """
+        wanted = [name for name in names if name in self.links]
+        stored = await self.database.read(lambda session: self._stored_answers(session, step))
+        answers = {name: stored[name] for name in wanted if name in stored}
+        errors: dict[str, KeyquorumError] = {}
+        waiting: set[str] = set()
+        hopeless = asyncio.Event()
+        total = len(wanted)
+        self.tell(Progress(self.plan.ceremony_id, step, "", len(answers), total))
+
+        async def one(link: Link) -> None:
+            try:
+                answer = await self._until_approved(step, link, call, waiting, hopeless, len(answers), total)
+            except KeyquorumError as error:
+                errors[link.id] = error
+                if not isinstance(error, UnavailableError) and "stale" not in error.details:
+                    hopeless.set()
+                return
+            data = answers[link.id] = answer.SerializeToString()
+            # On its way to the disk while others are still waited for.
+            self._writes.append(
+                asyncio.create_task(self.database.write(partial(self._store_answer, step, link.id, data)))
+            )
+            self.tell(Progress(self.plan.ceremony_id, step, link.id, len(answers), total))
+
+        await asyncio.gather(*(one(self.links[name]) for name in wanted if name not in answers))
+        await self._written()
+        return Asked(answers, errors)
+
+    async def _written(self) -> None:
+        writes, self._writes = self._writes, []
+        await asyncio.gather(*writes)
+
+    async def ask_all(self, step: Step, names: Iterable[str], call: Call) -> Mapping[str, bytes]:
+        """As :meth:`ask`; raises one error for all that failed."""
+        asked = await self.ask(step, names, call)
+        if asked.errors:
+            raise stopped(step, asked.errors)
+        return asked.answers
+
+    async def _until_approved(
+        self, step: Step, link: Link, call: Call, waiting: set[str], hopeless: asyncio.Event, done: int, total: int
+    ) -> Message:
+        while True:
+            try:
+                answer = await _attempts(link, call, phase(self.plan.kind, step).patience)
+            except StateError as error:
+                if error.reason is not Reason.APPROVAL:
+                    raise
+                if hopeless.is_set() or self.clock() > self.plan.created_at + APPROVAL_PATIENCE:
+                    raise
+                if link.id not in waiting:
+                    waiting.add(link.id)
+                    await self._waits_for(waiting)
+                    names = tuple(sorted(waiting))
+                    self.tell(Progress(self.plan.ceremony_id, step, "", done, total, waiting=names))
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(hopeless.wait(), APPROVAL_POLL)
+                continue
+            if link.id in waiting:
+                waiting.discard(link.id)
+                await self._waits_for(waiting)
+            return answer
+
+    def signed(self, envelope: bytes, payload_type: str, custodian: str, what: str) -> bytes:
+        """The payload of what a custodian signed."""
+        return open_envelope(envelope, payload_type, self.identities[custodian], what, max_bytes=MAX_CERTIFICATE)
+
+    # -- giving up ----------------------------------------------------------------------------------------------------
+
+    async def cancel(self, error: KeyquorumError) -> None:
+        """Tell every custodian, as far as they can be reached, and record why. A custodian that was not reached learns
+        it when it is asked to go on: it refuses a ceremony that the others gave up."""
+        request = pb.CancelRequest(ceremony_id=self.plan.ceremony_id, cause=f"{error.reason}: {error.message}"[:500])
+
+        async def cancel(link: Link) -> None:
+            try:
+                await link.ceremonies.Cancel(request, timeout=_CANCEL_TIMEOUT)
+            except (grpc.aio.AioRpcError, KeyquorumError) as failure:
+                _log.warning("ceremony.cancel_failed", custodian=link.id, error=type(failure).__name__)
+
+        await asyncio.gather(*(cancel(link) for link in self.links.values()))
+
+        def work(session: Session) -> None:
+            row = self.move(session, Step.CANCELLED)
+            row.error = dump_error(error)
+            self.enter_leaf(session, NOTHING, str(error.reason))
+            self.drop_answers(session)
+
+        await self.database.write(work)
+
+    async def _note(self, error: KeyquorumError) -> None:
+        """What keeps a ceremony that can only go forward where it is."""
+
+        def work(session: Session) -> None:
+            self.row(session).error = dump_error(error)
+
+        with contextlib.suppress(KeyquorumError):
+            await self.database.write(work)
+
+    # -- stored -------------------------------------------------------------------------------------------------------
+
+    def row(self, session: Session) -> CeremonyRow:
+        return session.get_one(CeremonyRow, self.plan.ceremony_id)
+
+    def move(self, session: Session, step: Step) -> CeremonyRow:
+        """Go on to a step that the table allows. Raises :class:`OvertakenError` when it is somewhere else by now."""
+        row = self.row(session)
+        here = Step(row.step)
+        if step is not here and step not in POSITIONS[self.plan.kind].get(here, ()):
+            raise OvertakenError(
+                Reason.STATE,
+                f"ceremony {self.plan.ceremony_id} cannot go on to {step}",
+                expected=" or ".join(sorted(POSITIONS[self.plan.kind].get(here, ()))) or "nothing: it is over",
+                actual=f"{step}, from {here}",
+            )
+        row.step = step
+        row.waiting = ""
+        row.updated_at = int(self.clock())
+        return row
+
+    async def enter(self, step: Step, *, present: Iterable[str] = (), certificate: bytes | None = None) -> None:
+        """Persist the move to ``step``, and what was settled with it."""
+
+        def work(session: Session) -> None:
+            row = self.move(session, step)
+            row.present = " ".join(sorted(present)) or row.present
+            if certificate is not None:
+                row.certificate = certificate
+
+        await self.database.write(work)
+
+    async def _waits_for(self, names: Iterable[str]) -> None:
+        def work(session: Session) -> None:
+            self.row(session).waiting = " ".join(sorted(names))
+
+        await self.database.write(work)
+
+    def enter_leaf(self, session: Session, certificate_sha256: str, reason: str = "") -> None:
+        """What the ledger shows of the ceremony's end, in the transaction that makes it."""
+        leaf = Ceremony(
+            ceremony_id=self.plan.ceremony_id,
+            kind=str(self.plan.kind),
+            key_id=self.plan.key_id,
+            epoch=self.plan.epoch,
+            plan_sha256=self.plan.digest,
+            roster_sha256=self.plan.roster_digest,
+            certificate_sha256=certificate_sha256,
+            reason=reason,
+            time=int(self.clock()),
+        )
+        enter(session, leaf, self.plan.ceremony_id)
+
+    def _stored_answers(self, session: Session, step: Step) -> dict[str, bytes]:
+        query = select(CeremonyAnswerRow).where(
+            CeremonyAnswerRow.ceremony_id == self.plan.ceremony_id, CeremonyAnswerRow.step == step
+        )
+        return {row.custodian: row.answer for row in session.scalars(query)}
+
+    def _store_answer(self, step: Step, custodian: str, data: bytes, session: Session) -> None:
+        session.merge(CeremonyAnswerRow(ceremony_id=self.plan.ceremony_id, step=step, custodian=custodian, answer=data))
+
+    def drop_answers(self, session: Session) -> None:
+        # Sealed parts have no use any more, and what is not kept cannot be attacked later.
+        session.execute(delete(CeremonyAnswerRow).where(CeremonyAnswerRow.ceremony_id == self.plan.ceremony_id))
+
+
+@contextlib.contextmanager
+def blaming(step: Step, custodian: str) -> Iterator[None]:
+    """An error inside is that custodian's."""
+    try:
+        yield
+    except KeyquorumError as error:
+        raise stopped(step, {custodian: error}) from None
+
+
+def stopped(step: Step, errors: Mapping[str, KeyquorumError]) -> KeyquorumError:
+    """One error for a step: kind and reason of the worst custodian's, and everybody's cause."""
+    names = sorted(errors)
+    first = min((errors[name] for name in names), key=lambda error: isinstance(error, UnavailableError))
+    causes = "; ".join(f"{name}: {errors[name].reason}: {errors[name].message}" for name in names)
+    return type(first)(
+        first.reason,
+        f"the ceremony stopped at {step}: {causes}",
+        expected=first.expected or None,
+        actual=first.actual or None,
+        next_step=first.next_step or "Clear the cause, then run a new ceremony",
+        details={**first.details, "step": str(step), "custodian": ",".join(names), "cause": causes},
+    )
+
+
+async def _attempts(link: Link, call: Call, patience: float) -> Message:
+    started = time.monotonic()
+    for pause in (*_RETRIES, None):
+        try:
+            return await call(link)
+        except grpc.aio.AioRpcError as failure:
+            error = from_rpc_error(failure, link.id)
+        except UnavailableError as failure:
+            error = failure
+        if pause is None or not isinstance(error, UnavailableError) or time.monotonic() - started > patience:
+            raise error
+        await asyncio.sleep(pause)
+    raise AssertionError("the last attempt returns or raises")
+
+
+def parse(step: Step, kind: type[M], answers: Mapping[str, bytes]) -> dict[str, M]:
+    """Stored answers as messages."""
+    out: dict[str, M] = {}
+    for name, data in answers.items():
+        message = kind()
+        try:
+            message.ParseFromString(data)
+        except DecodeError:
+            raise KeyquorumError(Reason.INTERNAL, f"a stored answer of {name} at {step} cannot be read") from None
+        out[name] = message
+    return out

@@ -1,0 +1,243 @@
+"""What keeps keys in order without anybody asking: due rotations, stale custodians, retired epochs.
+
+None of it is this coordinator's to decide. A rotation is due, and a retired epoch may go, by the policy that operators
+signed into the key's plan; custodians work it out for themselves and refuse whatever comes too soon. What failed is
+tried again, less and less often.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Hashable
+from contextlib import aclosing
+from functools import partial
+from typing import NamedTuple
+
+import grpc.aio
+import structlog
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from keyquorum_coordinator.ceremonies import Ceremonies, KeyEpoch
+from keyquorum_coordinator.certificates import fetch_certificate, older_rosters, open_certificate
+from keyquorum_coordinator.database import Database, JobRow, KeyRow, StaleRow
+from keyquorum_coordinator.fanout import Fanout
+from keyquorum_coordinator.job_states import FINAL
+from keyquorum_core.ceremony import CERTIFICATE_TYPE, MAX_CERTIFICATE, EpochCertificate
+from keyquorum_core.ceremony_plan import CeremonyPlan, OrderedBy, new_ceremony_id, unsigned_plan
+from keyquorum_core.ceremony_states import Kind
+from keyquorum_core.errors import KeyquorumError
+from keyquorum_core.roster import MAX_ROSTER, ROSTER_TYPE, Roster
+from keyquorum_core.signing import peek_payload
+from keyquorum_protos.v1 import custodian_pb2 as pb
+
+__all__ = ["Tending"]
+
+_FIRST_PAUSE = 30.0
+_LONGEST_PAUSE = 3600.0
+_ACTIVATE_TIMEOUT = 30.0
+
+_log = structlog.get_logger("ceremonies")
+
+
+class _Certified(NamedTuple):
+    """What matters of a certificate, which may be large, from one round to the next."""
+
+    plan: CeremonyPlan
+    digest: str
+    signers: tuple[str, ...]
+
+
+class Tending:
+    """``clock`` gives unix seconds. :meth:`look` is one round; :meth:`forever` makes them."""
+
+    def __init__(
+        self,
+        database: Database,
+        fanout: Fanout,
+        ceremonies: Ceremonies,
+        *,
+        every: float = 10.0,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self._database = database
+        self._fanout = fanout
+        self._ceremonies = ceremonies
+        self._every = every
+        self._clock = clock
+        self._wake = asyncio.Event()
+        self._certificates: dict[str, _Certified] = {}
+        self._pauses: dict[Hashable, tuple[float, float]] = {}
+
+    def wake(self) -> None:
+        """There is something to do now."""
+        self._wake.set()
+
+    async def forever(self) -> None:
+        while True:
+            self._wake.clear()
+            try:
+                await self.look()
+            except KeyquorumError as error:
+                _log.error("tending.failed", reason=str(error.reason), message=error.message)
+            try:
+                async with asyncio.timeout(self._every):
+                    await self._wake.wait()
+            except TimeoutError:
+                continue
+
+    async def look(self) -> None:
+        """One round: learn what is not known, then do what is due."""
+        await self._learn()
+        epochs = await self._ceremonies.keys()
+        newest = {each.key_id: each.epoch for each in reversed(epochs)}
+        for each in epochs:
+            where = (each.key_id, each.epoch)
+            if each.state == "active" and newest[each.key_id] == each.epoch:
+                await self._attempt(("rotate", *where), partial(self._rotate, each))
+            for name in each.stale if each.state != "destroyed" else ():
+                await self._attempt(("repair", *where, name), partial(self._repair, each, name))
+            if each.state == "retired":
+                await self._attempt(("destroy", *where), partial(self._retire, each))
+        await self._attempt("resume", self._resume)
+
+    # -- what is due --------------------------------------------------------------------------------------------------
+
+    async def _rotate(self, epoch: KeyEpoch) -> None:
+        plan = self._certified(epoch).plan
+        due = plan.policy.rotate_after_seconds
+        if due and self._now() >= plan.created_at + due and plan.quorum == self._fanout.quorum:
+            await self._order(epoch, Kind.ROTATE, epoch.epoch + 1)
+
+    async def _retire(self, epoch: KeyEpoch) -> None:
+        """Once it was kept as long as the policy says, and nothing runs on it any more."""
+        policy = self._certified(epoch).plan.policy
+        if self._now() < epoch.retired_at + policy.retain_seconds:
+            return
+        running = select(JobRow.job_id).where(
+            JobRow.key_id == epoch.key_id, JobRow.epoch == epoch.epoch, JobRow.state.not_in(FINAL)
+        )
+        if await self._database.read(lambda session: session.scalars(running.limit(1)).first()) is None:
+            await self._order(epoch, Kind.DESTROY, epoch.epoch)
+
+    async def _repair(self, epoch: KeyEpoch, name: str) -> None:
+        """Tell it of the certificate, if it had a part in it and only missed the end; have it rebuilt otherwise."""
+        link = self._fanout.links.get(name)
+        if link is None or not link.connected:
+            return
+        if name in self._certified(epoch).signers:
+            request = pb.ActivateRequest(ceremony_id=epoch.ceremony_id, certificate=epoch.certificate)
+            try:
+                await link.ceremonies.Activate(request, timeout=_ACTIVATE_TIMEOUT)
+            except (grpc.aio.AioRpcError, KeyquorumError):
+                pass
+            else:
+                await self._not_stale(epoch, name)
+                return
+        await self._order(epoch, Kind.REPAIR, epoch.epoch, target=name)
+
+    async def _order(self, epoch: KeyEpoch, kind: Kind, number: int, target: str = "") -> None:
+        """What the key's policy has anybody order. Custodians judge it."""
+        certificate = self._certified(epoch)
+        before = certificate.plan
+        plan = CeremonyPlan(
+            ceremony_id=new_ceremony_id(),
+            key_id=epoch.key_id,
+            epoch=number,
+            suite=before.suite,
+            cluster=before.cluster,
+            roster_digest=self._fanout.roster.digest,
+            quorum=before.quorum,
+            created_at=self._now(),
+            policy=before.policy,
+            kind=kind,
+            ordered_by=OrderedBy.POLICY,
+            certificate=certificate.digest,
+            target=target,
+        )
+        async with aclosing(self._ceremonies.run(unsigned_plan(plan))) as steps:
+            async for _ in steps:
+                pass
+
+    async def _resume(self) -> None:
+        await self._ceremonies.resume()
+
+    async def _not_stale(self, epoch: KeyEpoch, name: str) -> None:
+        def work(session: Session) -> None:
+            row = session.get(StaleRow, (epoch.key_id, epoch.epoch, name))
+            if row is not None:
+                session.delete(row)
+
+        await self._database.write(work)
+
+    # -- what is known ------------------------------------------------------------------------------------------------
+
+    async def _learn(self) -> None:
+        """Epochs that custodians serve and this coordinator has never heard of."""
+        known = {(each.key_id, each.epoch) for each in await self._ceremonies.keys()}
+        described = {key for link in self._fanout.links.values() for key in link.keys}
+        for key_id, number in sorted(described - known):
+            await self._attempt(("learn", key_id, number), partial(self._learn_one, key_id, number))
+
+    async def _learn_one(self, key_id: str, number: int) -> None:
+        rosters = [self._fanout.roster, *await self._database.read(self._older)]
+        envelope = await fetch_certificate(self._fanout.links, key_id, number)
+        plan = (await asyncio.to_thread(open_certificate, envelope, rosters)).plan
+
+        def work(session: Session) -> None:
+            later = session.scalars(
+                select(KeyRow).where(KeyRow.key_id == key_id, KeyRow.epoch > number).order_by(KeyRow.epoch)
+            ).first()
+            session.merge(
+                KeyRow(
+                    key_id=key_id,
+                    epoch=number,
+                    state="active" if later is None else "retired",
+                    certificate=envelope,
+                    ceremony_id=plan.ceremony_id,
+                    created_at=plan.created_at,
+                    retired_at=None if later is None else later.created_at,
+                )
+            )
+            for earlier in session.scalars(
+                select(KeyRow).where(KeyRow.key_id == key_id, KeyRow.epoch < number, KeyRow.state == "active")
+            ):
+                earlier.state, earlier.retired_at = "retired", plan.created_at
+
+        await self._database.write(work)
+        _log.info("key.learned", key=key_id, epoch=number)
+
+    def _older(self, session: Session) -> list[Roster]:
+        envelopes = older_rosters(session, self._fanout.roster)
+        return [Roster.parse(peek_payload(each, ROSTER_TYPE, "roster", 2 * MAX_ROSTER)) for each in envelopes]
+
+    # -- patience -----------------------------------------------------------------------------------------------------
+
+    async def _attempt(self, what: Hashable, work: Callable[[], Awaitable[None]]) -> None:
+        """Unless it failed a moment ago; a failure is logged, and makes the next pause longer."""
+        until, pause = self._pauses.get(what, (0.0, _FIRST_PAUSE))
+        if time.monotonic() < until:
+            return
+        try:
+            await work()
+        except KeyquorumError as error:
+            self._pauses[what] = (time.monotonic() + pause, min(2 * pause, _LONGEST_PAUSE))
+            _log.warning("tending.postponed", what=str(what), reason=str(error.reason), message=error.message)
+        else:
+            self._pauses.pop(what, None)
+
+    def _certified(self, epoch: KeyEpoch) -> _Certified:
+        if epoch.ceremony_id not in self._certificates:
+            self._certificates[epoch.ceremony_id] = _read_certificate(epoch)
+        return self._certificates[epoch.ceremony_id]
+
+    def _now(self) -> int:
+        return int(self._clock())
+
+
+def _read_certificate(epoch: KeyEpoch) -> _Certified:
+    """What this coordinator verified when it stored it."""
+    payload = peek_payload(epoch.certificate, CERTIFICATE_TYPE, "epoch certificate", MAX_CERTIFICATE)
+    certificate = EpochCertificate.parse(payload)
+    return _Certified(certificate.plan, certificate.digest, certificate.signers)

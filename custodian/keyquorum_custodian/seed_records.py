@@ -1,0 +1,302 @@
+"""What the keystore remembers of ceremonies, of the epochs they made, and of what its operator was asked.
+
+A ceremony's row says where it is; each step's answer is kept with the digest of its request, so that a repeated request
+gets the stored answer and another one is refused. All writers here run inside :meth:`Vault.transaction`, so that the
+step, its answer and the secrets it made or erased are one change.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Final
+
+from keyquorum_core.ceremony_states import MAKING, Kind, State, Step
+from keyquorum_custodian.vault import Vault, blob, number
+
+__all__ = ["ACTIVE", "DESTROYED", "RETIRED", "Accusation", "ApprovalRow", "CeremonyRow", "EpochRow", "SeedRecords"]
+
+ACTIVE: Final = "active"
+RETIRED: Final = "retired"
+"""A newer epoch of the key is active; what runs on this one still may."""
+DESTROYED: Final = "destroyed"
+
+
+@dataclass(frozen=True, slots=True)
+class CeremonyRow:
+    """A ceremony as last persisted. ``plan`` is the plan's payload, ``signers`` the operators that signed it (none: the
+    key's policy ordered it), ``cause`` why it was given up."""
+
+    ceremony_id: str
+    kind: Kind
+    key_id: str
+    epoch: int
+    state: State
+    cancelled_from: State | None
+    plan: bytes
+    signers: tuple[str, ...]
+    cause: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class EpochRow:
+    """An epoch with a whole certificate (DSSE envelope). ``ceremony_id`` is of the ceremony that made it;
+    ``retired_at``, in unix seconds, the date of the epoch that followed."""
+
+    key_id: str
+    epoch: int
+    ceremony_id: str
+    certificate: bytes
+    state: str = ACTIVE
+    retired_at: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ApprovalRow:
+    """Something this custodian's operator is to decide. ``subject`` is the digest (hex) of exactly what is asked,
+    ``difference`` what would change, line by line; times are unix seconds."""
+
+    request_id: str
+    kind: str
+    subject: str
+    asked_by: str
+    difference: tuple[str, ...]
+    requested_at: int
+    decision: str = ""
+    decided_at: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Accusation:
+    """``custodian`` signed ``statement``, which was found to be wrong; ``sealed`` is the blob it names."""
+
+    ceremony_id: str
+    custodian: str
+    what: str
+    statement: bytes
+    sealed: bytes
+
+
+class SeedRecords(Vault):
+    """The part of the keystore that ceremonies use."""
+
+    __slots__ = ()
+
+    # -- ceremonies ------------------------------------------------------------------------------------------------
+
+    def ceremonies(self) -> tuple[CeremonyRow, ...]:
+        return self._ceremonies("ORDER BY updated_at, ceremony_id")
+
+    def ceremony(self, ceremony_id: str) -> CeremonyRow | None:
+        return next(iter(self._ceremonies("WHERE ceremony_id = ?", ceremony_id)), None)
+
+    def live_ceremony(self, key_id: str, epoch: int) -> CeremonyRow | None:
+        """The one ceremony that makes, or made, this epoch and is not cancelled."""
+        where = f"WHERE key_id = ? AND epoch = ? AND state <> 'cancelled' AND kind IN {_MAKING}"
+        return next(iter(self._ceremonies(where, key_id, epoch)), None)
+
+    def _ceremonies(self, where: str, *values: object) -> tuple[CeremonyRow, ...]:
+        return tuple(
+            CeremonyRow(
+                str(ceremony_id),
+                Kind(str(kind)),
+                str(key_id),
+                number(epoch),
+                State(str(state)),
+                State(str(cancelled_from)) if cancelled_from is not None else None,
+                blob(plan),
+                tuple(str(signers).split()),
+                str(cause),
+            )
+            for ceremony_id, kind, key_id, epoch, state, cancelled_from, plan, signers, cause in self._rows(
+                "SELECT ceremony_id, kind, key_id, epoch, state, cancelled_from, plan, signers, cause"  # noqa: S608
+                f" FROM ceremonies {where}",
+                *values,
+            )
+        )
+
+    def insert_ceremony(self, row: CeremonyRow, now: int) -> None:
+        """Inside a transaction: a ceremony's first record."""
+        self._db.execute(
+            "INSERT INTO ceremonies (ceremony_id, kind, key_id, epoch, state, cancelled_from, plan, signers, cause,"
+            " updated_at) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            (
+                row.ceremony_id,
+                str(row.kind),
+                row.key_id,
+                row.epoch,
+                str(row.state),
+                row.cancelled_from and str(row.cancelled_from),
+                row.plan,
+                " ".join(row.signers),
+                row.cause,
+                now,
+            ),
+        )
+
+    def move_ceremony(self, ceremony_id: str, state: State, now: int, cause: str = "") -> None:
+        """Inside a transaction. A cancelled ceremony remembers what it was cancelled from, and why."""
+        came_from = "state" if state is State.CANCELLED else "cancelled_from"
+        self._db.execute(
+            f"UPDATE ceremonies SET cancelled_from = {came_from}, state = ?, cause = ?, updated_at = ?"  # noqa: S608
+            " WHERE ceremony_id = ?",
+            (str(state), cause, now, ceremony_id),
+        )
+
+    def answer(self, ceremony_id: str, step: Step) -> tuple[bytes, bytes] | None:
+        """``(digest of the request, answer)`` of a step that was answered."""
+        rows = self._rows(
+            "SELECT request, answer FROM ceremony_steps WHERE ceremony_id = ? AND step = ?", ceremony_id, str(step)
+        )
+        return (blob(rows[0][0]), blob(rows[0][1])) if rows else None
+
+    def save_answer(self, ceremony_id: str, step: Step, request: bytes, answer: bytes) -> None:
+        """Inside a transaction."""
+        self._db.execute("INSERT INTO ceremony_steps VALUES (?, ?, ?, ?)", (ceremony_id, str(step), request, answer))
+
+    def save_accusation(self, accusation: Accusation, now: int) -> None:
+        """Inside a transaction: keep what proves that a custodian lied."""
+        self._db.execute(
+            "INSERT OR REPLACE INTO accusations VALUES (?, ?, ?, ?, ?, ?)",
+            (
+                accusation.ceremony_id,
+                accusation.custodian,
+                accusation.what,
+                accusation.statement,
+                accusation.sealed,
+                now,
+            ),
+        )
+
+    def accusations(self) -> tuple[Accusation, ...]:
+        rows = self._rows(
+            "SELECT ceremony_id, custodian, what, statement, sealed FROM accusations ORDER BY found_at, custodian"
+        )
+        return tuple(
+            Accusation(str(ceremony_id), str(name), str(what), blob(statement), blob(sealed))
+            for ceremony_id, name, what, statement, sealed in rows
+        )
+
+    # -- parts and seeds -------------------------------------------------------------------------------------------
+
+    def insert_parts(self, row: CeremonyRow, parts: Mapping[int, bytes]) -> None:
+        """Inside a transaction: this custodian's own parts by index."""
+        for index, part in parts.items():
+            self._put_indexed("parts", row.ceremony_id, row.key_id, row.epoch, index, part)
+
+    def parts(self, row: CeremonyRow) -> dict[int, bytes]:
+        """This custodian's own parts of a proposed ceremony."""
+        return self._indexed("parts", row.ceremony_id, row.key_id, row.epoch)
+
+    def replace_parts_by_seeds(self, row: CeremonyRow, seeds: Mapping[int, bytes]) -> None:
+        """Inside a transaction: the parts have done their work; keep what they made."""
+        self._db.execute("DELETE FROM parts WHERE ceremony_id = ?", (row.ceremony_id,))
+        self.insert_seeds(row.ceremony_id, row.key_id, row.epoch, seeds)
+
+    def insert_seeds(self, ceremony_id: str, key_id: str, epoch: int, seeds: Mapping[int, bytes]) -> None:
+        """Inside a transaction: the seeds that ceremony ``ceremony_id`` made."""
+        for index, seed in seeds.items():
+            self._put_indexed("seeds", ceremony_id, key_id, epoch, index, seed)
+
+    def drop_secrets(self, ceremony_id: str) -> int:
+        """Inside a transaction: erase a ceremony's parts and seeds (``secure_delete`` overwrites the pages; see
+        :meth:`Vault.scrub`). Returns how many seeds."""
+        self._db.execute("DELETE FROM parts WHERE ceremony_id = ?", (ceremony_id,))
+        return self._db.execute("DELETE FROM seeds WHERE ceremony_id = ?", (ceremony_id,)).rowcount
+
+    def seeds(self, row: EpochRow | CeremonyRow) -> dict[int, bytes]:
+        """The seeds a ceremony made, by index, opened."""
+        return self._indexed("seeds", row.ceremony_id, row.key_id, row.epoch)
+
+    def _put_indexed(self, table: str, ceremony_id: str, key_id: str, epoch: int, index: int, secret: bytes) -> None:
+        sealed = self._seal(secret, table, ceremony_id, key_id, epoch, index)
+        self._db.execute(f"INSERT INTO {table} VALUES (?, ?, ?)", (ceremony_id, index, sealed))  # noqa: S608
+
+    def _indexed(self, table: str, ceremony_id: str, key_id: str, epoch: int) -> dict[int, bytes]:
+        rows = self._rows(f"SELECT idx, sealed FROM {table} WHERE ceremony_id = ? ORDER BY idx", ceremony_id)  # noqa: S608
+        return {
+            number(index): self._unseal(blob(sealed), table, ceremony_id, key_id, epoch, number(index))
+            for index, sealed in rows
+        }
+
+    # -- epochs ----------------------------------------------------------------------------------------------------
+
+    def epochs(self, key_id: str = "") -> tuple[EpochRow, ...]:
+        """All epochs, destroyed ones too, or those of one key, in order."""
+        rows = self._rows(
+            "SELECT key_id, epoch, ceremony_id, certificate, state, retired_at FROM epochs"
+            " WHERE ? IN ('', key_id) ORDER BY key_id, epoch",
+            key_id,
+        )
+        return tuple(EpochRow(*row) for row in rows)  # type: ignore[arg-type]
+
+    def epoch(self, key_id: str, epoch: int) -> EpochRow | None:
+        return next((row for row in self.epochs(key_id) if row.epoch == epoch), None)
+
+    def insert_epoch(self, row: EpochRow, now: int) -> None:
+        """Inside a transaction."""
+        self._db.execute(
+            "INSERT INTO epochs (key_id, epoch, ceremony_id, certificate, activated_at, state, retired_at)"
+            " VALUES (?, ?, ?, ?, ?, ?, ?)",
+            (row.key_id, row.epoch, row.ceremony_id, row.certificate, now, row.state, row.retired_at),
+        )
+
+    def retire_epochs(self, key_id: str, before: int, retired_at: int) -> None:
+        """Inside a transaction: a newer epoch is active, so the older ones are no longer."""
+        self._db.execute(
+            "UPDATE epochs SET state = 'retired', retired_at = ? WHERE key_id = ? AND epoch < ? AND state = 'active'",
+            (retired_at, key_id, before),
+        )
+
+    def end_epoch(self, key_id: str, epoch: int, now: int) -> None:
+        """Inside a transaction: the epoch is destroyed. Its certificate stays."""
+        self._db.execute(
+            "UPDATE epochs SET state = 'destroyed', ended_at = ? WHERE key_id = ? AND epoch = ?", (now, key_id, epoch)
+        )
+
+    # -- approvals -------------------------------------------------------------------------------------------------
+
+    def ask_approval(self, row: ApprovalRow) -> None:
+        """Inside a transaction: something for the operator to decide."""
+        self._db.execute(
+            "INSERT INTO approvals (request_id, kind, subject, asked_by, difference, requested_at)"
+            " VALUES (?, ?, ?, ?, ?, ?)",
+            (row.request_id, row.kind, row.subject, row.asked_by, json.dumps(row.difference), row.requested_at),
+        )
+
+    def decide_approval(self, request_id: str, decision: str, now: int) -> None:
+        """Inside a transaction."""
+        self._db.execute(
+            "UPDATE approvals SET decision = ?, decided_at = ? WHERE request_id = ?", (decision, now, request_id)
+        )
+
+    def approvals(self) -> tuple[ApprovalRow, ...]:
+        """All of them, oldest first."""
+        return self._approvals("")
+
+    def approval(self, request_id: str) -> ApprovalRow | None:
+        return next(iter(self._approvals(request_id)), None)
+
+    def _approvals(self, request_id: str) -> tuple[ApprovalRow, ...]:
+        rows = self._rows(
+            "SELECT request_id, kind, subject, asked_by, difference, requested_at, decision, decided_at FROM approvals"
+            " WHERE ? IN ('', request_id) ORDER BY requested_at, request_id",
+            request_id,
+        )
+        return tuple(
+            ApprovalRow(
+                str(found),
+                str(kind),
+                str(subject),
+                str(asked_by),
+                tuple(json.loads(str(difference))),
+                number(requested_at),
+                str(decision),
+                None if decided_at is None else number(decided_at),
+            )
+            for found, kind, subject, asked_by, difference, requested_at, decision, decided_at in rows
+        )
+
+
+_MAKING = "(" + ", ".join(f"'{kind}'" for kind in sorted(MAKING)) + ")"
