@@ -11,6 +11,7 @@ $(STAMP): requirements.lock $(MEMBERS:%=%/pyproject.toml)
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements.lock
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation $(MEMBERS:%=-e %)
+	$(BIN)/python -m compileall -q $(MEMBERS)
 	@touch $@
 
 setup: $(STAMP)
