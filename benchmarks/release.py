@@ -49,7 +49,7 @@ from keyquorum_protos.v1 import custodian_pb2 as pb
 from keyquorum_protos.wire.tls import TlsIdentity
 
 KEY = "bench"
-JOBS = 24
+JOBS = 64
 JURISDICTIONS = ("CH", "DE", "IS", "JP", "CA")
 COMMITTEES: Mapping[str, tuple[int, int]] = {"2-of-3": (2, 3), "3-of-5": (3, 5), "5-of-9": (5, 9)}
 TARGET_P50 = 1.35
@@ -89,7 +89,7 @@ class Bench:
         self._windows: dict[bytes, Window] = {}
         self.jobs: list[Job] = []
         self._ready: deque[Prepared] = deque()
-        self._started = int(time.time())
+        self._when: dict[str, int] = {}
         self._laid = 0
         self._checks: dict[str, bytes] = {}
         self._count = 0
@@ -162,20 +162,22 @@ class Bench:
             await self.release(await self.request(fresh, int(time.time())))
             self.jobs.append(fresh)
 
-    async def prepare(self, count: int = 1500) -> None:
-        """Lay up requests, each with a leaf of its own as in life, for :meth:`next` to take one by one.
+    async def prepare(self, count: int = 800) -> None:
+        """Lay up requests, each with a leaf of its own as in life, for :meth:`next` to take one by one; those left
+        over are dropped, since custodians take leaves of two minutes around their clock.
 
         Everything that is not a release is done here: leaves are made before custodians are asked.
         """
         await self.meet()
+        self._ready = deque(await asyncio.gather(*(self.request(*self._another()) for _ in range(count))))
+
+    def _another(self) -> tuple[Job, int]:
+        """A job and a time that no leaf had yet."""
         now = int(time.time())
-        laid: list[Awaitable[Prepared]] = []
-        while len(self._ready) + len(laid) < count:
-            # Custodians take leaves of two minutes around their clock: enough for another one every time.
-            when = min(max(self._started - 110 + self._laid // JOBS, now - 110), now + 110)
-            laid.append(self.request(self.jobs[self._laid % JOBS], when))
-            self._laid += 1
-        self._ready += await asyncio.gather(*laid)
+        job = self.jobs[self._laid % JOBS]
+        self._laid += 1
+        when = self._when[job.job_id] = min(max(self._when.get(job.job_id, 0) + 1, now - 60), now + 110)
+        return job, when
 
     async def request(self, job: Job, when: int) -> Prepared:
         """A request whose leaf is in the ledger when this returns."""
