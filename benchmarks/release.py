@@ -223,7 +223,8 @@ class Bench:
                 )
                 window = self._window(arrival.window_statement)
                 verify_answer(answer, window, job.subject, leaf_hash, key_id=KEY, epoch=1)
-                combiner.add(arrival.custodian, open_share(answer, job.recipient, leaf_hash, self.quorum))
+                opened = open_share(answer, job.recipient, leaf_hash, self.quorum)
+                combiner.add(arrival.custodian, opened.contributions)
                 found = combiner.result()
                 if found is not None:
                     self._checks[job.job_id] = found.key.key_check

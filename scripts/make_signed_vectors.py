@@ -482,6 +482,26 @@ def release() -> None:
     info = r.share_info(leaf.hash(), "ch-1", public).hex()
     fields: Vector = {"leaf_hash": leaf.hash().hex(), "custodian": "ch-1", "recipient": b64(public), "expect": "ok"}
     vectors.append({"name": "share info", "operation": "share_info", **fields, "info": info})
+    values = {0: fixed("contribution 0"), 2: fixed("contribution 2")}
+
+    def share(name: str, plaintext: bytes, expect: str, indices: tuple[int, ...] = (0, 2), **terms: int) -> None:
+        fields: Vector = {"plaintext": plaintext.hex(), "indices": list(indices), "expect": expect}
+        vectors.append(
+            {"name": f"share: {name}", "operation": "share", **fields, **({"terms": terms} if terms else {})}
+        )
+
+    plaintext = r.encode_share(values, r.LeaseTerms(3600, 1800))
+    share("a worker's", plaintext, "ok", lease_seconds=3600, reattest_seconds=1800)
+    share("an owner's", r.encode_share(values, r.NO_LEASE), "ok", lease_seconds=0, reattest_seconds=0)
+    share("without terms", plaintext[8:], "MALFORMED")
+    share("a lease under 5 s", bytes([0, 0, 0, 4, 0, 0, 0, 1]) + plaintext[8:], "MALFORMED")
+    share("a lease over 7 days", (604801).to_bytes(4, "big") + plaintext[4:], "MALFORMED")
+    share("attested anew after the lease", plaintext[:4] + (3601).to_bytes(4, "big") + plaintext[8:], "MALFORMED")
+    share("a lease that is never renewed", plaintext[:4] + bytes(4) + plaintext[8:], "MALFORMED")
+    share("other seeds", plaintext, "MALFORMED", (0, 1))
+    share("trailing byte", plaintext + b"\0", "MALFORMED")
+    share("empty", b"", "MALFORMED")
+
     boot, number = fixed("boot secret"), NOW // 30
     nonce = r.make_nonce(boot, number)
     fields = {"boot_secret": boot.hex(), "window": number, "nonce": nonce.hex(), "expect": "ok"}

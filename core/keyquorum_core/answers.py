@@ -8,16 +8,17 @@ collect the same way: an owner without a key check, since it opens the job; a wo
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import hmac
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from keyquorum_core.derivation import Combination, Combiner, context
-from keyquorum_core.errors import KeyquorumError, Reason, RefusedError, UnavailableError
+from keyquorum_core.errors import KeyquorumError, MalformedError, Reason, RefusedError, UnavailableError
 from keyquorum_core.ledger.tlog_proof import TlogProof
 from keyquorum_core.quorum import Quorum
-from keyquorum_core.release import Answer, Leaf, Window, open_share, open_window, verify_answer
+from keyquorum_core.release import NO_LEASE, Answer, Leaf, LeaseTerms, Window, open_share, open_window, verify_answer
 from keyquorum_core.roster import Roster
 from keyquorum_core.sealing import RecipientKey
 
@@ -111,6 +112,7 @@ class Answers:
         self._leaf: tuple[bytes, bytes] | None = None
         self._windows: dict[tuple[str, int], Window] = {}
         self.committee = quorum.ids
+        self._terms: dict[str, LeaseTerms] = {}
         self.answered: list[str] = []
         """Custodians whose answer counted, in order of arrival."""
         self.refused: dict[str, KeyquorumError] = {}
@@ -163,15 +165,33 @@ class Answers:
             self.rejected[answer.custodian] = error
             return
         try:
-            contributions = open_share(answer, self._recipient, self._leaf[1], self._quorum)
+            share = open_share(answer, self._recipient, self._leaf[1], self._quorum)
+            self._check_terms(share.lease)
         except KeyquorumError as error:
             # Signed by this custodian over exactly this ciphertext: nobody else can have spoilt it.
             self._combiner.reject(answer.custodian, f"{error.reason}: {error.message}")
         else:
-            self._combiner.add(answer.custodian, contributions)
+            self._combiner.add(answer.custodian, share.contributions)
+            self._terms[answer.custodian] = share.lease
         self.answered.append(answer.custodian)
         self.rejected.pop(answer.custodian, None)
         self.refused.pop(answer.custodian, None)
+
+    def _check_terms(self, lease: LeaseTerms) -> None:
+        """Workers hold keys under a lease, owners without one."""
+        if (lease == NO_LEASE) != (self._role == "owner"):
+            raise MalformedError(
+                Reason.MALFORMED,
+                "a share on the wrong terms",
+                expected="no lease for an owner, one for a worker",
+                actual=f"{lease.seconds} seconds for a {self._role}",
+            )
+
+    def lease(self) -> LeaseTerms:
+        """The shortest lease that anybody whose answer counted grants; :data:`NO_LEASE` before the first. A quorum has
+        a custodian in it that keeps to the key's policy, so no others can make the lease longer than that."""
+        terms = [self._terms[name] for name in self._terms if name not in self.blamed]
+        return functools.reduce(LeaseTerms.shortest, terms) if terms else NO_LEASE
 
     def _verify(self, answer: Answer, window_statement: bytes, leaf_hash: bytes) -> None:
         place = (answer.custodian, answer.window)

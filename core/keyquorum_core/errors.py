@@ -95,6 +95,8 @@ class Reason(StrEnum):
     STORAGE = "STORAGE"
     SANDBOX = "SANDBOX"
     JOB_FAILED = "JOB_FAILED"
+    LEASE = "LEASE"
+    QUARANTINED = "QUARANTINED"
     INTERNAL = "INTERNAL"
     # ledger
     LEDGER_ORIGIN = "LEDGER_ORIGIN"

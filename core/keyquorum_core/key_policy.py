@@ -15,13 +15,14 @@ from keyquorum_core.names import within
 from keyquorum_core.quorum import MAX_CUSTODIANS
 from keyquorum_core.strictjson import Fields
 
-__all__ = ["KeyPolicy"]
+__all__ = ["MAX_LEASE", "MIN_LEASE", "KeyPolicy"]
 
 _HOUR: Final = 3600
 _DAY: Final = 24 * _HOUR
 _TEN_YEARS: Final = 3653 * _DAY
 
-_MAX_LEASE: Final = 7 * _DAY
+MIN_LEASE: Final = 5
+MAX_LEASE: Final = 7 * _DAY
 _MIN_ROTATION: Final = 60
 
 
@@ -43,7 +44,7 @@ class KeyPolicy:
     """Whether the key is for drills only: faults can be injected for it, and for no other."""
 
     def __post_init__(self) -> None:
-        within(self.lease_seconds, "lease_seconds in the key policy", 5, _MAX_LEASE)
+        within(self.lease_seconds, "lease_seconds in the key policy", MIN_LEASE, MAX_LEASE)
         within(self.reattest_seconds, "reattest_seconds in the key policy", 1, self.lease_seconds)
         within(self.rotate_after_seconds, "rotate_after_seconds in the key policy", 0, _TEN_YEARS)
         within(self.retain_seconds, "retain_seconds in the key policy", 0, _TEN_YEARS)

@@ -11,16 +11,18 @@ from __future__ import annotations
 import hashlib
 import hmac
 import re
+import struct
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final
 
 import rfc8785
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from keyquorum_core.derivation import decode_contributions
+from keyquorum_core.derivation import decode_contributions, encode_contributions
 from keyquorum_core.errors import MalformedError, Reason, RefusedError
+from keyquorum_core.key_policy import MAX_LEASE, MIN_LEASE
 from keyquorum_core.names import CLUSTER, CUSTODIAN_ID, JOB_ID, KEY_ID, SHA256_HEX, check, within
 from keyquorum_core.quorum import Quorum
 from keyquorum_core.sealing import RecipientKey
@@ -30,15 +32,20 @@ from keyquorum_core.transcript import H, transcript, u64be
 
 __all__ = [
     "LEAF_TYPE",
+    "NO_LEASE",
     "WINDOW_LIFETIME",
     "WINDOW_SECONDS",
     "WINDOW_TYPE",
     "Answer",
     "Leaf",
+    "LeaseTerms",
     "Receipt",
+    "Share",
     "Window",
     "answer_message",
     "challenge",
+    "decode_share",
+    "encode_share",
     "make_nonce",
     "make_window",
     "open_share",
@@ -384,9 +391,59 @@ def verify_receipt(
         ) from None
 
 
-def open_share(answer: Answer, recipient: RecipientKey, leaf_hash: bytes, quorum: Quorum) -> dict[int, bytes]:
-    """The contributions in a verified answer, by seed index. Raises :class:`RefusedError` (``UNSEAL``,
-    ``UNKNOWN_CUSTODIAN``) and :class:`MalformedError` for anything but exactly this custodian's contributions."""
+@dataclass(frozen=True, slots=True)
+class LeaseTerms:
+    """How long a worker may hold the key that a share is for, in seconds counted from before it asked for the challenge
+    that its evidence answers; and how old the evidence may become before it attests anew. From the key's policy.
+
+    Raises :class:`MalformedError` for terms that no key policy can have.
+    """
+
+    seconds: int
+    reattest_seconds: int
+
+    def __post_init__(self) -> None:
+        if self.seconds or self.reattest_seconds:
+            within(self.seconds, "lease of a share", MIN_LEASE, MAX_LEASE)
+            within(self.reattest_seconds, "reattest_seconds of a share", 1, self.seconds)
+
+    def shortest(self, other: LeaseTerms) -> LeaseTerms:
+        """What satisfies both."""
+        seconds = min(self.seconds, other.seconds)
+        return LeaseTerms(seconds, min(self.reattest_seconds, other.reattest_seconds, seconds))
+
+
+NO_LEASE: Final = LeaseTerms(0, 0)
+"""An owner's share: the owner keeps the key."""
+_TERMS: Final = struct.Struct(">II")
+
+
+@dataclass(frozen=True, slots=True)
+class Share:
+    """What a sealed share holds: contributions by seed index, and the terms the recipient may use them on."""
+
+    contributions: dict[int, bytes] = field(repr=False)
+    lease: LeaseTerms
+
+
+def encode_share(contributions: Mapping[int, bytes], lease: LeaseTerms) -> bytes:
+    """u32be lease seconds ‖ u32be reattest seconds ‖ the contributions: the plaintext that is sealed."""
+    return _TERMS.pack(lease.seconds, lease.reattest_seconds) + encode_contributions(contributions)
+
+
+def decode_share(plaintext: bytes, expected_indices: tuple[int, ...]) -> Share:
+    """Read :func:`encode_share` with exactly ``expected_indices`` (ascending). Raises :class:`MalformedError`."""
+    if len(plaintext) < _TERMS.size:
+        raise MalformedError(
+            Reason.MALFORMED, "a share without terms", expected=f"{_TERMS.size} bytes or more", actual=len(plaintext)
+        )
+    terms = LeaseTerms(*_TERMS.unpack_from(plaintext))
+    return Share(decode_contributions(plaintext[_TERMS.size :], expected_indices), terms)
+
+
+def open_share(answer: Answer, recipient: RecipientKey, leaf_hash: bytes, quorum: Quorum) -> Share:
+    """What a verified answer holds. Raises :class:`RefusedError` (``UNSEAL``, ``UNKNOWN_CUSTODIAN``) and
+    :class:`MalformedError` for anything but exactly this custodian's contributions and terms that can be."""
     if answer.custodian not in quorum.ids:
         raise RefusedError(
             Reason.UNKNOWN_CUSTODIAN,
@@ -395,4 +452,4 @@ def open_share(answer: Answer, recipient: RecipientKey, leaf_hash: bytes, quorum
             actual=ascii(answer.custodian[:64]),
         )
     plaintext = recipient.open(answer.sealed, share_info(leaf_hash, answer.custodian, recipient.public))
-    return decode_contributions(plaintext, quorum.indices_of(answer.custodian))
+    return decode_share(plaintext, quorum.indices_of(answer.custodian))

@@ -144,6 +144,20 @@ async def fetch_status(directory: Path, timeout: float = 5.0) -> dict[str, Any]:
             {"ceremony_id": each.ceremony_id, "custodian": each.custodian, "what": each.what} for each in found.accused
         ],
         "bulletins": [_bulletin(each) for each in found.bulletins],
+        "quarantined": found.quarantined,
+        "leases": [
+            {
+                "job_id": each.job_id,
+                "recipient_sha256": each.recipient_sha256,
+                "key_id": each.key_id,
+                "epoch": each.epoch,
+                "granted_at": each.granted_at,
+                "until": each.until,
+                "renewals": each.renewals,
+                "revoked": each.revoked,
+            }
+            for each in found.leases
+        ],
     }
 
 
@@ -193,6 +207,8 @@ def show_status(found: dict[str, Any]) -> str:
         f"  ACCUSED        {each['custodian']}: {each['what']} (ceremony {each['ceremony_id']})"
         for each in found["accused"]
     ]
+    good = sum(not each["revoked"] for each in found["leases"])
+    lines.append(f"  leases         {good} in force, {found['quarantined']} quarantined")
     lines += [f"  {show_bulletin(each)}" for each in found["bulletins"]]
     return "\n".join(lines)
 

@@ -36,6 +36,11 @@ app.add_typer(policy_app, name="policy")
 ledger_app = typer.Typer(no_args_is_help=True, help="What this custodian saw of the ledger, and what stops releases.")
 app.add_typer(ledger_app, name="ledger")
 
+quarantine_app = typer.Typer(
+    no_args_is_help=True, help="Workers that get nothing here since their attestation failed anew."
+)
+app.add_typer(quarantine_app, name="quarantine")
+
 _Directory = Annotated[Path, typer.Option("--dir", help="The custodian's folder.")]
 _Json = Annotated[bool, typer.Option("--json", help="Print one JSON object, for scripts.")]
 _PassphraseFile = Annotated[
@@ -388,6 +393,56 @@ def ledger_clear(
         else:
             found = asyncio.run(alarms.clear(directory, number, why))
         typer.echo(json.dumps({"alarms": found}) if as_json else printable(alarms.show(found)))
+
+
+@quarantine_app.command("list")
+def quarantine_list(
+    directory: _Directory,
+    evidence: Annotated[Path | None, typer.Option(help="A folder to write each entry's evidence document to.")] = None,
+    offline: _Offline = False,
+    passphrase_file: _PassphraseFile = None,
+    as_json: _Json = False,
+) -> None:
+    """Quarantined hardware and worker keys, why, and the evidence kept. Exit status 1 while an entry is in force."""
+    import asyncio
+
+    from keyquorum_custodian import quarantine_admin
+
+    with _refusals(as_json):
+        if offline:
+            found = quarantine_admin.read_offline(directory, _passphrase(passphrase_file))
+        else:
+            found = asyncio.run(quarantine_admin.fetch(directory, evidence=evidence is not None))
+        if evidence is not None:
+            quarantine_admin.write_evidence(found, evidence)
+        shown = {"entries": [entry.as_dict() for entry in found]}
+        typer.echo(json.dumps(shown) if as_json else printable(quarantine_admin.show(found)))
+    if any(not entry.lifted_at for entry in found):
+        raise typer.Exit(1)
+
+
+@quarantine_app.command("lift")
+def quarantine_lift(
+    number: Annotated[int, typer.Argument(help="The entry's number.")],
+    why: Annotated[str, typer.Option(help="What you found out; it is kept with the entry.")],
+    directory: _Directory,
+    offline: _Offline = False,
+    passphrase_file: _PassphraseFile = None,
+    as_json: _Json = False,
+) -> None:
+    """Let a worker ask for keys again. Its old leases stay revoked; entry and evidence stay, with your reason."""
+    import asyncio
+
+    from keyquorum_custodian import quarantine_admin
+
+    with _refusals(as_json):
+        if offline:
+            passphrase = _passphrase(passphrase_file)
+            found = quarantine_admin.lift_offline(directory, passphrase, number, why, int(time.time()))
+        else:
+            found = asyncio.run(quarantine_admin.lift(directory, number, why))
+        shown = {"entries": [entry.as_dict() for entry in found]}
+        typer.echo(json.dumps(shown) if as_json else printable(quarantine_admin.show(found)))
 
 
 def main() -> None:

@@ -23,12 +23,22 @@ from keyquorum_core.errors import KeyquorumError, MalformedError, Reason, Refuse
 from keyquorum_core.manifest import Manifest
 from keyquorum_core.policy.engine import Decision
 from keyquorum_core.policy.facts import JobFacts
-from keyquorum_core.release import Answer, Leaf, share_info, sign_answer
+from keyquorum_core.release import (
+    NO_LEASE,
+    WINDOW_LIFETIME,
+    Answer,
+    Leaf,
+    LeaseTerms,
+    encode_share,
+    share_info,
+    sign_answer,
+)
 from keyquorum_core.sealing import seal, suite_of
 from keyquorum_core.signing import MAX_ENVELOPE, PublicIdentity
 from keyquorum_custodian.appraisals import Appraisals
 from keyquorum_custodian.epochs import Epochs, HeldEpoch
 from keyquorum_custodian.keystore import Keystore, ReleaseRecord
+from keyquorum_custodian.leases import Lease, Leases
 from keyquorum_custodian.policy import CustodianPolicy
 from keyquorum_custodian.quota import Quota
 from keyquorum_custodian.trust import Owners
@@ -110,6 +120,7 @@ class Gate:
         owners: Owners,
         epochs: Epochs,
         appraisals: Appraisals,
+        leases: Leases,
         windows: Windows,
         policy: CustodianPolicy,
         quota: Quota,
@@ -122,6 +133,7 @@ class Gate:
         self._owners = owners
         self._epochs = epochs
         self._appraisals = appraisals
+        self._leases = leases
         self._windows = windows
         self._policy = policy
         self._quota = quota
@@ -253,14 +265,18 @@ class Gate:
 
     def _check_recipient(self, case: _Case) -> None:
         """Who gets the share: the owner named in the manifest, or a worker on evidence that this custodian accepts,
-        that the manifest asks for, and that stands where the manifest allows."""
+        that the manifest asks for, that stands where the manifest allows, and that is not in quarantine. A worker that
+        has the key already renews its lease: its evidence must be new, and continue what it showed before."""
         signed = case.verified.manifest
         if case.request.evidence:
-            appraisal = self._appraisals.appraise(
+            appraisal = self._leases.appraise(
                 case.request.evidence,
                 bytes.fromhex(case.leaf.evidence_sha256),
                 signed.evidence_types,
                 case.now,
+                job_id=case.verified.job_id,
+                recipient_sha256=case.leaf.recipient_sha256,
+                policy=case.epoch.policy,
             )
             appraisal.require_region(signed.regions)
             case.appraisal = appraisal
@@ -313,9 +329,11 @@ class Gate:
         verified, epoch = case.verified, case.epoch
         leaf_hash = case.leaf_hash
         window = self._windows.current()
+        policy = epoch.policy
+        terms = NO_LEASE if case.appraisal is None else LeaseTerms(policy.lease_seconds, policy.reattest_seconds)
         with epoch.lease():
-            contributions = derivation.encode_contributions(epoch.contributions(verified.context))
-        sealed = seal(case.recipient, contributions, share_info(leaf_hash, self.custodian_id, case.recipient))
+            share = encode_share(epoch.contributions(verified.context), terms)
+        sealed = seal(case.recipient, share, share_info(leaf_hash, self.custodian_id, case.recipient))
         answer = sign_answer(
             window.answer_key,
             verified.subject,
@@ -337,9 +355,23 @@ class Gate:
             policy_version=case.decision.bundle_version,
             decision_sha256=case.decision.digest.hex(),
         )
-        if self._keystore.record_release(record):
+        if self._record(case, record, terms):
             self._quota.count(record.owner, case.now)
         return answer
+
+    def _record(self, case: _Case, record: ReleaseRecord, terms: LeaseTerms) -> bool:
+        """Keep the release, and a worker's lease with it. False: this leaf was answered before."""
+        if case.appraisal is None:
+            return self._keystore.record_release(record)
+        leaf = case.leaf
+        # Old evidence shown again does not make a lease longer.
+        until = min(case.now, case.appraisal.attested_at + WINDOW_LIFETIME) + terms.seconds
+        lease = Lease(leaf.job_id, leaf.recipient_sha256, leaf.key_id, leaf.epoch, case.now, until, 0, "")
+        with self._keystore.transaction(durable=False):
+            new = self._keystore.record_release(record)
+            if new:
+                self._leases.grant(lease, case.appraisal)
+        return new
 
 
 def _check_size(what: str, data: bytes, limit: int) -> None:

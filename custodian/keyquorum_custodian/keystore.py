@@ -188,6 +188,14 @@ class Keystore(SeedRecords):
         """Inside a transaction: how many rows a statement of such a module changed."""
         return self._db.execute(statement, values).rowcount
 
+    def seal_row(self, secret: bytes, table: str, *name: str) -> bytes:
+        """Ciphertext that opens only in this row of such a module's table."""
+        return self._seal(secret, table, "/".join(name))
+
+    def unseal_row(self, sealed: object, table: str, *name: str) -> bytes:
+        """Inverse of :meth:`seal_row`. Raises ``STORAGE`` for what it did not make."""
+        return self._unseal(_blob(sealed), table, "/".join(name))
+
     # -- releases and appraisals -----------------------------------------------------------------------------------
 
     def record_release(self, record: ReleaseRecord) -> bool:

@@ -65,6 +65,14 @@ class Metrics:
             "Open ledger alarms: proof of a fork or rollback, which stops all releases.",
             registry=self.registry,
         )
+        self.leases = Gauge(
+            "keyquorum_custodian_leases", "Leases under which workers hold keys now.", registry=self.registry
+        )
+        self.quarantined = Gauge(
+            "keyquorum_custodian_quarantined",
+            "Quarantine entries in force: workers whose attestation failed anew. An alarm until it is lifted.",
+            registry=self.registry,
+        )
         self.bulletin_version = self._by_kind("version", "Version of the signed document in force; 0 for none.")
         self.bulletin_expires = self._by_kind("expires", "When it expires, unix seconds.")
         self.bulletin_refused = self._by_kind("refused", "1 while the document at hand is refused.")

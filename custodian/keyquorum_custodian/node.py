@@ -30,9 +30,11 @@ from keyquorum_custodian.epochs import Epochs, load_epoch
 from keyquorum_custodian.gate import Gate
 from keyquorum_custodian.init import TLS_CERTIFICATE, TLS_KEY
 from keyquorum_custodian.keystore import Keystore
+from keyquorum_custodian.leases import Leases
 from keyquorum_custodian.ledger_store import Alarm
 from keyquorum_custodian.logs import logger
 from keyquorum_custodian.policy import POLICY_KINDS, CustodianPolicy, KeptTime, policy_kinds
+from keyquorum_custodian.quarantine import Quarantine, QuarantineEntry
 from keyquorum_custodian.quota import Quota
 from keyquorum_custodian.seed_records import DESTROYED
 from keyquorum_custodian.tpms import Tpms
@@ -61,6 +63,8 @@ class Node:
     windows: Windows
     epochs: Epochs
     witness: Witness
+    quarantine: Quarantine
+    leases: Leases
     gate: Gate
     ceremonies: Ceremonies
     tls_identity: TlsIdentity
@@ -88,6 +92,11 @@ class Node:
             " `keyquorum-custodian ledger alarms`."
             for alarm in self.witness.open_alarms
         ]
+        if self.quarantine.in_force:
+            out.append(
+                f"{self.quarantine.in_force} QUARANTINED: workers whose attestation failed anew; see"
+                " `keyquorum-custodian quarantine list`."
+            )
         if self.roster.log_key is None:
             out.append("the roster names no ledger: nothing is released")
         if self.roster.expires_at - self.clock() < 14 * 86400:
@@ -169,12 +178,16 @@ def _assemble(config: CustodianConfig, store: Keystore, clock: Callable[[], floa
         max_age=config.max_cosignature_age,
         on_alarm=_say,
     )
+    appraisals = Appraisals(bulletins, config.id, windows, store, Tpms(store))
+    quarantine = Quarantine(store, _say_quarantined)
+    leases = Leases(store, appraisals, quarantine)
     gate = Gate(
         config.id,
         roster_expires_at=roster.expires_at,
         owners=Owners(config.path(config.owners)),
         epochs=epochs,
-        appraisals=Appraisals(bulletins, config.id, windows, store, Tpms(store)),
+        leases=leases,
+        appraisals=appraisals,
         windows=windows,
         policy=policy,
         quota=Quota(config.releases_per_owner_per_hour, store.releases_since(now - 3600)),
@@ -197,6 +210,8 @@ def _assemble(config: CustodianConfig, store: Keystore, clock: Callable[[], floa
         windows=windows,
         epochs=epochs,
         witness=witness,
+        quarantine=quarantine,
+        leases=leases,
         gate=gate,
         ceremonies=ceremonies,
         tls_identity=tls_identity,
@@ -234,6 +249,18 @@ def _accept_roster(config: CustodianConfig, roster: Roster, envelope: bytes, sto
         step = envelope if number == roster.version else read_bytes(path, f"version {number} of the roster", 16 << 20)
         current = open_successor(step, current)
         store.keep_roster(current.digest, current.version, current.payload())
+
+
+def _say_quarantined(entry: QuarantineEntry) -> None:
+    logger().error(
+        "WORKER QUARANTINED: it gets no key here until that is lifted",
+        entry=entry.number,
+        subjects=list(entry.subjects),
+        reason=entry.reason,
+        why=entry.message,
+        job=entry.job_id,
+        evidence=entry.evidence_sha256,
+    )
 
 
 def _open_bulletins(config: CustodianConfig, roster: Roster, store: Keystore, seat: Seat, time: KeptTime) -> Bulletins:

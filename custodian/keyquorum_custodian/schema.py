@@ -217,7 +217,44 @@ CREATE TABLE accusations (
 ) STRICT, WITHOUT ROWID;
 """
 
-_MIGRATIONS = (_V1, _V2, _V3, _V4, _V5, _V6)
+_V7 = """
+-- Verdicts now say when the evidence was made; older ones are made again.
+DELETE FROM appraisals;
+
+-- Which worker holds which job's key until when, with the last appraisal that it was given or renewed on.
+CREATE TABLE leases (
+    job_id           TEXT NOT NULL,
+    recipient_sha256 TEXT NOT NULL,
+    key_id           TEXT NOT NULL,
+    epoch            INTEGER NOT NULL,
+    granted_at       INTEGER NOT NULL,
+    until            INTEGER NOT NULL,
+    renewals         INTEGER NOT NULL DEFAULT 0,
+    revoked          TEXT NOT NULL DEFAULT '',
+    sealed           BLOB NOT NULL,
+    PRIMARY KEY (job_id, recipient_sha256)
+) STRICT, WITHOUT ROWID;
+CREATE INDEX leases_until ON leases (until);
+
+-- Workers whose attestation failed anew. Never deleted. While one has no lifted_at its subjects get nothing.
+CREATE TABLE quarantine (
+    number          INTEGER PRIMARY KEY,
+    subjects        TEXT NOT NULL,
+    reason          TEXT NOT NULL,
+    message         TEXT NOT NULL,
+    job_id          TEXT NOT NULL,
+    evidence_sha256 TEXT NOT NULL,
+    raised_at       INTEGER NOT NULL,
+    lifted_at       INTEGER,
+    why             TEXT
+) STRICT;
+CREATE TABLE quarantine_evidence (
+    sha256   TEXT PRIMARY KEY,
+    document BLOB NOT NULL
+) STRICT;
+"""
+
+_MIGRATIONS = (_V1, _V2, _V3, _V4, _V5, _V6, _V7)
 VERSION = len(_MIGRATIONS)
 
 

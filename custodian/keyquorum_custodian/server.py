@@ -137,6 +137,7 @@ class CustodianServer:
         self.metrics.ledger_size.set_function(lambda: node.witness.size)
         self.metrics.ledger_witnessed.set_function(lambda: node.witness.witnessed_at)
         self.metrics.ledger_alarms.set_function(lambda: len(node.witness.open_alarms))
+        self.metrics.quarantined.set_function(lambda: node.quarantine.in_force)
         self._look_at_bulletins()
         if node.config.metrics_listen:
             self._stop_metrics = self.metrics.serve(node.config.metrics_listen)
@@ -153,6 +154,9 @@ class CustodianServer:
             await asyncio.sleep(_FLUSH_SECONDS)
             with self._reported("saving appraisals"):
                 self._flush_now()
+            with self._reported("counting leases"):
+                # In this thread, which is the keystore's.
+                self.metrics.leases.set(self._node.leases.count(int(self._node.clock())))
             with self._reported("looking at the bulletins"):
                 self._look_at_bulletins()
 

@@ -234,7 +234,20 @@ class AdminService(rpc.CustodianAdminServicer):
                 pb.Accused(ceremony_id=each.ceremony_id, custodian=each.custodian, what=each.what)
                 for each in node.keystore.accusations()
             ],
+            leases=[
+                pb.LeaseState(**{name: getattr(lease, name) for name in pb.LeaseState.DESCRIPTOR.fields_by_name})
+                for lease in node.leases.all(int(node.clock()))
+            ],
+            quarantined=node.quarantine.in_force,
         )
+
+    async def ListQuarantine(self, request: pb.ListQuarantineRequest, context: _Context) -> pb.ListQuarantineResponse:
+        return _quarantine(self._node, evidence=request.evidence)
+
+    async def LiftQuarantine(self, request: pb.LiftQuarantineRequest, context: _Context) -> pb.ListQuarantineResponse:
+        self._node.quarantine.lift(request.number, request.why, int(self._node.clock()))
+        logger().warning("quarantine lifted", entry=request.number, why=request.why)
+        return _quarantine(self._node, evidence=False)
 
     async def ListLedgerAlarms(
         self, request: pb.ListLedgerAlarmsRequest, context: _Context
@@ -285,6 +298,26 @@ def _bulletin_out(kind: str, accepted: Accepted[Any] | None, problem: str) -> pb
         expires_at=accepted.expires_at,
         signers=accepted.signers,
         problem=problem,
+    )
+
+
+def _quarantine(node: Node, *, evidence: bool) -> pb.ListQuarantineResponse:
+    return pb.ListQuarantineResponse(
+        entries=[
+            pb.QuarantineEntry(
+                number=entry.number,
+                subjects=entry.subjects,
+                reason=entry.reason,
+                message=entry.message,
+                job_id=entry.job_id,
+                evidence_sha256=entry.evidence_sha256,
+                evidence=node.quarantine.evidence(entry.number) if evidence and entry.evidence_sha256 else b"",
+                raised_at=entry.raised_at,
+                lifted_at=entry.lifted_at or 0,
+                why=entry.why or "",
+            )
+            for entry in node.quarantine.entries()
+        ]
     )
 
 

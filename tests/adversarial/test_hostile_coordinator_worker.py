@@ -13,10 +13,9 @@ from pathlib import Path
 import pytest
 
 from keyquorum_core.attestation.evidence import EvidenceDocument
-from keyquorum_core.derivation import encode_contributions
 from keyquorum_core.errors import Reason, RefusedError, UnavailableError
 from keyquorum_core.manifest import Opening, open_opening, sign_manifest, sign_opening
-from keyquorum_core.release import WINDOW_SECONDS, Answer, Leaf, share_info, sign_answer, window_of
+from keyquorum_core.release import WINDOW_SECONDS, Answer, Leaf, encode_share, share_info, sign_answer, window_of
 from keyquorum_core.sealing import seal
 from keyquorum_core.signing import Identity
 from keyquorum_gpu_worker.config import load_config
@@ -249,7 +248,9 @@ class OneLies(FakeCluster):
             return super().share(custodian, job, leaf, recipient)
         values = custodian.contributions(job.subject)
         values[min(values)] = b"\x66" * 32
-        sealed = seal(recipient, encode_contributions(values), share_info(leaf.hash(), custodian.name, recipient))
+        sealed = seal(
+            recipient, encode_share(values, custodian.lease), share_info(leaf.hash(), custodian.name, recipient)
+        )
         now = window_of(self.now())
         return sign_answer(custodian.answer_key, job.subject, leaf.hash(), "ch-1", KEY, EPOCH, now, sealed)
 
@@ -278,7 +279,9 @@ class ThreeLie(FakeCluster):
         if custodian.name in ("is-1", "jp-1"):
             return super().share(custodian, job, leaf, recipient)
         values = dict.fromkeys(custodian.contributions(job.subject), os.urandom(32))
-        sealed = seal(recipient, encode_contributions(values), share_info(leaf.hash(), custodian.name, recipient))
+        sealed = seal(
+            recipient, encode_share(values, custodian.lease), share_info(leaf.hash(), custodian.name, recipient)
+        )
         now = window_of(self.now())
         return sign_answer(custodian.answer_key, job.subject, leaf.hash(), custodian.name, KEY, EPOCH, now, sealed)
 

@@ -48,7 +48,7 @@ def test_g1_nothing_a_custodian_says_holds_a_seed_a_part_a_contribution_or_a_key
             for name, node in nodes.items():
                 answer = node.gate.release(request)
                 said += [answer.sealed, answer.signature, node.windows.current().statement]
-                opened = open_share(answer, recipient, Leaf.parse(request.leaf).hash(), quorum)
+                opened = open_share(answer, recipient, Leaf.parse(request.leaf).hash(), quorum).contributions
                 secrets |= {f"contribution {index}": value for index, value in opened.items()}
                 combiner.add(name, opened)
             key = combiner.conclude().key

@@ -53,7 +53,7 @@ class Scene:
             identity = self.committee.roster.custodian(answer.custodian).identity
             window = open_window(event.window_statement, identity, custodian=answer.custodian, cluster="demo", now=now)
             verify_answer(answer, window, subject, leaf.hash(), key_id="key-1", epoch=1)
-            combiner.add(answer.custodian, open_share(answer, recipient, leaf.hash(), quorum))
+            combiner.add(answer.custodian, open_share(answer, recipient, leaf.hash(), quorum).contributions)
         found = combiner.result(require_confirmed=True)
         assert found is not None
         return found.key.purpose_key("bundle")

@@ -447,3 +447,45 @@ def test_a_killed_custodian_serves_again_and_remembers_its_releases(committee: C
     assert started.stop() == 0
     assert committee.open("no-1").keystore.release_count() == count
     committee.close()
+
+
+def test_quarantine_is_listed_and_lifted_by_the_operator(tmp_path: Path) -> None:
+    committee = build_committee(tmp_path / "committee")
+    try:
+        node = committee.open(NAME)
+        folder = str(node.config.directory)
+        for number in (1, 2):
+            node.quarantine.put(
+                reason=Reason.MEASUREMENT,
+                message="an image that nobody listed",
+                now=int(committee.clock()),
+                workers=[f"{number}{number}" * 32],
+                job_id="a" * 26,
+                evidence=b"evidence %d" % number,
+            )
+    finally:
+        committee.close()
+    offline = ("--dir", folder, "--offline", "--json")
+    listed = command(
+        "quarantine", "list", *offline, "--evidence", str(tmp_path / "kept"), KEYQUORUM_PASSPHRASE=PASSPHRASE
+    )
+    assert [each["reason"] for each in json.loads(listed.stdout)["entries"]] == ["MEASUREMENT", "MEASUREMENT"]
+    assert listed.returncode == 1
+    assert (tmp_path / "kept" / "2-evidence.json").read_bytes() == b"evidence 2"
+    lifted = command(
+        "quarantine", "lift", "1", "--why", "the image is listed now", *offline, KEYQUORUM_PASSPHRASE=PASSPHRASE
+    )
+    assert lifted.returncode == 0
+    running = start_custodian_process(committee.directory(NAME))
+    try:
+        assert json.loads(command("status", "--dir", folder, "--json").stdout)["quarantined"] == 1
+        assert "worker:" + "22" * 32 in command("quarantine", "list", "--dir", folder).stdout
+        again = command("quarantine", "lift", "1", "--why", "again", "--dir", folder, "--json")
+        assert (again.returncode, json.loads(again.stdout)["error"]["reason"]) == (1, "NOT_FOUND")
+        assert command("quarantine", "lift", "2", "--why", "the machine was replaced", "--dir", folder).returncode == 0
+        told = json.loads(command("quarantine", "list", "--dir", folder, "--json").stdout)["entries"]
+        assert [each["why"] for each in told] == ["the image is listed now", "the machine was replaced"]
+        assert command("quarantine", "list", "--dir", folder).returncode == 0
+        assert json.loads(command("status", "--dir", folder, "--json").stdout)["quarantined"] == 0
+    finally:
+        running.stop()

@@ -18,7 +18,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from keyquorum_core.ceremony import CERTIFICATE_TYPE, EpochCertificate, commitment
 from keyquorum_core.ceremony_plan import CeremonyPlan, new_ceremony_id
-from keyquorum_core.derivation import context, contributions, encode_contributions
+from keyquorum_core.derivation import context, contributions
 from keyquorum_core.keywrap import save_keys
 from keyquorum_core.ledger.cosignatures import Cosigner
 from keyquorum_core.ledger.log_keys import LogSigner
@@ -27,9 +27,12 @@ from keyquorum_core.manifest import job_id, subject
 from keyquorum_core.manifest import parse as parse_manifest
 from keyquorum_core.quorum import Custodian, Quorum
 from keyquorum_core.release import (
+    NO_LEASE,
     Answer,
     Leaf,
+    LeaseTerms,
     Window,
+    encode_share,
     make_window,
     share_info,
     sign_answer,
@@ -80,7 +83,8 @@ class FakeCustodian:
         shares = contributions(self.seeds, job_context)
         if self.lies:
             shares = {index: secrets.token_bytes(32) for index in shares}
-        plaintext = b"nonsense" if self.garbles else encode_contributions(shares)
+        lease = NO_LEASE if leaf.recipient == "owner" else LeaseTerms(3600, 1800)
+        plaintext = b"nonsense" if self.garbles else encode_share(shares, lease)
         sealed = seal(recipient_public, plaintext, share_info(leaf.hash(), self.id, recipient_public))
         number = window_of(int(now))
         return sign_answer(

@@ -407,7 +407,7 @@ class Worker:
             except KeyquorumError as error:
                 combiner.reject(answer.custodian, str(error.reason))
             else:
-                combiner.add(answer.custodian, opened)
+                combiner.add(answer.custodian, opened.contributions)
             job.receipts.append(
                 pb.Receipt(
                     custodian=answer.custodian,

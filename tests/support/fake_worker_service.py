@@ -27,7 +27,7 @@ from keyquorum_core.artifact import binding, decrypt_stream, encrypt_stream
 from keyquorum_core.attestation.appraisal import Appraisal, appraise
 from keyquorum_core.attestation.evidence import EvidenceDocument
 from keyquorum_core.bundle import read_bundle, write_bundle
-from keyquorum_core.derivation import DerivedKey, context, contributions, encode_contributions, key_check, root
+from keyquorum_core.derivation import DerivedKey, context, contributions, key_check, root
 from keyquorum_core.errors import KeyquorumError, Reason, StateError
 from keyquorum_core.ledger.cosignatures import Cosigner
 from keyquorum_core.ledger.log_keys import LogSigner
@@ -48,6 +48,8 @@ from keyquorum_core.manifest import (
 from keyquorum_core.release import (
     Answer,
     Leaf,
+    LeaseTerms,
+    encode_share,
     make_nonce,
     make_window,
     share_info,
@@ -88,6 +90,7 @@ class Custodian:
         self.boot_secret = secrets.token_bytes(32)
         self.seeds: dict[int, bytes] = {}
         self.refusal: KeyquorumError | None = None
+        self.lease = LeaseTerms(3600, 1800)
 
     def entry(self) -> RosterCustodian:
         return RosterCustodian(
@@ -109,7 +112,7 @@ class Custodian:
 
     def answer(self, subject: bytes, leaf: Leaf, recipient: bytes, now: int) -> Answer:
         info = share_info(leaf.hash(), self.name, recipient)
-        sealed = seal(recipient, encode_contributions(self.contributions(subject)), info)
+        sealed = seal(recipient, encode_share(self.contributions(subject), self.lease), info)
         return sign_answer(self.answer_key, subject, leaf.hash(), self.name, KEY, EPOCH, window_of(now), sealed)
 
 

@@ -20,7 +20,7 @@ from keyquorum_core.attestation.inventory import HardwareId
 from keyquorum_core.bulletin import sign_bulletin
 from keyquorum_core.derivation import Combiner, context
 from keyquorum_core.errors import KeyquorumError, MalformedError, Reason, RefusedError, UnavailableError
-from keyquorum_core.release import Leaf, open_share, open_window, verify_answer
+from keyquorum_core.release import NO_LEASE, Leaf, LeaseTerms, open_share, open_window, verify_answer
 from keyquorum_core.sealing import RecipientKey, Suite
 from keyquorum_core.signing import Identity, sign, sign_many
 from keyquorum_custodian.gate import CHECKS, LEAF_SKEW, ReleaseRequest
@@ -110,7 +110,7 @@ def test_the_owner_gets_shares_that_combine_to_the_job_key(committee: Committee)
             node.windows.current().statement, identity, custodian=name, cluster="demo", now=int(committee.clock())
         )
         verify_answer(answer, window, subject, leaf.hash(), key_id="key-1", epoch=1)
-        combiner.add(name, open_share(answer, committee.owner.recipient, leaf.hash(), committee.quorum))
+        combiner.add(name, open_share(answer, committee.owner.recipient, leaf.hash(), committee.quorum).contributions)
     combination = combiner.result(require_confirmed=True)
     assert combination is not None
     assert combination.confirmed
@@ -127,7 +127,8 @@ def test_an_attested_worker_gets_the_same_contributions_as_the_owner(
         open_share(node.gate.release(request), key, Leaf.parse(request.leaf).hash(), committee.quorum)
         for request, key in ((mine, committee.owner.recipient), (theirs, worker[0]))
     ]
-    assert shares[0] == shares[1]
+    assert shares[0].contributions == shares[1].contributions
+    assert (shares[0].lease, shares[1].lease) == (NO_LEASE, LeaseTerms(3600, 1800))
 
 
 def test_a_repeated_request_is_answered_again_and_counted_once(committee: Committee, node: Node) -> None:

@@ -16,15 +16,19 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from keyquorum_core.derivation import encode_contributions
 from keyquorum_core.errors import KeyquorumError, MalformedError, Reason, RefusedError
 from keyquorum_core.quorum import Custodian, Quorum
 from keyquorum_core.release import (
+    NO_LEASE,
     Answer,
     Leaf,
+    LeaseTerms,
+    Share,
     Window,
     answer_message,
     challenge,
+    decode_share,
+    encode_share,
     make_nonce,
     make_window,
     open_share,
@@ -47,6 +51,7 @@ CUSTODIAN = Identity.from_seeds(b"\x01" * 32, b"\x02" * 32)
 ANSWER_KEY = Ed25519PrivateKey.from_private_bytes(b"\x03" * 32)
 WINDOW = make_window("demo", "ch-1", window_of(NOW), b"\x04" * 32, ANSWER_KEY.public_key().public_bytes_raw())
 SUBJECT = b"\x05" * 32
+LEASE = LeaseTerms(3600, 1800)
 QUORUM = Quorum({"at_least": 2}, (Custodian("ch-1", "CH"), Custodian("de-1", "DE"), Custodian("us-1", "US")))
 
 
@@ -70,6 +75,10 @@ def replay(vector: signed_vectors.Vector) -> object:
             return leaf.hash().hex()
         case "share_info":
             return share_info(bytes.fromhex(vector["leaf_hash"]), vector["custodian"], vector["recipient"]).hex()
+        case "share":
+            share = decode_share(bytes.fromhex(vector["plaintext"]), tuple(vector["indices"]))
+            assert encode_share(share.contributions, share.lease).hex() == vector["plaintext"]
+            return {"lease_seconds": share.lease.seconds, "reattest_seconds": share.lease.reattest_seconds}
         case "nonce":
             return make_nonce(bytes.fromhex(vector["boot_secret"]), vector["window"]).hex()
         case "challenge":
@@ -99,7 +108,7 @@ def replay(vector: signed_vectors.Vector) -> object:
 @pytest.mark.parametrize("vector", signed_vectors.load("release")["vectors"], ids=lambda v: v["name"])
 def test_vector(vector: signed_vectors.Vector) -> None:
     if vector["expect"] == "ok":
-        results = ("hash", "info", "nonce", "challenge", "payload", "message")
+        results = ("terms", "hash", "info", "nonce", "challenge", "payload", "message")
         assert replay(vector) == next(vector[name] for name in results if name in vector)
     else:
         with pytest.raises(KeyquorumError) as caught:
@@ -228,8 +237,8 @@ def test_a_share_opens_for_its_recipient_leaf_and_custodian_only() -> None:
     recipient, other = RecipientKey.generate(), RecipientKey.generate()
     share = {index: bytes([index]) * 32 for index in QUORUM.indices_of("ch-1")}
     info = share_info(LEAF.hash(), "ch-1", recipient.public)
-    good = answer(seal(recipient.public, encode_contributions(share), info))
-    assert open_share(good, recipient, LEAF.hash(), QUORUM) == share
+    good = answer(seal(recipient.public, encode_share(share, LEASE), info))
+    assert open_share(good, recipient, LEAF.hash(), QUORUM) == Share(share, LEASE)
     posing = dataclasses.replace(good, custodian="de-1")
     trials = (good, other, LEAF.hash()), (good, recipient, bytes(32)), (posing, recipient, LEAF.hash())
     for received, key, leaf_hash in trials:
@@ -241,12 +250,34 @@ def test_a_share_opens_for_its_recipient_leaf_and_custodian_only() -> None:
     assert caught.value.reason is Reason.UNKNOWN_CUSTODIAN
 
 
+def test_the_bytes_of_a_share_are_pinned() -> None:
+    terms = LeaseTerms(0x0102, 0x0101)
+    assert encode_share({3: b"\xaa" * 32}, terms).hex() == "000001020000010100000003" + "aa" * 32
+    assert encode_share({}, NO_LEASE).hex() == "00" * 8
+
+
+@given(seconds=st.integers(5, 7 * 86400), share=st.floats(0, 1), other=st.integers(5, 7 * 86400), least=st.floats(0, 1))
+def test_the_shorter_of_two_leases_satisfies_both(seconds: int, share: float, other: int, least: float) -> None:
+    one = LeaseTerms(seconds, max(1, int(seconds * share)))
+    two = LeaseTerms(other, max(1, int(other * least)))
+    both = one.shortest(two)
+    assert both == two.shortest(one)
+    assert both.seconds == min(seconds, other)
+    assert both.reattest_seconds == min(one.reattest_seconds, two.reattest_seconds)
+
+
+@pytest.mark.parametrize("terms", [(4, 1), (0, 1), (5, 0), (5, 6), (7 * 86400 + 1, 1)])
+def test_terms_that_no_key_policy_has_are_refused(terms: tuple[int, int]) -> None:
+    with pytest.raises(MalformedError):
+        LeaseTerms(*terms)
+
+
 def test_a_share_must_hold_exactly_the_custodian_s_indices() -> None:
     recipient = RecipientKey.generate()
     info = share_info(LEAF.hash(), "ch-1", recipient.public)
     held = QUORUM.indices_of("ch-1")
     for indices in (held[:-1], (*held, max(held) + 1), QUORUM.indices_of("de-1"), ()):
-        blob = encode_contributions({index: bytes(32) for index in indices})
+        blob = encode_share({index: bytes(32) for index in indices}, NO_LEASE)
         with pytest.raises(MalformedError):
             open_share(answer(seal(recipient.public, blob, info)), recipient, LEAF.hash(), QUORUM)
 

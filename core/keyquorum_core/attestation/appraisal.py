@@ -50,6 +50,8 @@ class Appraisal:
     reference_digest: str
     inventory_version: int
     inventory_digest: str
+    attested_at: int
+    """Unix seconds: the start of the window whose nonce the evidence answers, from which its age counts."""
     not_before: int
     not_after: int
     """Unix seconds: the first end of a certificate, collateral or grace period, and of ``max_evidence_age``."""
@@ -124,7 +126,8 @@ def appraise(
             actual=", ".join(sorted(unknown)),
         )
     _require_types(types, required_types)
-    fresh_until = _check_fresh(parsed, now, own_id, current_nonces) + reference.max_evidence_age
+    attested_at = _check_fresh(parsed, now, own_id, current_nonces)
+    fresh_until = attested_at + reference.max_evidence_age
     if now > fresh_until:
         raise _stale("the evidence is older than is accepted", f"at most {reference.max_evidence_age} s", "older")
     case = Case(parsed, reference, inventory, tpm or NoTpmRecords(), now, [])
@@ -140,6 +143,7 @@ def appraise(
         reference_digest=reference.digest,
         inventory_version=inventory.version,
         inventory_digest=inventory.digest,
+        attested_at=attested_at,
         not_before=max(item.not_before for item in items),
         not_after=min(fresh_until, *(item.not_after for item in items)),
         tpm_states=tuple(case.tpm_states),

@@ -910,6 +910,159 @@ class ClearLedgerAlarmRequest(_message.Message):
 Global___ClearLedgerAlarmRequest: _TypeAlias = ClearLedgerAlarmRequest  # noqa: Y015
 
 @_typing.final
+class ListQuarantineRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    EVIDENCE_FIELD_NUMBER: _builtins.int
+    evidence: _builtins.bool
+    """The evidence documents too."""
+    def __init__(
+        self,
+        *,
+        evidence: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["evidence", b"evidence"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListQuarantineRequest: _TypeAlias = ListQuarantineRequest  # noqa: Y015
+
+@_typing.final
+class ListQuarantineResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ENTRIES_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def entries(self) -> _containers.RepeatedCompositeFieldContainer[Global___QuarantineEntry]: ...
+    def __init__(
+        self,
+        *,
+        entries: _abc.Iterable[Global___QuarantineEntry] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["entries", b"entries"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListQuarantineResponse: _TypeAlias = ListQuarantineResponse  # noqa: Y015
+
+@_typing.final
+class QuarantineEntry(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NUMBER_FIELD_NUMBER: _builtins.int
+    SUBJECTS_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    MESSAGE_FIELD_NUMBER: _builtins.int
+    JOB_ID_FIELD_NUMBER: _builtins.int
+    EVIDENCE_SHA256_FIELD_NUMBER: _builtins.int
+    EVIDENCE_FIELD_NUMBER: _builtins.int
+    RAISED_AT_FIELD_NUMBER: _builtins.int
+    LIFTED_AT_FIELD_NUMBER: _builtins.int
+    WHY_FIELD_NUMBER: _builtins.int
+    number: _builtins.int
+    reason: _builtins.str
+    message: _builtins.str
+    job_id: _builtins.str
+    evidence_sha256: _builtins.str
+    evidence: _builtins.bytes
+    raised_at: _builtins.int
+    lifted_at: _builtins.int
+    """0 while it is in force."""
+    why: _builtins.str
+    @_builtins.property
+    def subjects(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """worker:SHA-256 of the recipient key, and hardware identities."""
+
+    def __init__(
+        self,
+        *,
+        number: _builtins.int = ...,
+        subjects: _abc.Iterable[_builtins.str] | None = ...,
+        reason: _builtins.str = ...,
+        message: _builtins.str = ...,
+        job_id: _builtins.str = ...,
+        evidence_sha256: _builtins.str = ...,
+        evidence: _builtins.bytes = ...,
+        raised_at: _builtins.int = ...,
+        lifted_at: _builtins.int = ...,
+        why: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["evidence", b"evidence", "evidence_sha256", b"evidence_sha256", "job_id", b"job_id", "lifted_at", b"lifted_at", "message", b"message", "number", b"number", "raised_at", b"raised_at", "reason", b"reason", "subjects", b"subjects", "why", b"why"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___QuarantineEntry: _TypeAlias = QuarantineEntry  # noqa: Y015
+
+@_typing.final
+class LiftQuarantineRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NUMBER_FIELD_NUMBER: _builtins.int
+    WHY_FIELD_NUMBER: _builtins.int
+    number: _builtins.int
+    why: _builtins.str
+    def __init__(
+        self,
+        *,
+        number: _builtins.int = ...,
+        why: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["number", b"number", "why", b"why"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___LiftQuarantineRequest: _TypeAlias = LiftQuarantineRequest  # noqa: Y015
+
+@_typing.final
+class LeaseState(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    JOB_ID_FIELD_NUMBER: _builtins.int
+    RECIPIENT_SHA256_FIELD_NUMBER: _builtins.int
+    KEY_ID_FIELD_NUMBER: _builtins.int
+    EPOCH_FIELD_NUMBER: _builtins.int
+    GRANTED_AT_FIELD_NUMBER: _builtins.int
+    UNTIL_FIELD_NUMBER: _builtins.int
+    RENEWALS_FIELD_NUMBER: _builtins.int
+    REVOKED_FIELD_NUMBER: _builtins.int
+    job_id: _builtins.str
+    recipient_sha256: _builtins.str
+    key_id: _builtins.str
+    epoch: _builtins.int
+    granted_at: _builtins.int
+    until: _builtins.int
+    renewals: _builtins.int
+    revoked: _builtins.str
+    """The reason code; empty while the lease is good."""
+    def __init__(
+        self,
+        *,
+        job_id: _builtins.str = ...,
+        recipient_sha256: _builtins.str = ...,
+        key_id: _builtins.str = ...,
+        epoch: _builtins.int = ...,
+        granted_at: _builtins.int = ...,
+        until: _builtins.int = ...,
+        renewals: _builtins.int = ...,
+        revoked: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["epoch", b"epoch", "granted_at", b"granted_at", "job_id", b"job_id", "key_id", b"key_id", "recipient_sha256", b"recipient_sha256", "renewals", b"renewals", "revoked", b"revoked", "until", b"until"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___LeaseState: _TypeAlias = LeaseState  # noqa: Y015
+
+@_typing.final
 class StatusResponse(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -922,9 +1075,12 @@ class StatusResponse(_message.Message):
     BULLETINS_FIELD_NUMBER: _builtins.int
     PENDING_FIELD_NUMBER: _builtins.int
     ACCUSED_FIELD_NUMBER: _builtins.int
+    LEASES_FIELD_NUMBER: _builtins.int
+    QUARANTINED_FIELD_NUMBER: _builtins.int
     releases: _builtins.int
     refusals: _builtins.int
     started_at: _builtins.int
+    quarantined: _builtins.int
     @_builtins.property
     def description(self) -> Global___DescribeResponse: ...
     @_builtins.property
@@ -939,6 +1095,10 @@ class StatusResponse(_message.Message):
     def accused(self) -> _containers.RepeatedCompositeFieldContainer[Global___Accused]:
         """Custodians found to have lied to this one in a ceremony; the evidence is in the keystore."""
 
+    @_builtins.property
+    def leases(self) -> _containers.RepeatedCompositeFieldContainer[Global___LeaseState]:
+        """Those that have not ended."""
+
     def __init__(
         self,
         *,
@@ -951,10 +1111,12 @@ class StatusResponse(_message.Message):
         bulletins: _abc.Iterable[Global___BulletinState] | None = ...,
         pending: _abc.Iterable[Global___PendingApproval] | None = ...,
         accused: _abc.Iterable[Global___Accused] | None = ...,
+        leases: _abc.Iterable[Global___LeaseState] | None = ...,
+        quarantined: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["description", b"description"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["accused", b"accused", "bulletins", b"bulletins", "ceremonies", b"ceremonies", "description", b"description", "pending", b"pending", "refusals", b"refusals", "releases", b"releases", "started_at", b"started_at", "warnings", b"warnings"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["accused", b"accused", "bulletins", b"bulletins", "ceremonies", b"ceremonies", "description", b"description", "leases", b"leases", "pending", b"pending", "quarantined", b"quarantined", "refusals", b"refusals", "releases", b"releases", "started_at", b"started_at", "warnings", b"warnings"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -658,6 +658,16 @@ class CustodianAdminStub:
                 request_serializer=keyquorum__protos_dot_v1_dot_custodian__pb2.DecideRequest.SerializeToString,
                 response_deserializer=keyquorum__protos_dot_v1_dot_custodian__pb2.DecideResponse.FromString,
                 _registered_method=True)
+        self.ListQuarantine = channel.unary_unary(
+                '/keyquorum.v1.CustodianAdmin/ListQuarantine',
+                request_serializer=keyquorum__protos_dot_v1_dot_custodian__pb2.ListQuarantineRequest.SerializeToString,
+                response_deserializer=keyquorum__protos_dot_v1_dot_custodian__pb2.ListQuarantineResponse.FromString,
+                _registered_method=True)
+        self.LiftQuarantine = channel.unary_unary(
+                '/keyquorum.v1.CustodianAdmin/LiftQuarantine',
+                request_serializer=keyquorum__protos_dot_v1_dot_custodian__pb2.LiftQuarantineRequest.SerializeToString,
+                response_deserializer=keyquorum__protos_dot_v1_dot_custodian__pb2.ListQuarantineResponse.FromString,
+                _registered_method=True)
 
 
 class CustodianAdminServicer:
@@ -703,6 +713,19 @@ class CustodianAdminServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ListQuarantine(self, request, context):
+        """Workers that get nothing here since their attestation failed anew.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def LiftQuarantine(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_CustodianAdminServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -735,6 +758,16 @@ def add_CustodianAdminServicer_to_server(servicer, server):
                     servicer.Decide,
                     request_deserializer=keyquorum__protos_dot_v1_dot_custodian__pb2.DecideRequest.FromString,
                     response_serializer=keyquorum__protos_dot_v1_dot_custodian__pb2.DecideResponse.SerializeToString,
+            ),
+            'ListQuarantine': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListQuarantine,
+                    request_deserializer=keyquorum__protos_dot_v1_dot_custodian__pb2.ListQuarantineRequest.FromString,
+                    response_serializer=keyquorum__protos_dot_v1_dot_custodian__pb2.ListQuarantineResponse.SerializeToString,
+            ),
+            'LiftQuarantine': grpc.unary_unary_rpc_method_handler(
+                    servicer.LiftQuarantine,
+                    request_deserializer=keyquorum__protos_dot_v1_dot_custodian__pb2.LiftQuarantineRequest.FromString,
+                    response_serializer=keyquorum__protos_dot_v1_dot_custodian__pb2.ListQuarantineResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -900,6 +933,60 @@ class CustodianAdmin:
             '/keyquorum.v1.CustodianAdmin/Decide',
             keyquorum__protos_dot_v1_dot_custodian__pb2.DecideRequest.SerializeToString,
             keyquorum__protos_dot_v1_dot_custodian__pb2.DecideResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListQuarantine(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/keyquorum.v1.CustodianAdmin/ListQuarantine',
+            keyquorum__protos_dot_v1_dot_custodian__pb2.ListQuarantineRequest.SerializeToString,
+            keyquorum__protos_dot_v1_dot_custodian__pb2.ListQuarantineResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def LiftQuarantine(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/keyquorum.v1.CustodianAdmin/LiftQuarantine',
+            keyquorum__protos_dot_v1_dot_custodian__pb2.LiftQuarantineRequest.SerializeToString,
+            keyquorum__protos_dot_v1_dot_custodian__pb2.ListQuarantineResponse.FromString,
             options,
             channel_credentials,
             insecure,

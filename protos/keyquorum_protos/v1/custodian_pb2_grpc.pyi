@@ -221,6 +221,9 @@ class CustodianAdminStub:
     """What waits for this custodian's operator."""
     Decide: _grpc.UnaryUnaryMultiCallable[_custodian_pb2.DecideRequest, _custodian_pb2.DecideResponse]
     """The operator's decision. Deciding the same again is fine."""
+    ListQuarantine: _grpc.UnaryUnaryMultiCallable[_custodian_pb2.ListQuarantineRequest, _custodian_pb2.ListQuarantineResponse]
+    """Workers that get nothing here since their attestation failed anew."""
+    LiftQuarantine: _grpc.UnaryUnaryMultiCallable[_custodian_pb2.LiftQuarantineRequest, _custodian_pb2.ListQuarantineResponse]
 
 @_typing.type_check_only
 class CustodianAdminAsyncStub(CustodianAdminStub):
@@ -236,6 +239,9 @@ class CustodianAdminAsyncStub(CustodianAdminStub):
     """What waits for this custodian's operator."""
     Decide: _aio.UnaryUnaryMultiCallable[_custodian_pb2.DecideRequest, _custodian_pb2.DecideResponse]  # type: ignore[assignment]
     """The operator's decision. Deciding the same again is fine."""
+    ListQuarantine: _aio.UnaryUnaryMultiCallable[_custodian_pb2.ListQuarantineRequest, _custodian_pb2.ListQuarantineResponse]  # type: ignore[assignment]
+    """Workers that get nothing here since their attestation failed anew."""
+    LiftQuarantine: _aio.UnaryUnaryMultiCallable[_custodian_pb2.LiftQuarantineRequest, _custodian_pb2.ListQuarantineResponse]  # type: ignore[assignment]
 
 class CustodianAdminServicer(metaclass=_abc_1.ABCMeta):
     """On a listener of its own. Caller role: operator."""
@@ -284,5 +290,20 @@ class CustodianAdminServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_custodian_pb2.DecideResponse, _abc.Awaitable[_custodian_pb2.DecideResponse]]:
         """The operator's decision. Deciding the same again is fine."""
+
+    @_abc_1.abstractmethod
+    def ListQuarantine(
+        self,
+        request: _custodian_pb2.ListQuarantineRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_custodian_pb2.ListQuarantineResponse, _abc.Awaitable[_custodian_pb2.ListQuarantineResponse]]:
+        """Workers that get nothing here since their attestation failed anew."""
+
+    @_abc_1.abstractmethod
+    def LiftQuarantine(
+        self,
+        request: _custodian_pb2.LiftQuarantineRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_custodian_pb2.ListQuarantineResponse, _abc.Awaitable[_custodian_pb2.ListQuarantineResponse]]: ...
 
 def add_CustodianAdminServicer_to_server(servicer: CustodianAdminServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

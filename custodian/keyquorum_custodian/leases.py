@@ -1,0 +1,213 @@
+"""Who holds a key under a lease from this custodian, and what a renewal must be (DESIGN §6; docs/spec/release.md).
+
+A worker's first release begins a lease for its job and its recipient key. A further release to the same two is a
+renewal: the evidence must be newer than, and continue, the evidence before it (same keys, same hardware, no TPM reset),
+and be no older than the key's policy allows. That a lease ends, the worker enforces, by the attested code that it runs;
+what is kept here is who has one, so that a worker that turns out to be another is known by name.
+
+Evidence that was refused at a renewal either says nothing about the worker (too old, not signed by hardware: anybody
+could have sent it), or that its machine is not any more what a key was given to (:data:`SUSPECT`). Then the worker is
+quarantined: its leases are revoked, the appraisals of its hardware dropped, its hardware and its key refused.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Final
+
+from keyquorum_core.attestation.appraisal import Appraisal, check_continues
+from keyquorum_core.attestation.inventory import HardwareId
+from keyquorum_core.errors import KeyquorumError, Reason, RefusedError
+from keyquorum_core.key_policy import KeyPolicy
+from keyquorum_core.release import WINDOW_LIFETIME
+from keyquorum_custodian.appraisal_rows import decode, encode
+from keyquorum_custodian.appraisals import Appraisals
+from keyquorum_custodian.keystore import Keystore
+from keyquorum_custodian.quarantine import Quarantine
+
+__all__ = ["SUSPECT", "Lease", "Leases"]
+
+SUSPECT: Final = frozenset(
+    {
+        Reason.DEBUG_ENABLED,
+        Reason.MEASUREMENT,
+        Reason.TCB,
+        Reason.VMPL,
+        Reason.PLATFORM,
+        Reason.CHIP_ID,
+        Reason.BINDING,
+        Reason.PROVENANCE,
+        Reason.REVOKED,
+    }
+)
+"""Why genuine evidence is refused that says that the machine is not, or not any more, what it was. Not among them:
+what time or the network does to good evidence (``STALE``, ``EXPIRED``), and what hardware did not sign (``SIGNATURE``,
+``CHAIN``, ``ROOT_NOT_PINNED``, ``MALFORMED``), which says nothing about anybody."""
+_KEPT_SECONDS: Final = 86400
+_COLUMNS: Final = "job_id, recipient_sha256, key_id, epoch, granted_at, until, renewals, revoked"
+
+
+@dataclass(frozen=True, slots=True)
+class Lease:
+    """``until``: unix seconds by this custodian's clock. ``revoked``: the reason code, empty while it is good."""
+
+    job_id: str
+    recipient_sha256: str
+    key_id: str
+    epoch: int
+    granted_at: int
+    until: int
+    renewals: int
+    revoked: str
+
+
+class Leases:
+    """One custodian's leases; used from one thread."""
+
+    def __init__(self, keystore: Keystore, appraisals: Appraisals, quarantine: Quarantine) -> None:
+        self._keystore = keystore
+        self._appraisals = appraisals
+        self._quarantine = quarantine
+
+    def all(self, now: int) -> tuple[Lease, ...]:
+        """Those that have not ended at ``now``, revoked ones too, oldest first."""
+        rows = self._keystore.select(
+            f"SELECT {_COLUMNS} FROM leases WHERE until > ? ORDER BY granted_at, job_id",  # noqa: S608
+            now,
+        )
+        return tuple(Lease(*row) for row in rows)  # type: ignore[arg-type]
+
+    def count(self, now: int) -> int:
+        """How many are good."""
+        return sum(not lease.revoked for lease in self.all(now))
+
+    def appraise(
+        self,
+        document: bytes,
+        digest: bytes,
+        required_types: Iterable[str],
+        now: int,
+        *,
+        job_id: str,
+        recipient_sha256: str,
+        policy: KeyPolicy,
+    ) -> Appraisal:
+        """The appraisal of the evidence with which this recipient asks for this job's key, or asks anew.
+
+        Raises what :meth:`Appraisals.appraise` raises; ``QUARANTINED``; and for a renewal ``LEASE`` (it was revoked),
+        ``STALE`` (older evidence than before, or too old), and as :func:`check_continues`. A worker with a lease whose
+        evidence is :data:`SUSPECT` is in quarantine when this raises.
+        """
+        self._quarantine.require_worker(recipient_sha256)
+        held = self._held(job_id, recipient_sha256)
+        if held is not None and held[0].revoked:
+            raise RefusedError(
+                Reason.LEASE,
+                "the worker's lease was revoked",
+                expected="a lease in force",
+                actual=held[0].revoked,
+                next_step="Stop the job and wipe its key; another worker may take it.",
+            )
+        try:
+            appraisal = self._appraisals.appraise(document, digest, tuple(required_types), now)
+            if held is not None:
+                _check_renewal(held[1], appraisal, policy, now)
+        except KeyquorumError as error:
+            if held is not None and error.reason in SUSPECT:
+                self._suspect(*held, error, document, now)
+            raise
+        self._quarantine.require_hardware(appraisal.hardware)
+        return appraisal
+
+    def grant(self, lease: Lease, appraisal: Appraisal) -> None:
+        """Inside a transaction: this lease begins, or goes on, on this evidence."""
+        key = (lease.job_id, lease.recipient_sha256)
+        self._keystore.change("DELETE FROM leases WHERE until < ?", lease.granted_at - _KEPT_SECONDS)
+        self._keystore.change(
+            "INSERT INTO leases (job_id, recipient_sha256, key_id, epoch, granted_at, until, sealed)"
+            " VALUES (?, ?, ?, ?, ?, ?, ?) ON CONFLICT (job_id, recipient_sha256) DO UPDATE SET until = excluded.until,"
+            " sealed = excluded.sealed, renewals = renewals + 1",
+            *key,
+            lease.key_id,
+            lease.epoch,
+            lease.granted_at,
+            lease.until,
+            self._keystore.seal_row(encode(appraisal), "leases", *key),
+        )
+
+    def revoke(
+        self,
+        reason: Reason,
+        *,
+        hardware: Iterable[HardwareId] = (),
+        recipient_sha256: str = "",
+        job_id: str = "",
+        key_id: str = "",
+    ) -> tuple[Lease, ...]:
+        """Renew none of these any more: those of a recipient key, a job, a key, or of any of this hardware. Returns
+        those that were good until now. On the disk when this returns. Raises ``STORAGE``."""
+        wanted = frozenset(hardware)
+
+        def meant(lease: Lease) -> bool:
+            if lease.revoked:
+                return False
+            if recipient_sha256 == lease.recipient_sha256 or job_id == lease.job_id or key_id == lease.key_id:
+                return True
+            held = self._held(lease.job_id, lease.recipient_sha256) if wanted else None
+            return held is not None and not wanted.isdisjoint(held[1].hardware)
+
+        rows = self._keystore.select(f"SELECT {_COLUMNS} FROM leases")  # noqa: S608
+        gone = tuple(lease for lease in (Lease(*row) for row in rows) if meant(lease))  # type: ignore[arg-type]
+        with self._keystore.transaction():
+            for lease in gone:
+                self._keystore.change(
+                    "UPDATE leases SET revoked = ? WHERE job_id = ? AND recipient_sha256 = ?",
+                    str(reason),
+                    lease.job_id,
+                    lease.recipient_sha256,
+                )
+        return gone
+
+    def _held(self, job_id: str, recipient_sha256: str) -> tuple[Lease, Appraisal] | None:
+        rows = self._keystore.select(
+            f"SELECT {_COLUMNS}, sealed FROM leases WHERE job_id = ? AND recipient_sha256 = ?",  # noqa: S608
+            job_id,
+            recipient_sha256,
+        )
+        if not rows:
+            return None
+        *members, sealed = rows[0]
+        appraisal = decode(self._keystore.unseal_row(sealed, "leases", job_id, recipient_sha256))
+        return Lease(*members), appraisal  # type: ignore[arg-type]
+
+    def _suspect(self, lease: Lease, before: Appraisal, error: KeyquorumError, document: bytes, now: int) -> None:
+        """Quarantine the worker. What cannot be written is still in force until a restart, and the refusal stands."""
+        entry = self._quarantine.put(
+            reason=error.reason,
+            message=error.message,
+            now=now,
+            hardware=before.hardware,
+            workers=[lease.recipient_sha256],
+            job_id=lease.job_id,
+            evidence=document,
+        )
+        error.details["quarantine"] = str(entry.number)
+        self.revoke(error.reason, hardware=before.hardware, recipient_sha256=lease.recipient_sha256)
+        for hardware in before.hardware:
+            self._appraisals.drop(hardware=hardware)
+
+
+def _check_renewal(before: Appraisal, now_shown: Appraisal, policy: KeyPolicy, now: int) -> None:
+    if now_shown.evidence_sha256 != before.evidence_sha256:  # the same again: an answer that got lost
+        check_continues(before, now_shown)
+    # A nonce is good for a window's lifetime, so nobody's evidence is fresher than that for sure.
+    oldest = max(before.attested_at, now - policy.reattest_seconds - WINDOW_LIFETIME)
+    if now_shown.attested_at < oldest:
+        raise RefusedError(
+            Reason.STALE,
+            "a lease is renewed on new evidence only",
+            expected=f"evidence of {oldest} or later",
+            actual=now_shown.attested_at,
+            next_step="Attest anew, over the custodians' present nonces.",
+        )
