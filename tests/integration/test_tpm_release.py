@@ -150,7 +150,9 @@ class Release:
         combiner = Combiner(self.committee.quorum, context("key-1", 1, "job", manifest.subject(payload)))
         for name, node in self.committee.nodes.items():
             leaf = Leaf.parse(request.leaf).hash()
-            combiner.add(name, open_share(node.gate.release(request), recipient, leaf, self.committee.quorum))
+            combiner.add(
+                name, open_share(node.gate.release(request), recipient, leaf, self.committee.quorum).contributions
+            )
         found = combiner.result(require_confirmed=True)
         assert found is not None
         return found
