@@ -194,7 +194,7 @@ class Keystore(SeedRecords):
 
     def unseal_row(self, sealed: object, table: str, *name: str) -> bytes:
         """Inverse of :meth:`seal_row`. Raises ``STORAGE`` for what it did not make."""
-        return self._unseal(_blob(sealed), table, "/".join(name))
+        return self._unseal(blob(sealed), table, "/".join(name))
 
     # -- releases and appraisals -----------------------------------------------------------------------------------
 

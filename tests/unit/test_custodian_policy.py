@@ -189,6 +189,7 @@ def test_facts_of_a_worker_are_those_of_its_appraisal() -> None:
         reference_digest="cd" * 32,
         inventory_version=1,
         inventory_digest="ef" * 32,
+        attested_at=0,
         not_before=0,
         not_after=2**40,
     )
