@@ -1,4 +1,6 @@
-"""Write docs/spec/vectors/{signatures,sealing,manifest,release,bulletin}.json from fixed seeds; name those to write.
+"""Write docs/spec/vectors/{signatures,sealing,manifest,release,bulletin,key-request}.json from fixed seeds.
+
+Name those to write.
 
 Keys are fixed, but HPKE encryption and ML-DSA signing are randomised: a new run writes other, equally valid bytes. So
 run it only to add vectors, and keep old files in mind: what they hold must open for ever. Each vector says what to do
@@ -20,6 +22,7 @@ import rfc8785
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from keyquorum_core import bulletin as b
+from keyquorum_core import key_request as k
 from keyquorum_core import manifest as m
 from keyquorum_core import release as r
 from keyquorum_core.provenance import PROVENANCE_TYPE, ProvenanceStatement, sign_provenance
@@ -628,8 +631,70 @@ def bulletin() -> None:
     write("bulletin", "Signed operator documents; docs/spec/bulletin.md", vectors, identities=identities)
 
 
+def key_request() -> None:
+    owner, stranger = identity("alice"), identity("mallory")
+    request = k.KeyRequest(
+        key_id="chem-2027",
+        epoch=3,
+        purpose="tokenize",
+        name="patients",
+        classification="personal",
+        export_control="",
+        owner="alice",
+        owner_identity=owner.public,
+        owner_hpke=recipient("alice", "MLKEM768_X25519").public,
+        not_before=NOW,
+        not_after=NOW + 600,
+        issued_at=NOW + 5,
+        nonce="0f" * 16,
+    )
+    data, envelope = request.payload(), k.sign_key_request(request, owner)
+    tree = json.loads(data)
+    vectors: list[Vector] = []
+
+    def parses(name: str, payload: bytes, expect: str, **more: Any) -> None:
+        vectors.append({"name": name, "operation": "parse", "payload": b64(payload), "expect": expect} | more)
+
+    def with_(title: str, expect: str = "MALFORMED", **changes: Any) -> None:
+        parses(title, rfc8785.dumps({**tree, **changes}), expect)
+
+    def opens(name: str, blob: bytes, expect: str, by: Identity = owner, **more: Any) -> None:
+        vector = {"name": name, "operation": "open", "owner": b64(by.public.to_bytes()), "envelope": b64(blob)}
+        vectors.append(vector | {"expect": expect} | more)
+
+    parses("a key request", data, "ok", job_id=m.job_id(data), context=request.context().hex())
+    other = k.KeyRequest(**{each: getattr(request, each) for each in k.KeyRequest.__slots__} | {"purpose": "data"})
+    parses("purpose data", other.payload(), "ok", job_id=m.job_id(other.payload()), context=other.context().hex())
+    with_("of another owner's name", "ok", owner="bob")
+    vectors[-1]["context"] = k.KeyRequest.parse(rfc8785.dumps({**tree, "owner": "bob"})).context().hex()
+    with_("a job's purpose", purpose="job")
+    with_("an unknown purpose", purpose="bundle")
+    with_("a purpose in capitals", purpose="Tokenize")
+    with_("no name", name="")
+    with_("a name with a slash", name="a/b")
+    with_("no classification", classification="")
+    with_("longer than a day", not_after=NOW + 86401)
+    with_("ends before it begins", not_after=NOW)
+    with_("issued after its end", issued_at=NOW + 600)
+    with_("a negative epoch", epoch=-1)
+    with_("a short nonce", nonce="0f")
+    with_("an unknown member", regions=[])
+    parses("a member is missing", data.replace(b'"name":"patients",', b""), "MALFORMED")
+    parses("a member twice", data.replace(b'"epoch":3', b'"epoch":3,"epoch":3'), "MALFORMED")
+    parses("not canonical", data + b" ", "MALFORMED")
+    opens("signed", envelope, "ok")
+    opens("in time", envelope, "ok", now=NOW + 599)
+    opens("too early", envelope, "NOT_YET_VALID", now=NOW - 1)
+    opens("expired", envelope, "EXPIRED", now=NOW + 600)
+    opens("signed by another", envelope, "SIGNATURE", by=stranger)
+    opens("names another identity", sign(stranger, k.KEY_REQUEST_TYPE, data), "UNKNOWN_OWNER", by=stranger)
+    opens("as a manifest", sign(owner, m.MANIFEST_TYPE, data), "MALFORMED")
+    opens("one byte changed", edited(envelope, payload=b64(data.replace(b"patients", b"patientz"))), "SIGNATURE")
+    write("key-request", "Key requests; docs/spec/key-request.md", vectors)
+
+
 if __name__ == "__main__":
-    known = (signatures, sealing, manifest, release, bulletin)
+    known = (signatures, sealing, manifest, release, bulletin, key_request)
     for make in known:
-        if make.__name__ in sys.argv[1:]:
+        if make.__name__.replace("_", "-") in sys.argv[1:]:
             make()

@@ -31,6 +31,7 @@ from keyquorum.keyfiles import PassphraseSource, unlock
 from keyquorum.keys import KeyRecord
 from keyquorum.opening import encrypt_folder, gather, prepare
 from keyquorum.outcomes import no_statement, outcome_from_wire
+from keyquorum.ownkeys import make_request, require_confirmed
 from keyquorum.profile import Profile, load_profile
 from keyquorum.progress import Progress, ProgressCallback, Stage, silent
 from keyquorum.results import JobFailedError, Result, fetch_result
@@ -44,6 +45,7 @@ from keyquorum_core.answers import Answers, JobBinding
 from keyquorum_core.derivation import Combination, DerivedKey
 from keyquorum_core.errors import KeyquorumError, Reason, RefusedError, UnavailableError
 from keyquorum_core.key_policy import KeyPolicy
+from keyquorum_core.key_request import Asked, sign_key_request
 from keyquorum_core.keywrap import LoadedKeys
 from keyquorum_core.manifest import Opening, Resources, sign_opening
 from keyquorum_core.sealing import Suite
@@ -207,6 +209,58 @@ class AsyncClient:
             await asyncio.to_thread(unlock, Path(path), "operator", None, self._passphrase) for path in operator_keys
         ]
         return Ceremonies(self._connection("operator"), self.profile, [own, *further])
+
+    async def derive_key(
+        self,
+        purpose: str,
+        name: str,
+        *,
+        key: str,
+        classification: str,
+        export_control: str = "",
+        epoch: int | None = None,
+        key_check: bytes | None = None,
+        progress: ProgressCallback | None = None,
+    ) -> DerivedKey:
+        """A key for data of the owner's own, of purpose ``tokenize`` or ``data``: always the same one for the same
+        owner, purpose, name, key and epoch.
+
+        ``epoch`` defaults to the key's active one; keep what it was (:attr:`KeyRecord.epoch`) beside what the key made.
+        ``key_check``: of the same key from an earlier time. Raises :class:`UnavailableError` (``NO_QUORUM``) when
+        neither that nor enough answers confirm the key.
+        """
+        owner = await self._keys("owner")
+        connection = self._connection("owner")
+        if epoch is None:
+            record = await keyring.get_key(connection, self.profile, key)
+            record.check_usable_by(owner, self.profile)
+            epoch = record.epoch
+        request = make_request(
+            owner,
+            key_id=key,
+            epoch=epoch,
+            purpose=purpose,
+            name=name,
+            classification=classification,
+            export_control=export_control,
+            now=int(self._clock()),
+        )
+        envelope = await asyncio.to_thread(sign_key_request, request, owner.identity)
+        binding = Asked(request, request.payload()).binding()
+        answers = self._answers(binding, owner, key_check)
+        opened = await gather(
+            connection,
+            answers,
+            binding.job_id,
+            grace=self._grace,
+            progress=progress or silent,
+            total=len(answers.committee),
+            request=envelope,
+        )
+        require_confirmed(opened, request)
+        for custodian in opened.blamed:
+            _LOG.warning("%s key %s: custodian %s gave wrong contributions", purpose, name, custodian)
+        return opened.key
 
     # Jobs
 

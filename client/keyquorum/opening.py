@@ -117,8 +117,10 @@ async def gather(
     grace: float,
     progress: ProgressCallback,
     total: int,
+    request: bytes = b"",
 ) -> Combination:
-    """Ask the custodians through the coordinator until their answers give the job's key.
+    """Ask the custodians through the coordinator until their answers give the job's key, or the one that a key
+    ``request`` (its envelope) asks for.
 
     A confirmed key is taken at once; an unconfirmed one when ``grace`` seconds have passed since it was first there,
     or nobody is left to answer. Raises what :meth:`Answers.failure` says when there is neither.
@@ -127,7 +129,7 @@ async def gather(
     while True:
         answers.ask()
         try:
-            await _ask(connection, answers, job, grace, lambda n: progress(Progress(Stage.OPEN, n, total)))
+            await _ask(connection, answers, job, request, grace, lambda n: progress(Progress(Stage.OPEN, n, total)))
         except grpc.aio.AioRpcError as error:
             if answers.combination(confirmed=False) is None:
                 if connection.transient(error):
@@ -142,9 +144,15 @@ async def gather(
         return found
 
 
-async def _ask(connection: Connection, answers: Answers, job: str, grace: float, report: Callable[[int], None]) -> None:
-    request = pb.OpenRequest(job_id=job, request_id=os.urandom(16).hex())
-    call = connection.jobs.Open(request, timeout=OPEN_SECONDS)
+async def _ask(
+    connection: Connection, answers: Answers, job: str, request: bytes, grace: float, report: Callable[[int], None]
+) -> None:
+    name = os.urandom(16).hex()
+    call = (
+        connection.keys.Derive(pb.DeriveRequest(request=request, request_id=name), timeout=OPEN_SECONDS)
+        if request
+        else connection.jobs.Open(pb.OpenRequest(job_id=job, request_id=name), timeout=OPEN_SECONDS)
+    )
     deadline: float | None = None
     try:
         while True:

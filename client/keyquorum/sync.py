@@ -24,6 +24,7 @@ from keyquorum.progress import ProgressCallback
 from keyquorum.results import Result
 from keyquorum.status import ClusterStatus
 from keyquorum.submission import SubmittedJob
+from keyquorum_core.derivation import DerivedKey
 from keyquorum_core.errors import Reason, StateError, UnavailableError
 from keyquorum_core.key_policy import KeyPolicy
 from keyquorum_core.manifest import Resources
@@ -164,6 +165,32 @@ class Client:
     def ceremony_cancel(self, ceremony_id: str, why: str = "") -> CeremonyRecord:
         """See :meth:`AsyncClient.ceremony_cancel`."""
         return self._run(self._async.ceremony_cancel(ceremony_id, why))
+
+    def derive_key(
+        self,
+        purpose: str,
+        name: str,
+        *,
+        key: str,
+        classification: str,
+        export_control: str = "",
+        epoch: int | None = None,
+        key_check: bytes | None = None,
+        progress: ProgressCallback | None = None,
+    ) -> DerivedKey:
+        """See :meth:`AsyncClient.derive_key`."""
+        return self._run(
+            self._async.derive_key(
+                purpose,
+                name,
+                key=key,
+                classification=classification,
+                export_control=export_control,
+                epoch=epoch,
+                key_check=key_check,
+                progress=progress,
+            )
+        )
 
     def submit(
         self,

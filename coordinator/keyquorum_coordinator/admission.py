@@ -18,12 +18,23 @@ from keyquorum_coordinator.leaf_records import decision_of, submission_leaf
 from keyquorum_core import manifest as manifests
 from keyquorum_core.attestation.evidence import EvidenceDocument
 from keyquorum_core.errors import KeyquorumError, MalformedError, Reason, RefusedError, StateError
+from keyquorum_core.key_request import KEY_REQUEST_TYPE, KeyRequest, open_key_request
+from keyquorum_core.ledger.leaves import JobSubmitted
 from keyquorum_core.manifest import Manifest, ResultStatement
 from keyquorum_core.policy import facts as policy_facts
 from keyquorum_core.policy.engine import Decision
 from keyquorum_core.signing import PublicIdentity, peek_payload
 
-__all__ = ["MAX_MANIFEST", "JobFacts", "admit", "check_opening", "check_statement", "facts_of"]
+__all__ = [
+    "MAX_MANIFEST",
+    "AdmittedRequest",
+    "JobFacts",
+    "admit",
+    "admit_key_request",
+    "check_opening",
+    "check_statement",
+    "facts_of",
+]
 
 MAX_MANIFEST = 1 << 20
 _KEPT_FACTS = 1024
@@ -69,22 +80,10 @@ def admit(
     Raises ``TOO_LARGE``, ``SIGNATURE…``, ``UNKNOWN_OWNER`` (it names another owner than the caller), ``NOT_YET_VALID``,
     ``EXPIRED``, ``UNKNOWN_KEY``, ``EPOCH``, ``KEY_STATE``.
     """
-    if len(envelope) > MAX_MANIFEST:
-        raise MalformedError(
-            Reason.TOO_LARGE,
-            "the manifest is too large",
-            expected=f"at most {MAX_MANIFEST} bytes",
-            actual=len(envelope),
-        )
+    _check_size(envelope)
     claimed = manifests.parse(peek_payload(envelope, manifests.MANIFEST_TYPE, "manifest"))
     manifest, payload = manifests.open_manifest(envelope, claimed.owner_identity)
-    if manifest.owner != caller:
-        raise RefusedError(
-            Reason.UNKNOWN_OWNER,
-            "the manifest names another owner than the caller's certificate",
-            expected=caller,
-            actual=manifest.owner,
-        )
+    _check_caller(manifest.owner, caller)
     manifests.check_window(manifest, now)
     _check_epoch(manifest, epochs)
     job_id = manifests.job_id(payload)
@@ -100,7 +99,59 @@ def admit(
     )
 
 
-def _check_epoch(manifest: Manifest, epochs: Mapping[tuple[str, int], str]) -> None:
+@dataclass(frozen=True, slots=True)
+class AdmittedRequest:
+    """A key request that may be put to the custodians. Nothing of it is stored but what the ledger shows."""
+
+    envelope: bytes
+    request: KeyRequest
+    job_id: str
+    payload_sha256: str
+    leaf: JobSubmitted
+
+
+def admit_key_request(
+    envelope: bytes,
+    caller: str,
+    now: int,
+    epochs: Mapping[tuple[str, int], str],
+    decide: Callable[[policy_facts.JobFacts], Decision],
+) -> AdmittedRequest:
+    """As :func:`admit`, for a key that its owner wants for data of its own."""
+    _check_size(envelope)
+    claimed = KeyRequest.parse(peek_payload(envelope, KEY_REQUEST_TYPE, "key request"))
+    request = open_key_request(envelope, claimed.owner_identity)
+    _check_caller(request.owner, caller)
+    manifests.check_window(request, now)
+    _check_epoch(request, epochs)
+    payload = request.payload()
+    job_id = manifests.job_id(payload)
+    decision = decide(policy_facts.JobFacts.of(request, job_id))
+    leaf = submission_leaf(request, payload, now, decision_of(decision))
+    return AdmittedRequest(envelope, request, job_id, hashlib.sha256(payload).hexdigest(), leaf)
+
+
+def _check_size(envelope: bytes) -> None:
+    if len(envelope) > MAX_MANIFEST:
+        raise MalformedError(
+            Reason.TOO_LARGE,
+            "the manifest is too large",
+            expected=f"at most {MAX_MANIFEST} bytes",
+            actual=len(envelope),
+        )
+
+
+def _check_caller(owner: str, caller: str) -> None:
+    if owner != caller:
+        raise RefusedError(
+            Reason.UNKNOWN_OWNER,
+            "the manifest names another owner than the caller's certificate",
+            expected=caller,
+            actual=owner,
+        )
+
+
+def _check_epoch(manifest: Manifest | KeyRequest, epochs: Mapping[tuple[str, int], str]) -> None:
     known = sorted(epoch for key_id, epoch in epochs if key_id == manifest.key_id)
     if not known:
         raise RefusedError(

@@ -11,13 +11,15 @@ from collections.abc import Callable
 
 import structlog
 
-from keyquorum_coordinator.admission import facts_of
+from keyquorum_coordinator.admission import AdmittedRequest, facts_of
 from keyquorum_coordinator.fanout import Arrival
 from keyquorum_coordinator.jobs import Job
 from keyquorum_coordinator.leaf_records import denial_of_release, denial_of_submission
 from keyquorum_coordinator.outbox import Outbox
 from keyquorum_core.errors import KeyquorumError, RefusedError, UnavailableError
+from keyquorum_core.key_request import KeyRequest
 from keyquorum_core.ledger.leaves import JobDenied, custodian_seat
+from keyquorum_core.manifest import Manifest
 from keyquorum_protos.wire.errors import from_status
 
 __all__ = ["Denials"]
@@ -34,12 +36,12 @@ class Denials:
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def of_submission(self, manifest: bytes, owner: str, error: RefusedError) -> None:
-        """Record that ``owner``'s manifest was refused, if it is its owner's."""
+        """Record that ``owner``'s manifest or key request was refused, if it is its owner's."""
         denial = await asyncio.to_thread(denial_of_submission, manifest, owner, error, int(self._clock()))
         if denial is not None:
             await self._write(denial, denial.job_id, denial.seat, denial.reason)
 
-    def hear(self, job: Job, intent: bytes, arrival: Arrival) -> None:
+    def hear(self, job: Job | AdmittedRequest, intent: bytes, arrival: Arrival) -> None:
         """One answer to the release that leaf ``intent`` announced: record it if its custodian said no. One that could
         not be asked, or gave no answer, said nothing."""
         if not arrival.answer.HasField("refusal"):
@@ -47,10 +49,14 @@ class Denials:
         error = from_status(arrival.answer.refusal)
         if isinstance(error, UnavailableError):
             return
-        facts, seat = facts_of(job), custodian_seat(arrival.custodian)
-        denial = denial_of_release(
-            facts.manifest, facts.manifest_sha256, job.job_id, intent, seat, error, int(self._clock())
-        )
+        seat = custodian_seat(arrival.custodian)
+        if isinstance(job, AdmittedRequest):
+            document: Manifest | KeyRequest = job.request
+            digest = job.payload_sha256
+        else:
+            facts = facts_of(job)
+            document, digest = facts.manifest, facts.manifest_sha256
+        denial = denial_of_release(document, digest, job.job_id, intent, seat, error, int(self._clock()))
         task = asyncio.create_task(self._write(denial, denial.intent_sha256, seat))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)

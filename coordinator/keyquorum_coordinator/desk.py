@@ -8,21 +8,24 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import aclosing
+from typing import TypeVar
 
-from keyquorum_coordinator.admission import admit, check_opening, check_statement, facts_of
+from keyquorum_coordinator.admission import admit, admit_key_request, check_opening, check_statement, facts_of
 from keyquorum_coordinator.artifacts import ArtifactStore, WriteRight
 from keyquorum_coordinator.ceremonies import Ceremonies
 from keyquorum_coordinator.denials import Denials
 from keyquorum_coordinator.fanout import Arrival, Fanout
 from keyquorum_coordinator.job_states import FINAL, JobState
-from keyquorum_coordinator.jobs import Job, JobEvent, JobStore, NewJob
+from keyquorum_coordinator.jobs import Job, JobEvent, JobStore
 from keyquorum_coordinator.outbox import Outbox, request_id
 from keyquorum_coordinator.policy import CoordinatorPolicy
 from keyquorum_coordinator.releases import ReleaseRecord, Releases, Shown
 from keyquorum_core.errors import KeyquorumError, MalformedError, Reason, RefusedError, StateError, UnavailableError
 from keyquorum_core.ledger.leaves import JobSubmitted
+from keyquorum_core.policy.engine import Decision
+from keyquorum_core.policy.facts import JobFacts
 from keyquorum_protos.wire.guard import Peer
 
 __all__ = ["Desk"]
@@ -30,6 +33,11 @@ __all__ = ["Desk"]
 _MAX_CLAIM_WAIT = 300
 _POLL = 5.0  # seconds: another coordinator on the same database cannot wake our waiters
 _MIB = 1 << 20
+
+
+Admitted = TypeVar("Admitted")
+_Decide = Callable[[JobFacts], Decision]
+_Admission = Callable[[bytes, str, int, Mapping[tuple[str, int], str], _Decide], Admitted]
 
 
 class Desk:
@@ -68,27 +76,38 @@ class Desk:
     async def submit(self, peer: Peer, manifest: bytes) -> Job:
         """The job, and in the ledger that it was submitted, before its owner hears of it; or that it was denied."""
         try:
-            job = await self.jobs.submit(await self._admit(peer, manifest))
+            job = await self.jobs.submit(await self._admit(peer, manifest, admit))
         except RefusedError as error:
             await self.denials.of_submission(manifest, peer.name, error)
             raise
         await self.outbox.settle(request_id(JobSubmitted.TYPE, job.job_id))
         return job
 
-    async def _admit(self, peer: Peer, manifest: bytes) -> NewJob:
-        now = int(self._clock())
+    async def derive(self, peer: Peer, request: bytes) -> AsyncGenerator[tuple[Shown, Arrival]]:
+        """A key for data of its owner's own: as :meth:`Releases.of_key`, once the ledger has the decision on it."""
         try:
-            return await self._admitted(peer, manifest, now)
+            admitted = await self._admit(peer, request, admit_key_request)
+        except RefusedError as error:
+            await self.denials.of_submission(request, peer.name, error)
+            raise
+        await self.outbox.write(admitted.leaf, admitted.job_id)
+        await self.outbox.settle(request_id(JobSubmitted.TYPE, admitted.job_id))
+        async with aclosing(self.releases.of_key(admitted)) as answers:
+            async for shown, arrival in answers:
+                self.denials.hear(admitted, shown.leaf, arrival)
+                yield shown, arrival
+
+    async def _admit(self, peer: Peer, envelope: bytes, how: _Admission[Admitted]) -> Admitted:
+        now = int(self._clock())
+        decide = self.policy.check_submission
+        try:
+            return await asyncio.to_thread(how, envelope, peer.name, now, await self._epochs(), decide)
         except RefusedError as error:
             if error.reason not in (Reason.UNKNOWN_KEY, Reason.EPOCH, Reason.KEY_STATE):
                 raise
             # What is known of keys may be older than the key, or this process too young to know any: ask.
             await self._ask_for_keys(error)
-            return await self._admitted(peer, manifest, now)
-
-    async def _admitted(self, peer: Peer, manifest: bytes, now: int) -> NewJob:
-        decide = self.policy.check_submission
-        return await asyncio.to_thread(admit, manifest, peer.name, now, await self._epochs(), decide)
+            return await asyncio.to_thread(how, envelope, peer.name, now, await self._epochs(), decide)
 
     async def _ask_for_keys(self, doubt: RefusedError) -> None:
         """Have all custodians describe themselves. Raises ``NO_QUORUM`` when too few do for a "no" to mean anything."""

@@ -13,6 +13,7 @@ from keyquorum_core import manifest as manifests
 from keyquorum_core.attestation.evidence import EvidenceDocument
 from keyquorum_core.attestation.naming import claims_development
 from keyquorum_core.errors import KeyquorumError, Reason, RefusedError
+from keyquorum_core.key_request import KeyRequest, open_asked, peek_asked
 from keyquorum_core.ledger.leaves import (
     NO_POLICY,
     NOTHING,
@@ -25,7 +26,6 @@ from keyquorum_core.ledger.merkle import leaf_hash
 from keyquorum_core.manifest import Manifest
 from keyquorum_core.names import SHA256_HEX
 from keyquorum_core.policy.engine import Decision
-from keyquorum_core.signing import peek_payload
 
 __all__ = [
     "decision_of",
@@ -49,7 +49,7 @@ def _sha256(data: bytes | None) -> str:
     return hashlib.sha256(data or b"").hexdigest()
 
 
-def _job(manifest: Manifest, payload_sha256: str, job_id: str) -> dict[str, str | int]:
+def _job(manifest: Manifest | KeyRequest, payload_sha256: str, job_id: str) -> dict[str, str | int]:
     return {
         "job_id": job_id,
         "manifest_sha256": payload_sha256,
@@ -59,14 +59,17 @@ def _job(manifest: Manifest, payload_sha256: str, job_id: str) -> dict[str, str 
     }
 
 
-def submission_leaf(manifest: Manifest, payload: bytes, now: int, decision: PolicyDecision = NO_POLICY) -> JobSubmitted:
-    """``payload``: the manifest's. ``decision``: of the coordinator's seat."""
+def submission_leaf(
+    manifest: Manifest | KeyRequest, payload: bytes, now: int, decision: PolicyDecision = NO_POLICY
+) -> JobSubmitted:
+    """``payload``: of the manifest or key request. ``decision``: of the coordinator's seat. A key request allows no
+    regions, since its key goes to no worker."""
     return JobSubmitted(
         **_job(manifest, _sha256(payload), manifests.job_id(payload)),  # type: ignore[arg-type]
         **decision.members(),  # type: ignore[arg-type]
         classification=manifest.classification,
         export_control=manifest.export_control,
-        regions=manifest.regions,
+        regions=manifest.regions if isinstance(manifest, Manifest) else (),
         time=now,
     )
 
@@ -86,13 +89,13 @@ def denying_decision(error: KeyquorumError) -> PolicyDecision:
 
 
 def denial_of_submission(envelope: bytes, caller: str, error: RefusedError, now: int) -> JobDenied | None:
-    """The denial of a manifest that its owner signed and handed in; None for any other: whoever may call could fill the
-    ledger with refusals in the name of others."""
+    """The denial of a manifest or key request that its owner signed and handed in; None for any other: whoever may call
+    could fill the ledger with refusals in the name of others."""
     try:
-        claimed = manifests.parse(peek_payload(envelope, manifests.MANIFEST_TYPE, "manifest"))
-        manifest, payload = manifests.open_manifest(envelope, claimed.owner_identity)
+        asked = open_asked(envelope, peek_asked(envelope).document.owner_identity)
     except KeyquorumError:
         return None
+    manifest, payload = asked.document, asked.payload
     if manifest.owner != caller:
         return None
     return JobDenied(
@@ -106,7 +109,13 @@ def denial_of_submission(envelope: bytes, caller: str, error: RefusedError, now:
 
 
 def denial_of_release(
-    manifest: Manifest, manifest_sha256: str, job_id: str, intent: bytes, seat: str, error: KeyquorumError, now: int
+    manifest: Manifest | KeyRequest,
+    manifest_sha256: str,
+    job_id: str,
+    intent: bytes,
+    seat: str,
+    error: KeyquorumError,
+    now: int,
 ) -> JobDenied:
     """A custodian's refusal of the release that leaf ``intent`` announced, with the policy decision that it names."""
     return JobDenied(

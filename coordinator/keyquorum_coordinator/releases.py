@@ -18,7 +18,7 @@ import structlog
 from sqlalchemy import delete, select
 from sqlalchemy.orm import Session
 
-from keyquorum_coordinator.admission import facts_of
+from keyquorum_coordinator.admission import AdmittedRequest, facts_of
 from keyquorum_coordinator.database import Database, JobRow, ReceiptRow, ReleaseRow
 from keyquorum_coordinator.fanout import Arrival, Fanout, Release
 from keyquorum_coordinator.job_states import JobState
@@ -109,6 +109,20 @@ class Releases:
             await asyncio.wait([opened])
         release.conclude()
 
+    async def of_key(self, admitted: AdmittedRequest) -> AsyncGenerator[tuple[Shown, Arrival]]:
+        """As :meth:`to_owner`, for the key that a key request asks for."""
+        recipient = hashlib.sha256(admitted.request.owner_hpke).hexdigest()
+        leaf = self._leaf(admitted, admitted.payload_sha256, "owner", recipient, Leaf.NO_EVIDENCE)
+        entry, shown = await self._enter(leaf)
+        release = await self._witnesses.release(entry, pb.ReleaseRequest(manifest=admitted.envelope, leaf=leaf))
+        try:
+            async with release:
+                async for arrival in release:
+                    yield shown, arrival
+        finally:
+            self._on_release("owner", release.quorum_after)
+        release.conclude()
+
     async def to_worker(self, job: Job, evidence: bytes) -> AsyncGenerator[tuple[Shown, Arrival]]:
         """As :meth:`to_owner`, for the worker that holds the job. Raises also for a malformed evidence document."""
         facts = facts_of(job)
@@ -175,7 +189,7 @@ class Releases:
 
     def _leaf(
         self,
-        job: Job,
+        job: Job | AdmittedRequest,
         manifest_sha256: str,
         recipient: str,
         recipient_sha256: str,
@@ -183,13 +197,14 @@ class Releases:
         *,
         development: bool = False,
     ) -> bytes:
+        named = job.request if isinstance(job, AdmittedRequest) else job
         return Leaf(
             job_id=job.job_id,
             manifest_sha256=manifest_sha256,
             recipient_sha256=recipient_sha256,
             evidence_sha256=evidence,
-            key_id=job.key_id,
-            epoch=job.epoch,
+            key_id=named.key_id,
+            epoch=named.epoch,
             time=int(self._clock()),
             recipient=recipient,
             development=development,

@@ -42,6 +42,7 @@ ROLES = {
     f"{_S}Keys/ListCeremonies": frozenset({"operator"}),
     f"{_S}Keys/RunCeremony": frozenset({"operator"}),
     f"{_S}Keys/CancelCeremony": frozenset({"operator"}),
+    f"{_S}Keys/Derive": frozenset({"owner"}),
     f"{_S}Jobs/": frozenset({"owner"}),
     f"{_S}Artifacts/": frozenset({"owner", "worker"}),
     f"{_S}Workers/": frozenset({"worker"}),
@@ -90,6 +91,11 @@ class KeysService(rpc.KeysServicer):
         await self._desk.ceremonies.key(request.key_id)
         epochs = await self._desk.ceremonies.keys(request.key_id)
         return pb.ListKeysResponse(keys=[key_message(each) for each in epochs])
+
+    async def Derive(self, request: pb.DeriveRequest, context: Context) -> AsyncIterator[pb.AnswerEvent]:
+        async with aclosing(self._desk.derive(peer_of(context), request.request)) as answers:
+            async for event in _answer_events(answers, request.request_id):
+                yield event
 
 
 class JobsService(rpc.JobsServicer):

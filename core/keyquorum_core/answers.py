@@ -31,16 +31,22 @@ _MAY_PASS = _NOT_ASKED | {Reason.STALE}
 
 @dataclass(frozen=True, slots=True)
 class JobBinding:
-    """What every statement about a job must name. ``subject`` is the SHA-256 of the manifest payload, 32 bytes."""
+    """What every statement about a job must name. ``subject`` is the SHA-256 of the manifest payload, 32 bytes.
+
+    A key request is answered like a job: then ``subject`` is that of its payload, and the key's own ``purpose`` and
+    what it is ``about`` (32 bytes) come from :mod:`keyquorum_core.key_request`.
+    """
 
     job_id: str
     subject: bytes
     key_id: str
     epoch: int
+    purpose: str = "job"
+    about: bytes = b""
 
     def context(self) -> bytes:
-        """The derivation context of the job's key (DESIGN §4)."""
-        return context(self.key_id, self.epoch, "job", self.subject)
+        """The derivation context of the key (DESIGN §4)."""
+        return context(self.key_id, self.epoch, self.purpose, self.about or self.subject)
 
 
 def check_leaf(leaf: Leaf, job: JobBinding, *, recipient: str, recipient_public: bytes, evidence: bytes) -> None:

@@ -38,7 +38,7 @@ __all__ = [
 
 CONTRIBUTION_SIZE = 32
 KEY_CHECK_SIZE = 16
-PURPOSES = ("bundle", "result", "telemetry")
+PURPOSES = ("bundle", "result", "telemetry", "tokenize", "mapping", "projection", "data")
 
 _CONTRIBUTION_LABEL = b"keyquorum/v1/contribution"
 _ENTRY = struct.Struct(">I32s")

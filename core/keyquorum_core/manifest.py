@@ -15,13 +15,13 @@ import json
 import re
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Final
+from typing import Final, Protocol
 
 from keyquorum_core.errors import MalformedError, Reason, RefusedError
 from keyquorum_core.names import KEY_ID, PRINCIPAL, SHA256_HEX, check, within
 from keyquorum_core.provenance import MAX_PROVENANCE, Provenance, read_provenance
 from keyquorum_core.sealing import check_public, suite_of
-from keyquorum_core.signing import Identity, PublicIdentity, open_envelope, peek_payload, sign
+from keyquorum_core.signing import Identity, PublicIdentity, open_envelope, sign
 from keyquorum_core.statements import (
     OPENING_TYPE,
     OUTCOMES,
@@ -38,6 +38,7 @@ from keyquorum_core.strictjson import Fields, loads
 
 __all__ = [
     "EVIDENCE_TYPES",
+    "KEY_PURPOSES",
     "MANIFEST_TYPE",
     "MAX_LIFETIME",
     "OPENING_TYPE",
@@ -52,7 +53,6 @@ __all__ = [
     "ResultStatement",
     "Subject",
     "check_window",
-    "claimed_owner",
     "job_id",
     "open_manifest",
     "open_opening",
@@ -70,6 +70,9 @@ STATEMENT_TYPE: Final = "https://in-toto.io/Statement/v1"
 PREDICATE_TYPE: Final = "urn:keyquorum:job-manifest:v1"
 
 EVIDENCE_TYPES: Final = frozenset({"sev-snp", "tdx", "tpm2", "nvidia-gpu", "nitro"})
+
+KEY_PURPOSES: Final = frozenset({"data", "tokenize"})
+"""Purposes that only a key request names (:mod:`keyquorum_core.key_request`): a job can't pass for one."""
 
 MAX_LIFETIME: Final = 30 * 24 * 3600
 """Seconds from ``not_before`` to ``not_after`` at most: a forgotten manifest dies within a month."""
@@ -193,6 +196,8 @@ class Manifest:
         _check_set(self.purposes, "purposes", _MAX_PURPOSES, least=0)
         for purpose in self.purposes:
             check(_PURPOSE, purpose, "purpose")
+            if purpose in KEY_PURPOSES:
+                raise _bad("a purpose that only key requests have", "another word", purpose)
         _check_provenance(self.provenance, self.subjects)
         check(PRINCIPAL, self.owner, "owner name")
         if len(self.owner_hpke) > _MAX_HPKE:
@@ -406,13 +411,17 @@ def _check_owner(manifest: Manifest, owner: PublicIdentity) -> None:
         )
 
 
-def claimed_owner(envelope: bytes) -> str:
-    """The owner name in a manifest envelope, UNVERIFIED: only to look up whose key to verify with."""
-    data = peek_payload(envelope, MANIFEST_TYPE, "manifest")
-    return parse(data).owner
+class _InTime(Protocol):
+    """A manifest or a key request."""
+
+    @property
+    def not_before(self) -> int: ...
+
+    @property
+    def not_after(self) -> int: ...
 
 
-def check_window(manifest: Manifest, now: int) -> None:
+def check_window(manifest: _InTime, now: int) -> None:
     """Raises :class:`RefusedError` (``NOT_YET_VALID``, ``EXPIRED``) outside ``not_before`` ≤ now < ``not_after``."""
     if manifest.not_before <= now < manifest.not_after:
         return

@@ -35,6 +35,7 @@ __all__ = [
     "open_multi",
     "pae",
     "peek_payload",
+    "peek_type",
     "sign",
     "sign_many",
 ]
@@ -233,6 +234,12 @@ def _parse(envelope: bytes, payload_type: str, what: str, max_bytes: int) -> tup
         entry.done()
     fields.done()
     return payload, signatures
+
+
+def peek_type(envelope: bytes, what: str, max_bytes: int = MAX_ENVELOPE) -> str:
+    """The payload type, UNVERIFIED: only to find out which kind of document to read. Raises :class:`MalformedError`."""
+    name = f"{what} envelope"
+    return Fields(loads(envelope, name, max_bytes=max_bytes, max_depth=4), name).text("payloadType", max_length=128)
 
 
 def peek_payload(envelope: bytes, payload_type: str, what: str, max_bytes: int = MAX_ENVELOPE) -> bytes:

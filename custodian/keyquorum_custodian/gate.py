@@ -16,10 +16,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
-from keyquorum_core import derivation, manifest
+from keyquorum_core import manifest
 from keyquorum_core.attestation.appraisal import Appraisal
 from keyquorum_core.attestation.evidence import MAX_DOCUMENT_BYTES
 from keyquorum_core.errors import KeyquorumError, MalformedError, Reason, RefusedError
+from keyquorum_core.key_request import KeyRequest, open_asked, peek_asked
 from keyquorum_core.manifest import Manifest
 from keyquorum_core.policy.engine import Decision
 from keyquorum_core.policy.facts import JobFacts
@@ -54,8 +55,9 @@ _KEPT_MANIFESTS = 512
 
 @dataclass(frozen=True, slots=True)
 class ReleaseRequest:
-    """The exact bytes that came: manifest envelope, evidence document (empty: the recipient is the owner), leaf; where
-    the ledger shows the leaf, and the checkpoint that says so when this custodian may not have seen it yet."""
+    """The exact bytes that came: envelope of a manifest or key request, evidence document (empty: the recipient is the
+    owner), leaf; where the ledger shows the leaf, and the checkpoint that says so when this custodian may not have seen
+    it yet."""
 
     manifest: bytes
     evidence: bytes
@@ -66,9 +68,9 @@ class ReleaseRequest:
 
 @dataclass(frozen=True, slots=True)
 class _Verified:
-    """A manifest whose signatures were verified, and what follows from its payload."""
+    """A manifest or key request whose signatures were verified, and what follows from its payload."""
 
-    manifest: Manifest
+    manifest: Manifest | KeyRequest
     owner: PublicIdentity
     job_id: str
     subject: bytes
@@ -195,19 +197,18 @@ class Gate:
         case.verified = verified
 
     def _verify_manifest(self, envelope: bytes) -> _Verified:
-        owner = self._owners.identity(manifest.claimed_owner(envelope))
-        opened, payload = manifest.open_manifest(envelope, owner)
-        subject = manifest.subject(payload)
-        job_id = manifest.job_id(payload)
+        owner = self._owners.identity(peek_asked(envelope).document.owner)
+        asked = open_asked(envelope, owner)
+        opened, binding = asked.document, asked.binding()
         return _Verified(
             manifest=opened,
             owner=owner,
-            job_id=job_id,
-            subject=subject,
-            subject_hex=subject.hex(),
+            job_id=binding.job_id,
+            subject=binding.subject,
+            subject_hex=binding.subject.hex(),
             owner_hpke_sha256=hashlib.sha256(opened.owner_hpke).hexdigest(),
-            context=derivation.context(opened.key_id, opened.epoch, "job", subject),
-            facts=JobFacts.of(opened, job_id),
+            context=binding.context(),
+            facts=JobFacts.of(opened, binding.job_id),
         )
 
     def _check_leaf(self, case: _Case) -> None:
@@ -264,11 +265,19 @@ class Gate:
         self._witness.require_shown(case.leaf_hash, case.request.inclusion)
 
     def _check_recipient(self, case: _Case) -> None:
-        """Who gets the share: the owner named in the manifest, or a worker on evidence that this custodian accepts,
-        that the manifest asks for, that stands where the manifest allows, and that is not in quarantine. A worker that
-        has the key already renews its lease: its evidence must be new, and continue what it showed before."""
+        """Who gets the share: the owner named in what it signed, or, for a job, a worker on evidence that this
+        custodian accepts, that the manifest asks for, that stands where the manifest allows, and that is not in
+        quarantine. A worker that has the key already renews its lease: its evidence must be new, and continue what it
+        showed before."""
         signed = case.verified.manifest
         if case.request.evidence:
+            if isinstance(signed, KeyRequest):
+                raise RefusedError(
+                    Reason.RECIPIENT,
+                    f"a key of purpose {signed.purpose} goes to its owner only",
+                    expected="no evidence",
+                    actual="a worker's evidence",
+                )
             appraisal = self._leases.appraise(
                 case.request.evidence,
                 bytes.fromhex(case.leaf.evidence_sha256),

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import secrets
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 
+import grpc.aio
 import pytest
 
+from keyquorum_core.answers import Answers
 from keyquorum_core.derivation import Combiner, context
+from keyquorum_core.errors import Reason
+from keyquorum_core.key_request import KeyRequest, peek_asked, sign_key_request
+from keyquorum_core.ledger.leaves import JobSubmitted, parse_leaf
 from keyquorum_core.manifest import job_id, payload, sign_manifest
 from keyquorum_core.manifest import subject as subject_of
 from keyquorum_core.release import (
@@ -24,8 +30,10 @@ from keyquorum_core.sealing import RecipientKey
 from keyquorum_core.signing import Identity
 from keyquorum_custodian.server import CustodianServer
 from keyquorum_protos.v1 import coordinator_pb2 as pb
+from keyquorum_protos.wire.errors import from_rpc_error
 from tests.support.coordinator import Owner, Running, Worker, claim
 from tests.support.custodian import Committee, build_committee
+from tests.support.ledger_log import all_leaves
 
 pytestmark = pytest.mark.timeout(60)
 
@@ -129,3 +137,61 @@ async def test_a_worker_that_hangs_up_early_leaves_a_record_an_owner_can_check(s
         record = record or await scene.running.server.releases.recorded(job)
     assert record is not None
     assert scene.committee.quorum.is_qualified(each.custodian for each in record.receipts)
+
+
+async def test_a_key_request_goes_through_the_ledger_to_its_owner_and_to_nobody_else(scene: Scene) -> None:
+    committee = scene.committee
+    committee.generate("key-1")
+    keys, now = committee.owner, int(time.time())
+
+    def request(**changes: object) -> KeyRequest:
+        members: dict[str, object] = {
+            "key_id": "key-1",
+            "epoch": 1,
+            "purpose": "tokenize",
+            "name": "patients",
+            "classification": "personal",
+            "export_control": "",
+            "owner": "alice",
+            "owner_identity": keys.identity.public,
+            "owner_hpke": keys.recipient.public,
+            "not_before": now - 60,
+            "not_after": now + 600,
+            "issued_at": now,
+            "nonce": secrets.token_hex(16),
+        }
+        return KeyRequest(**{**members, **changes})  # type: ignore[arg-type]
+
+    async def root(asked: KeyRequest) -> bytes:
+        envelope = sign_key_request(asked, keys.identity)
+        binding = peek_asked(envelope).binding()
+        answers = Answers(binding, committee.roster, committee.quorum, keys.recipient, "owner", clock=time.time)
+        async for event in scene.alice.keys.Derive(pb.DeriveRequest(request=envelope, request_id="r")):
+            if event.leaf:
+                answers.take_leaf(event.leaf, event.leaf_proof)
+            share = event.answer.share
+            answer = Answer(
+                event.answer.custodian, share.key_id, share.epoch, share.window, share.sealed, share.signature
+            )
+            answers.take(answer, event.window_statement)
+        found = answers.combination(confirmed=True)
+        assert found is not None
+        return found.key.root
+
+    first = await root(request())
+    assert await root(request()) == first
+    assert await root(request(purpose="data")) != first
+
+    mallory = scene.running.caller("owner", "mallory")
+    stolen = sign_key_request(request(), keys.identity)
+    for caller, reason in ((mallory, Reason.UNKNOWN_OWNER), (scene.worker, Reason.ROLE)):
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await caller.keys.Derive(pb.DeriveRequest(request=stolen)).read()
+        assert from_rpc_error(caught.value, "coordinator").reason is reason
+
+    leaves = [parse_leaf(leaf) for leaf in all_leaves(scene.running.server.sequencer._ledger)]
+    submitted = [leaf for leaf in leaves if isinstance(leaf, JobSubmitted)]
+    intents = [leaf.job_id for leaf in leaves if isinstance(leaf, Leaf)]
+    assert len(submitted) == 3
+    assert {leaf.job_id for leaf in submitted} == set(intents)
+    assert {leaf.regions for leaf in submitted} == {()}

@@ -18,13 +18,13 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from keyquorum_core.ceremony import CERTIFICATE_TYPE, EpochCertificate, commitment
 from keyquorum_core.ceremony_plan import CeremonyPlan, new_ceremony_id
-from keyquorum_core.derivation import context, contributions
+from keyquorum_core.derivation import contributions
+from keyquorum_core.key_request import peek_asked
 from keyquorum_core.keywrap import save_keys
 from keyquorum_core.ledger.cosignatures import Cosigner
 from keyquorum_core.ledger.log_keys import LogSigner
 from keyquorum_core.ledger.witness_keys import witness_name
-from keyquorum_core.manifest import job_id, subject
-from keyquorum_core.manifest import parse as parse_manifest
+from keyquorum_core.manifest import job_id
 from keyquorum_core.quorum import Custodian, Quorum
 from keyquorum_core.release import (
     NO_LEASE,
@@ -77,10 +77,8 @@ class FakeCustodian:
         return sign_window(self.window(now), self.identity)
 
     def answer(self, manifest: bytes, leaf: Leaf, recipient_public: bytes, now: float) -> Answer:
-        payload = peek_payload(manifest, MANIFEST_TYPE, "manifest")
-        parsed = parse_manifest(payload)
-        job_context = context(parsed.key_id, parsed.epoch, "job", subject(payload))
-        shares = contributions(self.seeds, job_context)
+        binding = peek_asked(manifest).binding()
+        shares = contributions(self.seeds, binding.context())
         if self.lies:
             shares = {index: secrets.token_bytes(32) for index in shares}
         lease = NO_LEASE if leaf.recipient == "owner" else LeaseTerms(3600, 1800)
@@ -88,7 +86,7 @@ class FakeCustodian:
         sealed = seal(recipient_public, plaintext, share_info(leaf.hash(), self.id, recipient_public))
         number = window_of(int(now))
         return sign_answer(
-            self.answer_key, subject(payload), leaf.hash(), self.id, parsed.key_id, parsed.epoch, number, sealed
+            self.answer_key, binding.subject, leaf.hash(), self.id, binding.key_id, binding.epoch, number, sealed
         )
 
 

@@ -24,6 +24,7 @@ from keyquorum_core.bundle import read_bundle, write_bundle
 from keyquorum_core.ceremony_plan import PLAN_TYPE, CeremonyPlan
 from keyquorum_core.derivation import Combiner, context
 from keyquorum_core.errors import KeyquorumError, Reason, RefusedError, StateError, UnavailableError
+from keyquorum_core.key_request import open_asked
 from keyquorum_core.manifest import (
     ArtifactDigest,
     Manifest,
@@ -53,6 +54,7 @@ Runner = Callable[[Files], tuple[int, Files, bytes]]
 ROLES = {
     "/keyquorum.v1.Cluster/": ANY_ROLE,
     "/keyquorum.v1.Keys/Create": frozenset({"operator"}),
+    "/keyquorum.v1.Keys/Derive": frozenset({"owner"}),
     "/keyquorum.v1.Keys/": frozenset({"owner", "operator"}),
     "/keyquorum.v1.Jobs/": frozenset({"owner"}),
     "/keyquorum.v1.Artifacts/": frozenset({"owner"}),
@@ -176,6 +178,9 @@ class FakeCoordinator(rpc.ClusterServicer, rpc.KeysServicer, rpc.JobsServicer, r
         return self.ledger.shown(leaf, cosigned=cosigned)
 
     def answers(self, job: JobRecord, leaf: Leaf, recipient: bytes) -> Iterable[pb.AnswerEvent]:
+        return self.shares(job.manifest_envelope, leaf, recipient)
+
+    def shares(self, envelope: bytes, leaf: Leaf, recipient: bytes) -> Iterable[pb.AnswerEvent]:
         for name, custodian in self.world.custodians.items():
             if name in self.silent:
                 continue
@@ -183,7 +188,7 @@ class FakeCoordinator(rpc.ClusterServicer, rpc.KeysServicer, rpc.JobsServicer, r
                 yield refusal(name, self.down[name])
                 continue
             now = self.clock()
-            answer = custodian.answer(job.manifest_envelope, leaf, recipient, now)
+            answer = custodian.answer(envelope, leaf, recipient, now)
             yield share(answer, custodian.window_statement(now))
 
     def outcome(self, job: JobRecord) -> pb.Outcome:
@@ -260,6 +265,24 @@ class FakeCoordinator(rpc.ClusterServicer, rpc.KeysServicer, rpc.JobsServicer, r
         if isinstance(request, pb.GetKeyRequest):
             return self.key_message(request.key_id)
         return self.job_message(self._job(request.job_id))
+
+    async def Derive(self, request: pb.DeriveRequest, context: Any) -> AsyncIterator[pb.AnswerEvent]:
+        self.seen.append(request.SerializeToString())
+        asked = open_asked(request.request, self.world.owner.public)
+        binding, recipient = asked.binding(), asked.document.owner_hpke
+        leaf = Leaf(
+            job_id=binding.job_id,
+            manifest_sha256=binding.subject.hex(),
+            recipient_sha256=hashlib.sha256(recipient).hexdigest(),
+            evidence_sha256=Leaf.NO_EVIDENCE,
+            key_id=binding.key_id,
+            epoch=binding.epoch,
+            time=int(self.clock()),
+            recipient="owner",
+        )
+        yield pb.AnswerEvent(leaf=leaf.to_bytes(), leaf_proof=self.leaf_proof(leaf.to_bytes()))
+        for event in self.shares(request.request, leaf, recipient):
+            yield event
 
     def _job(self, job_id: str) -> JobRecord:
         if job_id not in self.jobs:

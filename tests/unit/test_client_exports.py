@@ -44,8 +44,8 @@ NAMES = [
     "load_profile",
 ]
 METHODS = [
-    "cancel", "ceremonies", "ceremony_cancel", "close", "job", "jobs", "key", "key_create", "key_destroy", "key_epochs",
-    "key_repair", "key_rotate", "keys", "result", "status", "submit", "wait", "watch",
+    "cancel", "ceremonies", "ceremony_cancel", "close", "derive_key", "job", "jobs", "key", "key_create", "key_destroy",
+    "key_epochs", "key_repair", "key_rotate", "keys", "result", "status", "submit", "wait", "watch",
 ]  # fmt: skip
 
 

@@ -422,3 +422,32 @@ def test_a_folder_over_a_bundles_limits_is_refused_when_it_is_read(tmp_path: Pat
     with pytest.raises(RefusedError, match="limits of a bundle") as caught:
         read_folder(folder)
     assert caught.value.reason is Reason.BUNDLE
+
+
+# -- keys for the owner's own data -------------------------------------------------------------------------------------
+
+
+async def test_a_key_of_the_owners_own_is_the_same_every_time(coordinator: FakeCoordinator, tmp_path: Path) -> None:
+    async with connected(coordinator, tmp_path) as client:
+        first = await client.derive_key("tokenize", "patients", key="demo", classification="personal")
+        again = await client.derive_key("tokenize", "patients", key="demo", classification="internal", epoch=1)
+        other = await client.derive_key("data", "patients", key="demo", classification="personal")
+    assert first == again
+    assert first.root != other.root
+    assert not any(first.root in message for message in coordinator.seen)
+
+
+async def test_an_unconfirmed_key_of_its_own_is_taken_only_with_its_key_check(
+    coordinator: FakeCoordinator, tmp_path: Path
+) -> None:
+    async with connected(coordinator, tmp_path) as client:
+        whole = await client.derive_key("tokenize", "patients", key="demo", classification="personal")
+        for name in ("ch-1", "de-1"):
+            coordinator.down[name] = unreachable(name)
+        with pytest.raises(UnavailableError) as caught:
+            await client.derive_key("tokenize", "patients", key="demo", classification="personal")
+        assert caught.value.reason is Reason.NO_QUORUM
+        known = await client.derive_key(
+            "tokenize", "patients", key="demo", classification="personal", key_check=whole.key_check
+        )
+    assert known == whole

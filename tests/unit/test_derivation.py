@@ -101,7 +101,8 @@ def test_vectors_follow_from_hashlib_and_hmac_alone(vector: dict[str, Any]) -> N
     root = hkdf(mixed, b"keyquorum/v1/root", 32)
     assert root.hex() == vector["root"]
     assert hkdf(root, b"keyquorum/v1/key-check", 16).hex() == vector["key_check"]
-    keys = {name: hkdf(root, b"keyquorum/v1/" + name.encode(), 32).hex() for name in ("bundle", "result", "telemetry")}
+    names = ("bundle", "result", "telemetry", "tokenize", "mapping", "projection", "data")
+    keys = {name: hkdf(root, b"keyquorum/v1/" + name.encode(), 32).hex() for name in names}
     assert keys == vector["purpose_keys"]
 
 

@@ -27,7 +27,7 @@ from keyquorum_core.quorum import Custodian, Quorum
 
 __all__ = ["MAX_MODELS", "Finding", "classifications_of", "dead_policies", "unreleasable"]
 
-MAX_MODELS: Final = 20_000
+MAX_MODELS: Final = 50_000
 """Requests that one question may take."""
 _CLASSIFICATION: Final[Path] = ("resource", "classification")
 _ANY: Final = pst.ScopeAny()

@@ -82,7 +82,9 @@ def _policies(row: Control) -> Iterator[str]:
     if row.providers:
         yield of_the_worker("provider", f"{_list(row.providers)}.contains(principal.provider)")
     if row.evidence:
-        yield of_the_job("evidence-asked", f"resource.evidence_types.containsAll({_list(row.evidence)})")
+        # No manifest asks for nothing; a key request, whose key no worker gets, does.
+        asked = f"resource.evidence_types.isEmpty() || resource.evidence_types.containsAll({_list(row.evidence)})"
+        yield of_the_job("evidence-asked", asked)
         yield of_the_worker("evidence", f"principal.evidence.containsAll({_list(row.evidence)})")
     for component, level in sorted(row.minimum_tcb.items()):
         tag = _quoted(component)
@@ -114,7 +116,8 @@ def _policies(row: Control) -> Iterator[str]:
 
 def _prepared(wanted: Preparation, forbid: Callable[[str, str], str]) -> Iterator[str]:
     if wanted.required:
-        yield forbid("prepared", "!resource.prepared.isEmpty()")
+        # No manifest is without files; a key request is.
+        yield forbid("prepared", "!resource.prepared.isEmpty() || resource.unprepared.isEmpty()")
     if wanted.pipelines:
         yield forbid("pipelines", f"{_list(wanted.pipelines)}.containsAll(resource.pipelines)")
     if wanted.columns:

@@ -13,6 +13,7 @@ from functools import cached_property
 from typing import Final
 
 from keyquorum_core.errors import MalformedError, Reason
+from keyquorum_core.key_request import KeyRequest
 from keyquorum_core.manifest import Manifest, job_id, payload
 from keyquorum_core.policy.schema import PRINCIPALS, RESOURCES
 from keyquorum_core.quorum import Quorum
@@ -159,8 +160,23 @@ class JobFacts:
             )
 
     @staticmethod
-    def of(manifest: Manifest, known_id: str = "") -> JobFacts:
-        """From a manifest; ``known_id`` saves computing the job's id again."""
+    def of(manifest: Manifest | KeyRequest, known_id: str = "") -> JobFacts:
+        """From a manifest; ``known_id`` saves computing the job's id again.
+
+        A key request is a job without files, places or evidence, whose one purpose is the key's. No manifest can name
+        that purpose, so a policy that reads it knows what it decides about.
+        """
+        if isinstance(manifest, KeyRequest):
+            return JobFacts(
+                job_id=known_id or job_id(manifest.payload()),
+                owner=manifest.owner,
+                classification=manifest.classification,
+                export_control=manifest.export_control,
+                purposes=(manifest.purpose,),
+                key=manifest.key_id,
+                epoch=manifest.epoch,
+                lifetime_seconds=manifest.not_after - manifest.not_before,
+            )
         prepared = {entry.subject for entry in manifest.provenance}
         return JobFacts(
             job_id=known_id or job_id(payload(manifest)),

@@ -371,6 +371,29 @@ class GetKeyRequest(_message.Message):
 Global___GetKeyRequest: _TypeAlias = GetKeyRequest  # noqa: Y015
 
 @_typing.final
+class DeriveRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REQUEST_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    request: _builtins.bytes
+    """DSSE envelope of the key request, signed by the owner."""
+    request_id: _builtins.str
+    def __init__(
+        self,
+        *,
+        request: _builtins.bytes = ...,
+        request_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["request", b"request", "request_id", b"request_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DeriveRequest: _TypeAlias = DeriveRequest  # noqa: Y015
+
+@_typing.final
 class Key(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 

@@ -101,7 +101,7 @@ class Cluster:
 
 
 class KeysStub:
-    """Caller roles: owner and operator (List, Get, ListEpochs); operator (the rest).
+    """Caller roles: owner and operator (List, Get, ListEpochs); owner (Derive); operator (the rest).
     """
 
     def __init__(self, channel):
@@ -140,10 +140,15 @@ class KeysStub:
                 request_serializer=keyquorum__protos_dot_v1_dot_coordinator__pb2.GetKeyRequest.SerializeToString,
                 response_deserializer=keyquorum__protos_dot_v1_dot_coordinator__pb2.ListKeysResponse.FromString,
                 _registered_method=True)
+        self.Derive = channel.unary_stream(
+                '/keyquorum.v1.Keys/Derive',
+                request_serializer=keyquorum__protos_dot_v1_dot_coordinator__pb2.DeriveRequest.SerializeToString,
+                response_deserializer=keyquorum__protos_dot_v1_dot_coordinator__pb2.AnswerEvent.FromString,
+                _registered_method=True)
 
 
 class KeysServicer:
-    """Caller roles: owner and operator (List, Get, ListEpochs); operator (the rest).
+    """Caller roles: owner and operator (List, Get, ListEpochs); owner (Derive); operator (the rest).
     """
 
     def RunCeremony(self, request, context):
@@ -189,6 +194,14 @@ class KeysServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Derive(self, request, context):
+        """Asks the custodians for a key for the caller's own data: as Jobs.Open does for a job's. Asked again, with the same
+        request or another, it gives the same key.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_KeysServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -222,6 +235,11 @@ def add_KeysServicer_to_server(servicer, server):
                     request_deserializer=keyquorum__protos_dot_v1_dot_coordinator__pb2.GetKeyRequest.FromString,
                     response_serializer=keyquorum__protos_dot_v1_dot_coordinator__pb2.ListKeysResponse.SerializeToString,
             ),
+            'Derive': grpc.unary_stream_rpc_method_handler(
+                    servicer.Derive,
+                    request_deserializer=keyquorum__protos_dot_v1_dot_coordinator__pb2.DeriveRequest.FromString,
+                    response_serializer=keyquorum__protos_dot_v1_dot_coordinator__pb2.AnswerEvent.SerializeToString,
+            ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
             'keyquorum.v1.Keys', rpc_method_handlers)
@@ -231,7 +249,7 @@ def add_KeysServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class Keys:
-    """Caller roles: owner and operator (List, Get, ListEpochs); operator (the rest).
+    """Caller roles: owner and operator (List, Get, ListEpochs); owner (Derive); operator (the rest).
     """
 
     @staticmethod
@@ -386,6 +404,33 @@ class Keys:
             '/keyquorum.v1.Keys/ListEpochs',
             keyquorum__protos_dot_v1_dot_coordinator__pb2.GetKeyRequest.SerializeToString,
             keyquorum__protos_dot_v1_dot_coordinator__pb2.ListKeysResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Derive(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/keyquorum.v1.Keys/Derive',
+            keyquorum__protos_dot_v1_dot_coordinator__pb2.DeriveRequest.SerializeToString,
+            keyquorum__protos_dot_v1_dot_coordinator__pb2.AnswerEvent.FromString,
             options,
             channel_credentials,
             insecure,

@@ -55,7 +55,7 @@ class ClusterServicer(metaclass=_abc_1.ABCMeta):
 def add_ClusterServicer_to_server(servicer: ClusterServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
 
 class KeysStub:
-    """Caller roles: owner and operator (List, Get, ListEpochs); operator (the rest)."""
+    """Caller roles: owner and operator (List, Get, ListEpochs); owner (Derive); operator (the rest)."""
 
     @_typing.overload
     def __new__(cls, channel: _grpc.Channel) -> _Self: ...
@@ -75,10 +75,14 @@ class KeysStub:
     """The newest epoch of one."""
     ListEpochs: _grpc.UnaryUnaryMultiCallable[_coordinator_pb2.GetKeyRequest, _coordinator_pb2.ListKeysResponse]
     """All epochs of one, newest first."""
+    Derive: _grpc.UnaryStreamMultiCallable[_coordinator_pb2.DeriveRequest, _coordinator_pb2.AnswerEvent]
+    """Asks the custodians for a key for the caller's own data: as Jobs.Open does for a job's. Asked again, with the same
+    request or another, it gives the same key.
+    """
 
 @_typing.type_check_only
 class KeysAsyncStub(KeysStub):
-    """Caller roles: owner and operator (List, Get, ListEpochs); operator (the rest)."""
+    """Caller roles: owner and operator (List, Get, ListEpochs); owner (Derive); operator (the rest)."""
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     RunCeremony: _aio.UnaryStreamMultiCallable[_coordinator_pb2.RunCeremonyRequest, _coordinator_pb2.CeremonyEvent]  # type: ignore[assignment]
@@ -95,9 +99,13 @@ class KeysAsyncStub(KeysStub):
     """The newest epoch of one."""
     ListEpochs: _aio.UnaryUnaryMultiCallable[_coordinator_pb2.GetKeyRequest, _coordinator_pb2.ListKeysResponse]  # type: ignore[assignment]
     """All epochs of one, newest first."""
+    Derive: _aio.UnaryStreamMultiCallable[_coordinator_pb2.DeriveRequest, _coordinator_pb2.AnswerEvent]  # type: ignore[assignment]
+    """Asks the custodians for a key for the caller's own data: as Jobs.Open does for a job's. Asked again, with the same
+    request or another, it gives the same key.
+    """
 
 class KeysServicer(metaclass=_abc_1.ABCMeta):
-    """Caller roles: owner and operator (List, Get, ListEpochs); operator (the rest)."""
+    """Caller roles: owner and operator (List, Get, ListEpochs); owner (Derive); operator (the rest)."""
 
     @_abc_1.abstractmethod
     def RunCeremony(
@@ -148,6 +156,16 @@ class KeysServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_coordinator_pb2.ListKeysResponse, _abc.Awaitable[_coordinator_pb2.ListKeysResponse]]:
         """All epochs of one, newest first."""
+
+    @_abc_1.abstractmethod
+    def Derive(
+        self,
+        request: _coordinator_pb2.DeriveRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_coordinator_pb2.AnswerEvent], _abc.AsyncIterator[_coordinator_pb2.AnswerEvent]]:
+        """Asks the custodians for a key for the caller's own data: as Jobs.Open does for a job's. Asked again, with the same
+        request or another, it gives the same key.
+        """
 
 def add_KeysServicer_to_server(servicer: KeysServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
 
