@@ -9,10 +9,13 @@ from keyquorum_core.manifest import ArtifactDigest, ResultStatement, sign_result
 from keyquorum_gpu_worker.keys import JobKeys, wipe
 from keyquorum_gpu_worker.runner import JobRun
 
-__all__ = ["NOT_RUN", "Ending", "JobEnd"]
+__all__ = ["LAPSED", "NOT_RUN", "Ending", "JobEnd"]
 
 NOT_RUN = 126
 """Exit code of a job that was not run: the shell's for "cannot execute"."""
+
+LAPSED = "lapsed"
+"""Outcome of a job whose lease was over before it had ended; there is no statement of it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,7 +24,8 @@ class JobEnd:
 
     job_id: str
     outcome: str
-    """One of the manifest module's OUTCOMES; ``refused`` also when the worker gave up before it held the key."""
+    """One of the manifest module's OUTCOMES; ``refused`` also when the worker gave up before it held the key; or
+    :data:`LAPSED`."""
     reason: str = ""
     exit_code: int = 0
     custodians: tuple[str, ...] = ()

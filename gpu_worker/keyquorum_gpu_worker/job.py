@@ -5,6 +5,10 @@ that it can confine a job; nothing runs before every file is the manifest's; not
 statement signed with the key that the evidence binds. Whatever happens, leaving :func:`run_one` removes the plaintext
 and drops the keys.
 
+From the moment it has the key the worker holds it under a lease (``lease.py``), which it renews beside everything else.
+When the lease is over the job ends as a cancelled one does: processes killed, plaintext removed, keys dropped; after
+that, and not before, the coordinator is told.
+
 Until the worker holds the job's key it can only say why it gives up (``CompleteRequest.error``); from then on every
 end is a signed statement that names a log, be it an empty one.
 """
@@ -12,9 +16,9 @@ end is a signed statement that names a log, be it an empty one.
 from __future__ import annotations
 
 import asyncio
+import hmac
 import io
 import tempfile
-import threading
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -24,15 +28,16 @@ from typing import BinaryIO, cast
 
 from keyquorum_core.artifact import binding
 from keyquorum_core.derivation import Combination, DerivedKey
-from keyquorum_core.errors import KeyquorumError, Reason, UnavailableError
+from keyquorum_core.errors import KeyquorumError, Reason, RefusedError, UnavailableError
 from keyquorum_core.manifest import ArtifactDigest
 from keyquorum_core.roster import Roster
 from keyquorum_core.sealing import suite_of
 from keyquorum_gpu_worker.documents import JobDocuments, open_documents
-from keyquorum_gpu_worker.ending import NOT_RUN, Ending, JobEnd
+from keyquorum_gpu_worker.ending import LAPSED, NOT_RUN, Ending, JobEnd
 from keyquorum_gpu_worker.evidence import Collection
 from keyquorum_gpu_worker.heartbeat import HEARTBEAT_SECONDS, Heartbeat
 from keyquorum_gpu_worker.keys import JobKeys, wipe
+from keyquorum_gpu_worker.lease import Grant, Lease, Stop, boottime, keep
 from keyquorum_gpu_worker.link import Link
 from keyquorum_gpu_worker.plaintext import Sealed, collect_output, seal_log, seal_output, unpack
 from keyquorum_gpu_worker.release import obtain_key
@@ -64,8 +69,11 @@ class Surroundings:
     scratch: Path
     said: Callable[[str, dict[str, object]], None] = lambda event, values: None
     clock: Callable[[], float] = time.time
+    lease_clock: Callable[[], float] = boottime
     heartbeat_seconds: float = HEARTBEAT_SECONDS
     release_patience: float = 30.0
+    telling_seconds: float = 30.0
+    """How long a coordinator is tried to be told that a lease is over; the job is gone by then either way."""
     log_bytes: int = LOG_BYTES
     devices: Path = Path("/dev")
 
@@ -74,22 +82,47 @@ async def run_one(surroundings: Surroundings, job: pb.Job) -> JobEnd:
     """Do one claimed job to its end and tell the coordinator. Cancelling this removes everything first.
 
     Raises :class:`JobLostError` when the job is no longer this worker's, and :class:`KeyquorumError` when the
-    coordinator cannot be told. A job that fails is no error here: its end says so.
+    coordinator cannot be told. A job that fails, or whose lease is over, is no error here: its end says so.
     """
-    losing = asyncio.get_running_loop().create_future()
-    stop = threading.Event()
+    started = time.monotonic()
+    over = await _work(surroundings, job)
+    if isinstance(over, JobEnd):
+        return over
+    # Processes, plaintext and keys are gone by now.
+    surroundings.said("the lease is over: the job was stopped, its key and plaintext wiped", over.as_dict())
+    link = surroundings.link
+    try:
+        async with asyncio.timeout(surroundings.telling_seconds):
+            await link.unary(link.workers.Complete, pb.CompleteRequest(job_id=job.job_id, error=to_status(over)))
+    except (KeyquorumError, TimeoutError) as error:
+        surroundings.said("the coordinator was not told that the lease is over", {"why": str(error)})
+    return JobEnd(job.job_id, LAPSED, str(over), NOT_RUN, seconds=time.monotonic() - started)
 
-    def lost(why: str) -> None:
+
+async def _work(surroundings: Surroundings, job: pb.Job) -> JobEnd | KeyquorumError:
+    """The job's end, or why its lease is over. Nothing of it is left when this returns or raises."""
+    losing: asyncio.Future[KeyquorumError] = asyncio.get_running_loop().create_future()
+    stop = Stop()
+
+    def lose(why: KeyquorumError) -> None:
         stop.set()
         if not losing.done():
             losing.set_result(why)
 
-    work = asyncio.create_task(_Work(surroundings, job, stop, lost).run())
+    def lost(why: str) -> None:
+        lose(JobLostError(Reason.STATE, why, details={"job": job.job_id}))
+
+    work = asyncio.create_task(_Work(surroundings, job, stop, lost, lose).run())
     try:
-        await asyncio.wait([work, losing], return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait((work, losing), return_when=asyncio.FIRST_COMPLETED)
+        if work.done() and work.exception() is None:
+            return work.result()
+        if stop.lease is not None and stop.lease.over:
+            assert stop.lease.why is not None  # noqa: S101 - over, so there is a reason
+            return stop.lease.why
         if work.done():
             return work.result()
-        raise JobLostError(Reason.STATE, losing.result(), details={"job": job.job_id})
+        raise losing.result()
     finally:
         stop.set()
         work.cancel()
@@ -99,12 +132,18 @@ async def run_one(surroundings: Surroundings, job: pb.Job) -> JobEnd:
 
 class _Work:
     def __init__(
-        self, surroundings: Surroundings, job: pb.Job, stop: threading.Event, lost: Callable[[str], None]
+        self,
+        surroundings: Surroundings,
+        job: pb.Job,
+        stop: Stop,
+        lost: Callable[[str], None],
+        lose: Callable[[KeyquorumError], None],
     ) -> None:
         self._with = surroundings
         self._job = job
         self._stop = stop
         self._lost = lost
+        self._lose = lose
         self._started = time.monotonic()
 
     async def run(self) -> JobEnd:
@@ -116,20 +155,27 @@ class _Work:
                 documents = await asyncio.to_thread(open_documents, self._job, int(around.clock()))
                 check_gpus(documents.manifest.resources, around.devices)
                 keys = JobKeys.generate(suite_of(documents.manifest.owner_hpke))
-                combination = await self._obtain_key(documents, keys)
+                combination, grant = await self._obtain_key(documents, keys)
             except KeyquorumError as error:
                 return await self._give_up(error)
             end = Ending(self._job.job_id, keys, int(around.clock()))
+            lease = self._stop.lease = Lease(grant, around.lease_clock)
+            keeping = asyncio.create_task(self._keep(lease, documents, keys, combination.key))
             try:
                 await self._do(documents, combination.key, end, beat)
+                end.forget()
+                await self._complete(documents, keys, end)
             except JobLostError:
                 raise
             except KeyquorumError as error:
+                if end.statement:
+                    raise
                 # A statement without a log is none: what remains is to say why.
                 return await self._give_up(error)
             finally:
                 end.forget()
-            await self._complete(documents, keys, end)
+                keeping.cancel()
+                await asyncio.wait([keeping])
             return JobEnd(
                 self._job.job_id,
                 end.outcome,
@@ -141,7 +187,19 @@ class _Work:
                 time.monotonic() - self._started,
             )
 
-    async def _obtain_key(self, documents: JobDocuments, keys: JobKeys) -> Combination:
+    async def _keep(self, lease: Lease, documents: JobDocuments, keys: JobKeys, key: DerivedKey) -> None:
+        """Renew the lease until it is over; then the job ends."""
+
+        async def renew() -> Grant:
+            again, grant = await self._obtain_key(documents, keys)
+            if not hmac.compare_digest(again.key.key_check, key.key_check):  # the opening's key check holds it already
+                raise RefusedError(Reason.BLAME, "the custodians' answers to a renewal give another key")
+            return grant
+
+        around = self._with
+        self._lose(await keep(lease, renew, around.said, clock=around.lease_clock))
+
+    async def _obtain_key(self, documents: JobDocuments, keys: JobKeys) -> tuple[Combination, Grant]:
         around = self._with
         return await obtain_key(
             around.link,
@@ -150,6 +208,7 @@ class _Work:
             keys,
             around.sources,
             clock=around.clock,
+            lease_clock=around.lease_clock,
             patience=around.release_patience,
             said=around.said,
         )

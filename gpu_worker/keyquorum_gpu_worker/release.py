@@ -24,6 +24,7 @@ from keyquorum_core.roster import Roster
 from keyquorum_gpu_worker.documents import JobDocuments
 from keyquorum_gpu_worker.evidence import Collection
 from keyquorum_gpu_worker.keys import JobKeys
+from keyquorum_gpu_worker.lease import Grant, boottime
 from keyquorum_gpu_worker.link import Link
 from keyquorum_protos.v1 import coordinator_pb2 as pb
 from keyquorum_protos.wire.errors import from_status
@@ -96,10 +97,12 @@ async def obtain_key(
     sources: Collection,
     *,
     clock: Callable[[], float] = time.time,
+    lease_clock: Callable[[], float] = boottime,
     patience: float = 30.0,
     said: Callable[[str, dict[str, object]], None] = lambda event, values: None,
-) -> Combination:
-    """Ask for the job's key until a quorum's answers give it, or ``patience`` seconds of asking again have passed.
+) -> tuple[Combination, Grant]:
+    """Ask for the job's key until a quorum's answers give it, or ``patience`` seconds of asking again have passed. With
+    the key comes the lease it is held under, which counts from the beginning of this.
 
     ``said(event, values)`` is told what to log: counts and names, never a value. Raises what :meth:`Answers.failure`
     gives, and what the evidence source or the coordinator raise.
@@ -113,6 +116,7 @@ async def obtain_key(
         clock=clock,
         key_check=documents.opening.key_check_bytes,
     )
+    asked_at = lease_clock()
     deadline = time.monotonic() + patience
     pause = 0.25
     while True:
@@ -126,8 +130,9 @@ async def obtain_key(
         if found is not None:
             if found.blamed:
                 said("custodians answered wrongly", {"blamed": list(found.blamed)})
-            said("key combined", {"custodians": list(found.used)})
-            return found
+            terms = answers.lease()
+            said("key combined", {"custodians": list(found.used), "lease_seconds": terms.seconds})
+            return found, Grant(asked_at, terms)
         if not answers.worth_asking_again() or time.monotonic() + pause > deadline:
             raise answers.failure()
         said("no quorum yet", {"answered": answers.answered, "refused": sorted(answers.refused)})

@@ -426,7 +426,7 @@ async def test_a_custodian_that_ends_answers_what_is_under_way(committee: Commit
         await call.write(committee.message("is-1", request, "1"))
         first = await call.read()
         assert isinstance(first, pb.ReleaseAnswer)
-        assert first.WhichOneof("outcome") == "share"
+        assert first.WhichOneof("outcome") == "share", first
         stopping = asyncio.create_task(asyncio.to_thread(started.stop))
         assert await call.read() is grpc.aio.EOF
         assert await call.code() is grpc.StatusCode.OK
