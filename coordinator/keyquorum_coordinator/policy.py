@@ -49,6 +49,8 @@ _HOW_TO_INSTALL: Final = (
     "Sign a bundle with `keyquorum policy sign`, and run `keyquorum-coordinator policy install FILE --dir DIR`."
 )
 _SAVE_SECONDS: Final = 60
+_TRANSIENT: Final = frozenset({Reason.NOT_YET_VALID, Reason.STORAGE})
+"""What may pass by itself: such a file is tried again."""
 _SETTLED_NS: Final = 1_000_000_000
 _CLOCK: Final = "policy"
 
@@ -117,6 +119,8 @@ class _Documents:
             self._judge(slot, read_bytes(slot.path, f"the file of {slot.kind.name}", MAX_BULLETIN_ENVELOPE))
             slot.problem = ""
         except KeyquorumError as error:
+            if error.reason in _TRANSIENT:
+                slot.seen = None
             if str(error) != slot.problem:
                 slot.problem = str(error)
                 _log.error("bulletin.refused", file=str(slot.path), **error.as_dict())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import time
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
@@ -10,14 +11,16 @@ from pathlib import Path
 import grpc
 import grpc.aio
 import pytest
+from typer.testing import CliRunner
 
 from keyquorum_coordinator import migrations
+from keyquorum_coordinator.cli import app
 from keyquorum_coordinator.config import CoordinatorConfig
 from keyquorum_coordinator.database import Database, make_engine
 from keyquorum_coordinator.leaf_records import denying_decision
 from keyquorum_coordinator.policy import CoordinatorPolicy, install_document
 from keyquorum_core.bulletin import Bulletin, peek_bulletin, sign_bulletin
-from keyquorum_core.errors import KeyquorumError, Reason, RefusedError
+from keyquorum_core.errors import KeyquorumError, Reason, RefusedError, UnavailableError
 from keyquorum_core.ledger.leaves import NO_POLICY, JobDenied, parse_leaf
 from keyquorum_core.policy.lists import ControlledList, ListEntry
 from keyquorum_core.signing import Identity
@@ -172,6 +175,37 @@ def test_installing_verifies_first(desk: Desk, committee: FakeCommittee) -> None
         assert desk.file.read_bytes() == before
     assert install_document(desk.config, good).version == 9
     assert desk.file.read_bytes() == good
+
+
+def test_the_command_installs_and_refuses(desk: Desk, committee: FakeCommittee, tmp_path: Path) -> None:
+    def install(envelope: bytes) -> tuple[int, str]:
+        path = tmp_path / "bundle.json"
+        path.write_bytes(envelope)
+        arguments = ["policy", "install", str(path), "--dir", str(desk.config.directory), "--json"]
+        done = CliRunner().invoke(app, arguments)
+        return done.exit_code, done.stdout
+
+    code, out = install(policies.bundle([committee.operator], cluster=CLUSTER, version=2, text=RESEARCH))
+    assert (code, json.loads(out)["version"]) == (0, 2)
+    assert desk.policy.check_submission(policies.job()).bundle_version == 2
+    code, out = install(policies.bundle([Identity.generate()], cluster=CLUSTER, version=3))
+    assert (code, json.loads(out)["error"]["reason"]) == (1, "SIGNATURE")
+
+
+def test_a_bundle_that_could_not_be_kept_does_not_decide(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What would be forgotten by a crash is not in force; once it can be kept, it is."""
+    monkeypatch.setattr("keyquorum_coordinator.policy._SETTLED_NS", -(10**18))  # no file is too new to be remembered
+    desk.policy.check_submission(policies.job())
+
+    def full(work: object) -> object:
+        raise UnavailableError(Reason.STORAGE, "the disk is full")
+
+    write = desk.database.run_write
+    desk.write(RESEARCH, 2)
+    monkeypatch.setattr(desk.database, "run_write", full)
+    assert desk.policy.check_submission(policies.job(classification="secret")).bundle_version == 1
+    monkeypatch.setattr(desk.database, "run_write", write)
+    assert desk.denies(classification="secret").details["policy_version"] == "2"
 
 
 @pytest.mark.parametrize(

@@ -24,12 +24,13 @@ from keyquorum_core.bulletin import sign_bulletin
 from keyquorum_core.errors import KeyquorumError, Reason, UnavailableError
 from keyquorum_core.parts import SealedPart
 from keyquorum_core.release import Answer, Leaf, open_share, open_window, verify_answer
-from keyquorum_core.signing import merge
+from keyquorum_core.signing import Identity, merge
 from keyquorum_custodian.server import CustodianServer
 from keyquorum_protos.v1 import custodian_pb2 as pb
 from keyquorum_protos.v1 import custodian_pb2_grpc as rpc
 from keyquorum_protos.wire import tls
 from keyquorum_protos.wire.errors import from_rpc_error, from_status
+from tests.support import policies
 from tests.support.custodian import PASSPHRASE, Committee, CustodianProcess, build_committee, start_custodian_process
 from tests.support.vendor import bulletin, reference_json
 
@@ -356,6 +357,41 @@ def test_bulletins_are_accepted_over_the_operator_s_listener_listed_and_never_ro
     }
     assert "version 7" in command("bulletin", "list", "--dir", folder).stdout
     assert re.search(r"reference-values +version 7", command("status", "--dir", folder).stdout)
+
+
+def test_a_policy_is_installed_at_a_running_custodian_and_left_for_a_stopped_one(
+    committee: Committee, process: CustodianProcess, tmp_path: Path
+) -> None:
+    def bundle(custodian: str, version: int, *signers: Identity) -> str:
+        path = tmp_path / f"{custodian}-{version}.json"
+        path.write_bytes(policies.bundle(signers, custodians=[custodian], version=version))
+        return str(path)
+
+    operator = committee.operator.identity
+    running, stopped = str(committee.directory(NAME)), str(committee.directory("no-1"))
+    done = command("policy", "install", bundle(NAME, 2, operator), "--dir", running, "--json")
+    assert json.loads(done.stdout)["accepted"] is True
+    for refused, reason in (
+        (bundle(NAME, 1, operator), "ROLLBACK"),
+        (bundle("no-1", 3, operator), "POLICY"),
+        (bundle(NAME, 3, Identity.generate()), "SIGNATURE"),
+    ):
+        done = command("policy", "install", refused, "--dir", running, "--json")
+        assert (done.returncode, json.loads(done.stdout)["error"]["reason"]) == (1, reason)
+    assert re.search(r"policy +version 2", command("bulletin", "list", "--dir", running).stdout)
+
+    file = committee.directory("no-1") / "bulletins" / "policy.json"
+    before = file.read_bytes()
+    done = command("policy", "install", bundle(NAME, 2, operator), "--dir", stopped)
+    assert done.stderr.startswith("refused: POLICY: this policy bundle is not for custodian no-1")
+    assert file.read_bytes() == before
+    done = command("policy", "install", bundle("no-1", 2, operator), "--dir", stopped)
+    assert done.stdout.startswith("Left for the next start: policy version 2")
+    assert file.read_bytes() == (tmp_path / "no-1-2.json").read_bytes()
+    done = command("policy", "forget-time", "--dir", stopped, "--json", KEYQUORUM_PASSPHRASE=PASSPHRASE)
+    assert json.loads(done.stdout)["now"] > 1_700_000_000
+    done = command("policy", "forget-time", "--dir", running, KEYQUORUM_PASSPHRASE=PASSPHRASE)
+    assert done.stderr.startswith("refused: STATE: ")
 
 
 def test_an_idle_custodian_stays_under_90_mib(committee: Committee) -> None:
