@@ -15,7 +15,7 @@ os.environ.setdefault("GRPC_VERBOSITY", "NONE")
 
 import typer
 
-from keyquorum_coordinator import ledger_cli
+from keyquorum_coordinator import ledger_cli, worker_cli
 from keyquorum_coordinator.command import Directory, Json, refusals, refuse
 from keyquorum_core.errors import Reason, UnavailableError, printable
 
@@ -31,6 +31,7 @@ app = typer.Typer(
 policy_app = typer.Typer(no_args_is_help=True, help="What this coordinator takes jobs in by: its policies and lists.")
 app.add_typer(policy_app, name="policy")
 app.add_typer(ledger_cli.app, name="ledger")
+app.add_typer(worker_cli.app, name="worker")
 
 
 @app.command()

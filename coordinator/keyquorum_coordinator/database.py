@@ -262,6 +262,23 @@ class RosterRow(Base):
     envelope: Mapped[bytes] = mapped_column(LargeBinary)
 
 
+class QuarantineRow(Base):
+    """A worker that gets no jobs while ``lifted_at`` is empty. Never deleted."""
+
+    __tablename__ = "worker_quarantine"
+
+    number: Mapped[int] = mapped_column(BigInteger().with_variant(Integer, "sqlite"), primary_key=True)
+    worker: Mapped[str] = mapped_column(String(256), index=True)
+    reason: Mapped[str] = mapped_column(String(40))
+    message: Mapped[str] = mapped_column(Text)
+    job_id: Mapped[str] = mapped_column(String(26))
+    evidence_sha256: Mapped[str] = mapped_column(String(64))
+    custodians: Mapped[str] = mapped_column(Text)
+    raised_at: Mapped[int] = mapped_column(BigInteger)
+    lifted_at: Mapped[int | None] = mapped_column(BigInteger)
+    why: Mapped[str | None] = mapped_column(Text)
+
+
 class OutboxRow(Base):
     """A leaf for the ledger, stored with the change that it tells of, until it is in the ledger."""
 

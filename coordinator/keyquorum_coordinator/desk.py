@@ -21,6 +21,7 @@ from keyquorum_coordinator.job_states import FINAL, JobState
 from keyquorum_coordinator.jobs import Job, JobEvent, JobStore
 from keyquorum_coordinator.outbox import Outbox, request_id
 from keyquorum_coordinator.policy import CoordinatorPolicy
+from keyquorum_coordinator.quarantine import Verdicts, WorkerQuarantine
 from keyquorum_coordinator.releases import ReleaseRecord, Releases, Shown
 from keyquorum_core.errors import KeyquorumError, MalformedError, Reason, RefusedError, StateError, UnavailableError
 from keyquorum_core.ledger.leaves import JobSubmitted
@@ -53,6 +54,7 @@ class Desk:
         fanout: Fanout,
         outbox: Outbox,
         denials: Denials,
+        quarantine: WorkerQuarantine,
         policy: CoordinatorPolicy,
         roster_envelope: bytes,
         max_artifact_mib: int,
@@ -65,6 +67,7 @@ class Desk:
         self.fanout = fanout
         self.outbox = outbox
         self.denials = denials
+        self.quarantine = quarantine
         self.policy = policy
         self.roster_envelope = roster_envelope
         self.stopping = asyncio.Event()
@@ -255,10 +258,15 @@ class Desk:
     async def release(self, peer: Peer, job_id: str, evidence: bytes) -> AsyncGenerator[tuple[Shown, Arrival]]:
         """The job's key for the worker that holds it: as :meth:`Releases.to_worker`."""
         job = await self.jobs.held(job_id, peer.name)
-        async with aclosing(self.releases.to_worker(job, evidence)) as answers:
-            async for shown, arrival in answers:
-                self.denials.hear(job, shown.leaf, arrival)
-                yield shown, arrival
+        verdicts = Verdicts(job, evidence)
+        try:
+            async with aclosing(self.releases.to_worker(job, evidence)) as answers:
+                async for shown, arrival in answers:
+                    self.denials.hear(job, shown.leaf, arrival)
+                    verdicts.hear(arrival)
+                    yield shown, arrival
+        finally:
+            self.quarantine.judge(verdicts)
 
     async def complete(self, peer: Peer, job_id: str, statement: bytes, error: KeyquorumError | None) -> Job:
         job = await self.jobs.get(job_id)

@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from weakref import WeakValueDictionary
 
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
-from keyquorum_coordinator.database import Database, EventRow, JobRow
+from keyquorum_coordinator.database import Database, EventRow, JobRow, QuarantineRow
 from keyquorum_coordinator.job_states import (
     FINAL,
     HELD,
@@ -33,7 +33,7 @@ from keyquorum_coordinator.stored_errors import dump_error, load_error
 from keyquorum_core.errors import KeyquorumError, Reason, RefusedError, StateError, UnavailableError
 from keyquorum_core.ledger.leaves import JobSubmitted
 
-__all__ = ["Job", "JobEvent", "JobStore", "NewJob"]
+__all__ = ["Job", "JobEvent", "JobStore", "NewJob", "quarantine_of"]
 
 MAX_EVENTS_PER_READ = 200
 MAX_DETAIL = 1024
@@ -237,11 +237,21 @@ class JobStore:
         """The job the worker holds already, or ``job_id``, or the one that waited longest; None when there is none yet.
 
         A worker that claims again a job it had gone on with was restarted: that is a new attempt. Raises
-        :class:`StateError` for a ``job_id`` that is not there, has ended, or is another worker's.
+        :class:`StateError` for a ``job_id`` that is not there, has ended, or is another worker's; :class:`RefusedError`
+        (``QUARANTINED``).
         """
         now = self._now()
 
         def work(session: Session) -> Job | None:
+            shut_out = quarantine_of(session, worker)
+            if shut_out is not None:
+                raise RefusedError(
+                    Reason.QUARANTINED,
+                    f"worker {worker} is in quarantine and gets no jobs",
+                    expected="a worker whose attestation never failed, or a quarantine that was lifted",
+                    actual=f"entry {shut_out.number}: {shut_out.reason}",
+                    next_step="Have the coordinator's operator look into it: `keyquorum-coordinator worker list`",
+                )
             for row in session.scalars(
                 select(JobRow).where(JobRow.worker == worker, JobRow.state.in_(HELD)).order_by(JobRow.job_id)
             ):
@@ -395,11 +405,7 @@ class JobStore:
         if not await self._database.read(lambda session: self._anything_due(session, now, silent_since)):
             return []
         changed = await self._database.write(work)
-        for job in changed:
-            self._notify(job.job_id)
-            if job.state is JobState.READY:
-                self._notify("")
-        self._on_leaf()
+        self.heard(changed)
         return changed
 
     def _anything_due(self, session: Session, now: int, silent_since: int) -> bool:
@@ -418,6 +424,28 @@ class JobStore:
         else:
             error = _expired(row, now) if to is JobState.EXPIRED else _gave_up(row, "fell silent")
             _move(session, row, to, now, "", error)
+
+    @staticmethod
+    def take_all(session: Session, worker: str, why: KeyquorumError, now: int) -> list[Job]:
+        """Inside a transaction: the worker loses every job that it holds, to the queue if it may be tried again."""
+        held = session.scalars(select(JobRow).where(JobRow.worker == worker, JobRow.state.in_(HELD)))
+        out = []
+        for row in held:
+            to = after_silence(row.attempts, row.not_after <= now)
+            if to is JobState.READY:
+                row.worker = None
+                row.heartbeat_at = None
+            _move(session, row, to, now, why.message, why if to is JobState.FAILED else None)
+            out.append(_job(row))
+        return out
+
+    def heard(self, changed: Iterable[Job]) -> None:
+        """Wake those who wait for these jobs, which changed in somebody else's transaction."""
+        for job in changed:
+            self._notify(job.job_id)
+            if job.state is JobState.READY:
+                self._notify("")
+        self._on_leaf()
 
     # -- inside -------------------------------------------------------------------------------------------------------
 
@@ -438,6 +466,12 @@ class JobStore:
         waiting = self._changes.pop(job_id, None)
         if waiting is not None:
             waiting.set()
+
+
+def quarantine_of(session: Session, worker: str) -> QuarantineRow | None:
+    """The entry in force about a worker."""
+    in_force = (QuarantineRow.worker == worker) & QuarantineRow.lifted_at.is_(None)
+    return session.scalars(select(QuarantineRow).where(in_force).limit(1)).first()
 
 
 def _row(session: Session, job_id: str) -> JobRow:

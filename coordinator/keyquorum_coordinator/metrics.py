@@ -76,6 +76,11 @@ class Metrics:
         self.ledger_checkpoint_time = Gauge(
             "keyquorum_coordinator_ledger_checkpoint_time", "When it was signed, unix seconds", registry=registry
         )
+        self.quarantined = Counter(
+            "keyquorum_coordinator_workers_quarantined",
+            "Workers put in quarantine by custodians' word since the start: an alarm",
+            registry=registry,
+        )
         self._server: WSGIServer | None = None
 
     def ledger_batch(self, leaves: int, seconds: float) -> None:

@@ -37,6 +37,7 @@ from keyquorum_coordinator.metrics import Metrics
 from keyquorum_coordinator.objects import ObjectStorage, open_objects
 from keyquorum_coordinator.outbox import Outbox
 from keyquorum_coordinator.policy import CoordinatorPolicy
+from keyquorum_coordinator.quarantine import WorkerQuarantine
 from keyquorum_coordinator.releases import Releases
 from keyquorum_coordinator.sequencer import Sequencer
 from keyquorum_coordinator.services import (
@@ -133,6 +134,14 @@ class CoordinatorServer:
             max_open_jobs_per_owner=config.max_open_jobs_per_owner,
             on_leaf=lambda: self.outbox.wake(),
         )
+        self.quarantine = WorkerQuarantine(
+            self.database,
+            self.jobs,
+            self.fanout.quorum,
+            clock=clock,
+            on_entry=self.metrics.quarantined.inc,
+            on_leaf=self.outbox.wake,
+        )
         self.artifacts = ArtifactStore(
             self.database,
             store,
@@ -158,6 +167,7 @@ class CoordinatorServer:
             fanout=self.fanout,
             outbox=self.outbox,
             denials=self.denials,
+            quarantine=self.quarantine,
             policy=policy,
             roster_envelope=trust.roster_envelope,
             max_artifact_mib=config.max_artifact_mib,
@@ -263,6 +273,7 @@ class CoordinatorServer:
         await self.fanout.close()
         await self.releases.settled()
         await self.denials.settled()
+        await self.quarantine.settled()
         await self._reader.stop()
         await self.sequencer.close()
         await asyncio.to_thread(self.metrics.close)
