@@ -76,7 +76,8 @@ def witness_app(witness: Witness, report: _Report) -> Starlette:
             lines = witness.cosign(asked.old_size, asked.proof, asked.checkpoint)
         except KeyquorumError as error:
             if error.reason is Reason.LEDGER_CONFLICT:
-                return Response(f"{error.details['size']}\n", 409, media_type=_SIZE)
+                # As a header of its own: a media type of text would get a charset, which clients do not expect.
+                return Response(f"{error.details['size']}\n", 409, headers={"Content-Type": _SIZE})
             return Response(f"{error}\n", _status(error), media_type=_TEXT)
         except Exception as error:
             reference = secrets.token_hex(8)

@@ -12,66 +12,21 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from keyquorum_core.errors import KeyquorumError, MalformedError, Reason, RefusedError, StateError, UnavailableError
-from keyquorum_core.ledger.cosignatures import CLOCK_SKEW, Cosigner, witnessed
+from keyquorum_core.ledger.cosignatures import CLOCK_SKEW, witnessed
 from keyquorum_core.ledger.log_keys import LogSigner, SignedCheckpoint
-from keyquorum_core.ledger.log_trust import LogTrust
 from keyquorum_core.ledger.merkle import leaf_hash
 from keyquorum_core.ledger.notes import Note, NoteSignature
-from keyquorum_core.quorum import Custodian, Quorum
-from keyquorum_core.sealing import RecipientKey
-from keyquorum_core.signing import Identity
 from keyquorum_custodian.keystore import Keystore
-from keyquorum_custodian.ledger_store import Alarm
-from keyquorum_custodian.witness import NOWHERE, CheckpointUpdate, Inclusion, Witness
+from keyquorum_custodian.witness import NOWHERE, CheckpointUpdate
 from tests.support.ledger import MemoryLog
-
-START = 1_800_000_000
-AGE = 600
-IDS = ("ch-1", "is-1", "no-1")
-COSIGNERS = {name: Cosigner.generate(f"demo/{name}") for name in IDS}
-ME = "ch-1"
-OTHERS = ("is-1", "no-1")
-LOG = LogSigner.generate("demo/ledger")
-QUORUM = Quorum({"at_least": 2}, [Custodian(name, name[:2].upper()) for name in IDS])
-TRUST = LogTrust(LOG.keys, {name: each.keys for name, each in COSIGNERS.items()}, QUORUM)
-
-
-class Scene:
-    """A log, this custodian's keystore, and its witness; :meth:`restart` forgets what was only in memory."""
-
-    def __init__(self, path: Path, keystore: Keystore) -> None:
-        self.now: float = START
-        self.path = path
-        self.keystore = keystore
-        self.log = MemoryLog(LOG, self.clock, COSIGNERS)
-        self.heard: list[Alarm] = []
-        self.witness = self.restart()
-
-    def clock(self) -> float:
-        return self.now
-
-    def restart(self, trust: LogTrust | None = TRUST) -> Witness:
-        self.witness = Witness(trust, COSIGNERS[ME], self.keystore, self.clock, max_age=AGE, on_alarm=self.heard.append)
-        return self.witness
-
-    def vouch(self) -> None:
-        """The others, a quorum, cosign the log as it is, and this custodian hears of it."""
-        self.witness.update(self.log.update(self.witness.size, cosigned=self.log.cosigned(by=OTHERS)))
-
-    def show(self, leaf: bytes = b"leaf") -> Inclusion:
-        inclusion = self.log.append(leaf)
-        self.vouch()
-        return inclusion
+from tests.support.witness_scene import AGE, COSIGNERS, LOG, ME, OTHERS, START, TRUST, Scene, make_scene
 
 
 @pytest.fixture
 def scene(tmp_path: Path) -> Iterator[Scene]:
-    path = tmp_path / "k.db"
-    keystore = Keystore.create(
-        path, ME, Identity.generate(), RecipientKey.generate(), COSIGNERS[ME], "p", opslimit=1, memlimit=8 << 10
-    )
-    yield Scene(path, keystore)
-    keystore.close()
+    made = make_scene(tmp_path)
+    yield made
+    made.keystore.close()
 
 
 def refused(reason: Reason, call: Callable[[], object]) -> KeyquorumError:
@@ -543,11 +498,7 @@ def test_whatever_is_shown_in_whatever_order_only_extensions_are_accepted(
     tmp_path_factory: pytest.TempPathFactory, steps: list[tuple[int, int, bool]]
 ) -> None:
     """Honest and forked checkpoints, right and wrong sizes: what was accepted is always a prefix of what is now."""
-    path = tmp_path_factory.mktemp("w") / "k.db"
-    keystore = Keystore.create(
-        path, ME, Identity.generate(), RecipientKey.generate(), COSIGNERS[ME], "p", opslimit=1, memlimit=8 << 10
-    )
-    scene = Scene(path, keystore)
+    scene = make_scene(tmp_path_factory.mktemp("w"))
     scene.log.fill(1)
     accepted: list[tuple[int, bytes]] = []
     for grow, back, forked in steps:
@@ -566,4 +517,4 @@ def test_whatever_is_shown_in_whatever_order_only_extensions_are_accepted(
         assert not scene.heard
     reopened = scene.restart()
     assert not accepted or (reopened.size, reopened.root) == accepted[-1]
-    keystore.close()
+    scene.keystore.close()
