@@ -7,12 +7,9 @@ requests must then run to completion.
 from __future__ import annotations
 
 import asyncio
-import json
 import subprocess
-import sys
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TypeVar
 
 import grpc.aio
 import pytest
@@ -27,19 +24,12 @@ from keyquorum_custodian.init import initialise
 from keyquorum_custodian.keystore import Keystore
 from keyquorum_protos.v1 import custodian_pb2 as pb
 from keyquorum_protos.v1 import custodian_pb2_grpc as rpc
-from keyquorum_protos.wire.errors import from_rpc_error
 from tests.support.custodian import PASSPHRASE, Committee, build_committee
+from tests.support.mortal import KILLED, ROOT, MortalCustodian, dying_command
 from tests.support.vendor import bulletin, inventory_json
 
-ROOT = Path(__file__).parents[2]
 ME = "ch-1"
-KILLED = -9
 STEPS = ("propose", "deliver", "confirm", "activate")
-T = TypeVar("T")
-
-
-def _child(*arguments: str) -> list[str]:
-    return [sys.executable, "-m", "tests.support.dying_custodian", *arguments]
 
 
 # -- init --------------------------------------------------------------------------------------------------------------
@@ -50,7 +40,7 @@ def test_init_killed_at_any_write_is_made_whole_by_running_it_again(tmp_path: Pa
     killed = 0
     for number in range(1, 20):
         folder = tmp_path / f"ch-{number}"
-        child = subprocess.run(_child("init", str(folder), str(number), when), cwd=ROOT, timeout=60, check=False)
+        child = subprocess.run(dying_command("init", str(folder), str(number), when), cwd=ROOT, timeout=60, check=False)
         if child.returncode == 0:
             break
         assert child.returncode == KILLED
@@ -66,53 +56,6 @@ def test_init_killed_at_any_write_is_made_whole_by_running_it_again(tmp_path: Pa
 
 
 # -- the ceremony ------------------------------------------------------------------------------------------------------
-
-
-class MortalCustodian:
-    """The real process, armed to die; whoever calls it finds out, starts it again and repeats the call."""
-
-    def __init__(self, committee: Committee) -> None:
-        self._committee = committee
-        self._process: subprocess.Popen[bytes] | None = None
-        self.address = ""
-        self.deaths = 0
-
-    async def start(self, number: int, when: str, command: str = "serve") -> None:
-        self.address = json.loads(await asyncio.to_thread(self._spawn, command, str(number), when))["address"]
-
-    def _spawn(self, command: str, number: str, when: str) -> bytes:
-        log = self._committee.folder / "dying.log"
-        arguments = _child(command, str(self._committee.directory(ME)), number, when)
-        with log.open("ab") as errors:
-            self._process = subprocess.Popen(arguments, cwd=ROOT, stdout=subprocess.PIPE, stderr=errors)
-        assert self._process.stdout is not None
-        line = self._process.stdout.readline()
-        assert line, log.read_text()[-2000:]
-        return line
-
-    async def call(self, method: Callable[[grpc.aio.Channel], Awaitable[T]]) -> T:
-        """One call. Raises :class:`UnavailableError` when the custodian died of it."""
-        async with self._committee.channel(ME, self.address) as channel:
-            try:
-                return await method(channel)
-            except grpc.aio.AioRpcError as error:
-                raise from_rpc_error(error, ME) from None
-
-    def wait_for_death(self) -> None:
-        assert self._process is not None
-        assert self._process.wait(10) == KILLED
-        self.deaths += 1
-        self._close()
-
-    def stop(self) -> None:
-        if self._process is not None and self._process.poll() is None:
-            self._process.terminate()
-            assert self._process.wait(10) == 0
-        self._close()
-
-    def _close(self) -> None:
-        if self._process is not None and self._process.stdout is not None:
-            self._process.stdout.close()
 
 
 @pytest.fixture
@@ -175,7 +118,7 @@ class Driver:
 async def test_a_custodian_killed_at_any_step_of_a_ceremony_finishes_it(committee: Committee) -> None:
     """One process per death: each is armed for a commit of the next ceremony, after finishing the present one."""
     moments = [(number, when) for when in ("before", "after") for number in range(1, len(STEPS) + 1)]
-    custodian = MortalCustodian(committee)
+    custodian = MortalCustodian(committee, ME)
     await custodian.start(*moments[0], "hold")
     for position, (number, when) in enumerate(moments):
         driver = Driver(committee, f"key-{position}")
@@ -207,7 +150,7 @@ async def test_a_custodian_killed_between_recording_and_answering_answers_the_ne
 ) -> None:
     committee.generate()
     committee.nodes.pop(ME).close()
-    custodian = MortalCustodian(committee)
+    custodian = MortalCustodian(committee, ME)
     await custodian.start(1, "record")
     request = committee.owner_request()
     message = committee.message(ME, request)
@@ -235,7 +178,7 @@ async def test_a_custodian_killed_while_it_accepts_a_bulletin_has_the_old_one_or
 ) -> None:
     """It notices the file by itself, and dies at the commit. The file is gone at the next start: only the keystore can
     say which document is in force; then the file is back, and it is the new one either way."""
-    custodian = MortalCustodian(committee)
+    custodian = MortalCustodian(committee, ME)
     await custodian.start(2, when)  # the first commit keeps the time
     path = committee.directory(ME) / "bulletins" / "inventory.json"
     envelope = sign_bulletin(bulletin("inventory", inventory_json(), 2), [committee.operator.identity])
