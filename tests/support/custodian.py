@@ -136,6 +136,7 @@ class Committee:
             )
             if shown and self.ledger.size:
                 self.ledger.bring(self.nodes[custodian_id].witness)
+                self.reached[custodian_id] = self.ledger.size
         return self.nodes[custodian_id]
 
     def open_all(self) -> dict[str, Node]:
@@ -303,6 +304,7 @@ def build_committee(
     inventory: Mapping[str, object] | None = None,
     quota: int = 1000,
     metrics: bool = False,
+    with_log: bool = True,
 ) -> Committee:
     """Make the folders of ``custodians`` ((id, jurisdiction) pairs) under ``folder``, ready to be served.
 
@@ -333,7 +335,7 @@ def build_committee(
         operators=(Operator(operator.name, operator.identity.public),),
         operator_threshold=1,
         coordinator_tls=(coordinator.certificate.decode(),),
-        log_key=log.keys,
+        log_key=log.keys if with_log else None,
     )
     envelope = sign_roster(roster, [operator.identity])
     operators = {operator.name: base64.b64encode(operator.identity.public.to_bytes()).decode()}

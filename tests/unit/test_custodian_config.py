@@ -43,7 +43,7 @@ def public_file(name: str = "alice", role: str = "owner", identity: Identity = A
 
 
 def test_what_is_written_reads_back(tmp_path: Path) -> None:
-    written = config(tmp_path, metrics_listen="[::1]:9100")
+    written = config(tmp_path, metrics_listen="[::1]:9100", witness_listen="127.0.0.1:7100")
     (tmp_path / "custodian.toml").write_text(render_config(written))
     assert load_config(tmp_path) == written
 
@@ -55,11 +55,15 @@ def test_what_is_written_reads_back(tmp_path: Path) -> None:
         ("releases_per_owner_per_hour = 0", Reason.MALFORMED),
         ('releases_per_owner_per_hour = "many"', Reason.MALFORMED),
         ("shutdown_grace = 1.5", Reason.MALFORMED),
+        ("max_cosignature_age = 29", Reason.MALFORMED),
+        ("max_cosignature_age = 0", Reason.MALFORMED),
+        ('witness_listen = "nowhere"', Reason.MALFORMED),
         ("this is not toml", Reason.MALFORMED),
     ],
 )
 def test_a_configuration_nobody_meant_is_refused(tmp_path: Path, line: str, reason: Reason) -> None:
     text = render_config(config(tmp_path)).replace("releases_per_owner_per_hour = 1000\n", "")
+    text = text.replace("max_cosignature_age = 600\n", "").replace('witness_listen = ""\n', "")
     (tmp_path / "custodian.toml").write_text(text.replace("shutdown_grace = 10\n", "") + line + "\n")
     with pytest.raises(MalformedError) as caught:
         load_config(tmp_path)

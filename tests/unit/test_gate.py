@@ -675,6 +675,49 @@ def test_an_owner_s_leaf_with_a_worker_s_evidence_is_refused(
     refused(node, request, "leaf", Reason.LEAF)
 
 
+# -- ledger ------------------------------------------------------------------------------------------------------------
+
+
+def test_under_a_roster_that_names_no_ledger_nothing_is_released(tmp_path: Path) -> None:
+    """No ledger is not an easier gate: it is none that opens."""
+    clock = Clock()
+    committee = build_committee(tmp_path, clock=clock, with_log=False)
+    committee.generate()
+    node = committee.nodes["ch-1"]
+    envelope = signed(committee)
+    bare = ReleaseRequest(envelope, b"", committee.leaf(envelope, b"").to_bytes())
+    inclusion = committee.ledger.append(bare.leaf)
+    for request in (
+        bare,
+        dataclasses.replace(bare, inclusion=inclusion),
+        dataclasses.replace(bare, inclusion=inclusion, update=committee.ledger.update(0)),
+    ):
+        refused(node, request, "ledger", Reason.LEDGER_ORIGIN)
+    assert any("no ledger" in warning for warning in node.warnings())
+    committee.close()
+
+
+def test_a_checkpoint_is_taken_even_where_the_release_it_came_with_is_refused(committee: Committee, node: Node) -> None:
+    """Requests behind it over the same stream rest on it."""
+    envelope = signed(committee)
+    good = ReleaseRequest(envelope, b"", committee.leaf(envelope, b"").to_bytes())
+    inclusion = committee.ledger.append(good.leaf)
+    update = committee.ledger.update(node.witness.size)
+    bad = dataclasses.replace(good, manifest=_without_signatures(envelope, 1), inclusion=inclusion, update=update)
+    refused(node, bad, "manifest", Reason.SIGNATURE_MISSING)
+    assert node.witness.size == committee.ledger.size
+    committee.ledger.bring(*(each.witness for each in committee.nodes.values()))
+    node.gate.release(dataclasses.replace(good, inclusion=inclusion))
+
+
+def test_a_worker_needs_its_leaf_in_the_ledger_as_well(
+    committee: Committee, node: Node, worker: tuple[RecipientKey, Identity]
+) -> None:
+    request = committee.worker_request(committee.evidence(*worker))
+    refused(node, dataclasses.replace(request, inclusion=NOWHERE), "ledger", Reason.LEDGER_PROOF)
+    node.gate.release(request)
+
+
 # -- quota -------------------------------------------------------------------------------------------------------------
 
 
