@@ -2,7 +2,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-MEMBERS := core protos custodian coordinator client gpu_worker deploy/local
+MEMBERS := core protos custodian coordinator client gpu_worker deploy/local deploy/kubernetes
 STAMP := $(VENV)/.installed
 
 .PHONY: setup demo test bench lint fmt protos lock fuzz flips clean

@@ -2,7 +2,7 @@
 # Resolve every member's dependencies into requirements.lock: pinned, hashed, naming no index host.
 set -euo pipefail
 cd "$(dirname "$0")/.."
-members=(core protos custodian coordinator client gpu_worker deploy/local)
+members=(core protos custodian coordinator client gpu_worker deploy/local deploy/kubernetes)
 skip=()
 for name in keyquorum-core keyquorum-protos keyquorum-custodian keyquorum-coordinator keyquorum keyquorum-gpu-worker; do
     skip+=(--no-emit-package "$name")

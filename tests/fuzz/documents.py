@@ -10,6 +10,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from keyquorum_admission.manifests import read_manifests
+from keyquorum_admission.review import Seat
 from keyquorum_core.artifact import DecryptingReader, encrypt_stream
 from keyquorum_core.bundle import read_bundle, write_bundle
 from keyquorum_core.ceremony import Commitments, EpochCertificate, PartsHeader
@@ -34,7 +36,7 @@ from keyquorum_core.signing import PublicIdentity, peek_payload
 from keyquorum_core.statements import Opening, ResultStatement
 from keyquorum_core.strictjson import loads
 from tests.fuzz.target import Target, one_of
-from tests.support import signed_vectors
+from tests.support import admission, signed_vectors
 from tests.support.client_world import MANIFEST_TYPE, the_world
 
 __all__ = ["DOCUMENTS"]
@@ -203,6 +205,23 @@ def public_values() -> list[tuple[int, bytes]]:
     return found + [(1, each) for each in of_signed("signatures", "parse_identity", "public")]
 
 
+def admission_review(data: bytes) -> object:
+    """Every seat answers any bytes; what could not be read is the typed error that the denial holds."""
+    for seat in Seat:
+        given = admission.ask(seat, data)
+        assert given.document["response"]["allowed"] is (given.outcome in ("allowed", "patched"))
+        if given.error is not None:
+            raise given.error
+    return None
+
+
+def admission_reviews() -> list[tuple[int, bytes]]:
+    plain = admission.pod()
+    found = [admission.review(each) for each in (admission.completed(plain), plain, admission.wrap("CronJob", plain))]
+    manifest = json.dumps(plain).encode()
+    return [*((0, json.dumps(each, separators=(",", ":")).encode()) for each in found), (1, manifest)]
+
+
 def text(parse: Callable[[str], object]) -> Callable[[bytes], object]:
     return lambda data: parse(data.decode("utf-8", "surrogateescape"))
 
@@ -234,6 +253,7 @@ DOCUMENTS: Sequence[Target] = (
     Target("bundle", bundle, bundles),
     Target("artifact", artifact, artifacts, 512),
     one_of("keys", [check_public, PublicIdentity.from_bytes], public_values, 4096),
+    one_of("admission", [admission_review, lambda data: read_manifests(data, "fuzz")], admission_reviews),
     Target("contributions", contributions, lambda: [encode_contributions({0: _KEY, 3: _KEY, 7: _KEY})], 256),
 )  # fmt: skip
 """What a coordinator, a peer, an owner or a file on disk can give us."""

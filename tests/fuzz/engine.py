@@ -15,7 +15,7 @@ import atheris
 def main() -> None:
     name, folder, *options = sys.argv[1:]
     warnings.simplefilter("ignore")  # X.509 parsers warn about what they then refuse
-    with atheris.instrument_imports(include=["keyquorum_core"]):
+    with atheris.instrument_imports(include=["keyquorum_core", "keyquorum_admission"]):
         from tests.fuzz.table import TARGETS
     target = TARGETS[name]
     seeds, corpus = Path(folder, "seeds"), Path(folder, "corpus")

@@ -1,0 +1,3 @@
+from keyquorum_admission.cli import main
+
+main()
