@@ -265,11 +265,13 @@ class Witnesses:
         await self._quorum_connected()
         while True:
             self._new.clear()
+            done = False
             try:
                 done = await self._round()
             except KeyquorumError as error:
                 _log.error("ledger.not_cosigned", reason=str(error.reason), message=error.message)
-                done = False
+            except Exception as error:  # without cosignatures releases end: it is tried again
+                _log.error("ledger.unforeseen", error=type(error).__name__)
             self._tried.set()
             if not done:
                 await asyncio.sleep(_RETRY_SECONDS)

@@ -25,7 +25,7 @@ from keyquorum_core.sealing import RecipientKey
 __all__ = ["Answers", "JobBinding", "check_leaf", "check_shown"]
 
 _NOT_ASKED = frozenset({Reason.UNAVAILABLE, Reason.TIMEOUT})
-_MAY_PASS = _NOT_ASKED | {Reason.STALE}
+_MAY_PASS = _NOT_ASKED | {Reason.STALE, Reason.LEDGER_CONFLICT, Reason.LEDGER_UNWITNESSED}
 """Reasons that a new request, or a little time, may cure."""
 
 

@@ -1,11 +1,11 @@
 """This custodian as a witness of the ledger (DESIGN §6 step 2, §8; guarantee G3): what it saw, and what that proves.
 
-One state serves the release gate, the coordinator's ``Cosign`` and C2SP's ``add-checkpoint``: the newest checkpoint
-accepted. A checkpoint is accepted when the log signed it with both keys and a proof shows that it extends that one; it
-is on the disk before anything is said or released on its strength.
+One state serves the release gate, a coordinator that asks for cosignatures, and C2SP's ``add-checkpoint``: the newest
+checkpoint accepted. Another is accepted when the log signed it with both keys and a proof shows that it extends that
+one; it is on the disk before anything is said or released on its strength.
 
 What is *proof* of a misdeed and what is only a bad answer decides who can stop this custodian
-(docs/adr/0010-provable-forks.md). Two checkpoints of one size that the log signed with different roots are a **fork**.
+(docs/adr/0011-provable-forks.md). Two checkpoints of one size that the log signed with different roots are a **fork**.
 This custodian's own cosignature on a tree larger than the newest it remembers is a **rollback** of its disk: it signs
 only what it has stored. Both are kept, with both notes, and stop releases until an operator clears them. A proof that
 does not verify is refused, and no more: anybody between could have spoilt it. A checkpoint older than the newest is
@@ -22,7 +22,7 @@ from typing import Final
 
 from keyquorum_core.errors import KeyquorumError, MalformedError, Reason, RefusedError, StateError, UnavailableError
 from keyquorum_core.ledger.checkpoints import Checkpoint
-from keyquorum_core.ledger.cosignatures import Cosigner, verify_signature
+from keyquorum_core.ledger.cosignatures import CLOCK_SKEW, Cosigner, verify_signature
 from keyquorum_core.ledger.log_keys import SignedCheckpoint
 from keyquorum_core.ledger.log_trust import LogTrust
 from keyquorum_core.ledger.merkle import EMPTY_ROOT, MAX_PROOF, verify_consistency, verify_inclusion
@@ -207,7 +207,7 @@ class Witness:
             raise self._conflict(f"a tree of {inclusion.size}")
         verify_inclusion(leaf_hash, inclusion.index, seen.size, inclusion.proof, seen.root)
         age = int(self._clock()) - self._witnessed_at
-        if age > self._max_age:
+        if not -CLOCK_SKEW <= age <= self._max_age:  # a clock that was set back makes nothing young
             raise RefusedError(
                 Reason.LEDGER_UNWITNESSED,
                 "no quorum of custodians has cosigned the ledger in time",

@@ -309,6 +309,10 @@ def test_nothing_is_shown_before_a_quorum_vouched_or_long_after(scene: Scene) ->
     refused(Reason.LEDGER_UNWITNESSED, shown)
     scene.vouch()
     shown()
+    scene.now -= CLOCK_SKEW
+    shown()
+    scene.now -= 1  # a clock that was set back makes an old word no younger
+    refused(Reason.LEDGER_UNWITNESSED, shown)
 
 
 @pytest.mark.parametrize("what", ["one custodian", "one key each", "too old", "from the future", "a forged line"])
