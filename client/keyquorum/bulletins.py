@@ -28,6 +28,7 @@ T = TypeVar("T")
 KINDS: Final[Mapping[str, tuple[str, str]]] = {
     "reference-values": ("keyquorum_core.attestation.reference", "REFERENCE_VALUES"),
     "inventory": ("keyquorum_core.attestation.inventory", "INVENTORY"),
+    "revocations": ("keyquorum_core.revocations", "REVOCATIONS"),
 }
 """The kinds there are, each with module and name of its :class:`~keyquorum_core.bulletin.Kind`; loaded when used."""
 

@@ -13,7 +13,7 @@ import hashlib
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Final, Generic, TypeVar
+from typing import Any, Final, Generic, TypeVar
 
 import rfc8785
 
@@ -139,10 +139,14 @@ class Bulletin:
 
 @dataclass(frozen=True, slots=True)
 class Kind(Generic[T]):
-    """A kind of bulletin: its name, and how its body is read (raising :class:`MalformedError`) into what it means."""
+    """A kind of bulletin: its name, how its body is read (raising :class:`MalformedError`) into what it means, and what
+    may follow what."""
 
     name: str
     read: Callable[[Bulletin], T]
+    follows: Callable[[Any, Any], None] = lambda previous, following: None
+    """Raises :class:`RefusedError` where what a newer version means may not come after what the last one accepted
+    meant: both as :attr:`read` gives them."""
 
 
 def sign_bulletin(bulletin: Bulletin, operators: Iterable[Identity]) -> bytes:

@@ -63,6 +63,8 @@ class _Slot:
     version: int = 0
     digest: str = ""
     accepted: Accepted[object] | None = None
+    last: object = None
+    """What the document accepted last means, also once it is no longer in force."""
     fallen: KeyquorumError | None = None
     """Why the document accepted last is no longer in force, though it is in date."""
     problem: KeyquorumError | None = None
@@ -186,6 +188,8 @@ class Bulletins:
         if row is None:
             return
         slot.version, slot.digest, envelope = row
+        with contextlib.suppress(KeyquorumError):
+            slot.last = slot.kind.read(peek_bulletin(envelope))
         try:
             bulletin = self._verify(slot, envelope)
             slot.accepted = _accepted(bulletin, slot.digest, slot.kind.read(bulletin))
@@ -231,8 +235,11 @@ class Bulletins:
             return slot.accepted
         bulletin.check_time(now)
         accepted = _accepted(bulletin, digest, slot.kind.read(bulletin))
+        if slot.last is not None and bulletin.version != slot.version:
+            slot.kind.follows(slot.last, accepted.value)
         self._keystore.save_bulletin(slot.kind.name, bulletin.version, digest, envelope, now)
         slot.version, slot.digest, slot.accepted, slot.fallen = bulletin.version, digest, accepted, None
+        slot.last = accepted.value
         self._events.append(
             ("bulletin accepted", {"kind": accepted.kind, "version": accepted.version, "digest": digest})
         )

@@ -34,6 +34,7 @@ from keyquorum_core.release import (
     share_info,
     sign_answer,
 )
+from keyquorum_core.revocations import Revocations
 from keyquorum_core.sealing import seal, suite_of
 from keyquorum_core.signing import MAX_ENVELOPE, PublicIdentity
 from keyquorum_custodian.appraisals import Appraisals
@@ -44,6 +45,7 @@ from keyquorum_custodian.policy import CustodianPolicy
 from keyquorum_custodian.quota import Quota
 from keyquorum_custodian.trust import Owners
 from keyquorum_custodian.windows import Windows
+from keyquorum_custodian.withdrawn import Withdrawn
 from keyquorum_custodian.witness import NOWHERE, CheckpointUpdate, Inclusion, Witness
 
 __all__ = ["CHECKS", "LEAF_SKEW", "Gate", "ReleaseRequest"]
@@ -94,6 +96,7 @@ class _Case:
         "now",
         "recipient",
         "request",
+        "revocations",
         "verified",
     )
 
@@ -109,6 +112,7 @@ class _Case:
         self.recipient: bytes
         self.appraisal: Appraisal | None = None
         self.decision: Decision
+        self.revocations: Revocations
 
 
 class Gate:
@@ -123,6 +127,8 @@ class Gate:
         epochs: Epochs,
         appraisals: Appraisals,
         leases: Leases,
+        withdrawn: Withdrawn,
+        roster_digest: str,
         windows: Windows,
         policy: CustodianPolicy,
         quota: Quota,
@@ -136,6 +142,8 @@ class Gate:
         self._epochs = epochs
         self._appraisals = appraisals
         self._leases = leases
+        self._withdrawn = withdrawn
+        self._roster_digest = roster_digest
         self._windows = windows
         self._policy = policy
         self._quota = quota
@@ -247,6 +255,14 @@ class Gate:
                 next_step="Ask again with a new leaf; if this goes on, compare clocks.",
             )
 
+    def _check_revocation(self, case: _Case) -> None:
+        """The operators revoked neither the roster in force here, nor the owner, nor the job. What they revoked of a
+        worker and of policies is looked at where those are known."""
+        case.revocations = self._withdrawn.current()
+        case.revocations.require_asker(
+            job_id=case.verified.job_id, owner=case.verified.owner.fingerprint, roster=self._roster_digest
+        )
+
     def _check_window(self, case: _Case) -> None:
         """The manifest's time window contains this moment by this custodian's clock."""
         manifest.check_window(case.verified.manifest, case.now)
@@ -287,6 +303,7 @@ class Gate:
                 recipient_sha256=case.leaf.recipient_sha256,
                 policy=case.epoch.policy,
             )
+            case.revocations.require_worker(appraisal, case.leaf.recipient_sha256)
             appraisal.require_region(signed.regions)
             case.appraisal = appraisal
             case.recipient = appraisal.hpke_key
@@ -323,6 +340,7 @@ class Gate:
         """This custodian's own policies permit it: for this job, to this owner or worker, now. That the ledger shows
         the release was checked before."""
         case.decision = self._policy.check_recipient(case.verified.facts, case.appraisal, logged=True)
+        case.revocations.require_standing("policy", case.decision.bundle_digest)
 
     def _check_quota(self, case: _Case) -> None:
         """The owner has releases left this hour. A leaf that was answered before is not counted twice."""
@@ -395,6 +413,7 @@ CHECKS: Final[tuple[tuple[str, Callable[[Gate, _Case], None]], ...]] = (
     ("roster", Gate._check_roster),
     ("manifest", Gate._check_manifest),
     ("leaf", Gate._check_leaf),
+    ("revocation", Gate._check_revocation),
     ("window", Gate._check_window),
     ("key", Gate._check_key),
     ("ledger", Gate._check_ledger),

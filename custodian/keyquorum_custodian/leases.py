@@ -141,13 +141,15 @@ class Leases:
         reason: Reason,
         *,
         hardware: Iterable[HardwareId] = (),
+        measurements: Iterable[str] = (),
         recipient_sha256: str = "",
         job_id: str = "",
         key_id: str = "",
     ) -> tuple[Lease, ...]:
-        """Renew none of these any more: those of a recipient key, a job, a key, or of any of this hardware. Returns
-        those that were good until now. On the disk when this returns. Raises ``STORAGE``."""
-        wanted = frozenset(hardware)
+        """Renew none of these any more: those of a recipient key, a job, a key, of any of this hardware, or of a
+        machine on which any of these was measured (``type:hex``). Returns those that were good until now. On the disk
+        when this returns. Raises ``STORAGE``."""
+        wanted = {str(each) for each in hardware} | set(measurements)
 
         def meant(lease: Lease) -> bool:
             if lease.revoked:
@@ -155,7 +157,11 @@ class Leases:
             if recipient_sha256 == lease.recipient_sha256 or job_id == lease.job_id or key_id == lease.key_id:
                 return True
             held = self._held(lease.job_id, lease.recipient_sha256) if wanted else None
-            return held is not None and not wanted.isdisjoint(held[1].hardware)
+            if held is None:
+                return False
+            shown = held[1]
+            measured = (f"{item.type}:{item.measurement}" for item in shown.items if item.measurement)
+            return not wanted.isdisjoint([*map(str, shown.hardware), *measured])
 
         rows = self._keystore.select(f"SELECT {_COLUMNS} FROM leases")  # noqa: S608
         gone = tuple(lease for lease in (Lease(*row) for row in rows) if meant(lease))  # type: ignore[arg-type]

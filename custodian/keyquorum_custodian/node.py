@@ -19,6 +19,7 @@ from keyquorum_core.errors import Reason, RefusedError
 from keyquorum_core.ledger.log_trust import LogTrust
 from keyquorum_core.ledger.witness_keys import witness_name
 from keyquorum_core.policy.facts import QuorumFacts, Seat
+from keyquorum_core.revocations import REVOCATIONS
 from keyquorum_core.roster import Roster, open_roster
 from keyquorum_core.succession import open_successor
 from keyquorum_custodian.appraisals import Appraisals
@@ -40,6 +41,7 @@ from keyquorum_custodian.seed_records import DESTROYED
 from keyquorum_custodian.tpms import Tpms
 from keyquorum_custodian.trust import Owners, load_operators
 from keyquorum_custodian.windows import Windows
+from keyquorum_custodian.withdrawn import Withdrawn
 from keyquorum_custodian.witness import Witness
 from keyquorum_protos.wire.files import read_bytes
 from keyquorum_protos.wire.tls import TlsIdentity
@@ -65,6 +67,7 @@ class Node:
     witness: Witness
     quarantine: Quarantine
     leases: Leases
+    withdrawn: Withdrawn
     gate: Gate
     ceremonies: Ceremonies
     tls_identity: TlsIdentity
@@ -181,12 +184,15 @@ def _assemble(config: CustodianConfig, store: Keystore, clock: Callable[[], floa
     appraisals = Appraisals(bulletins, config.id, windows, store, Tpms(store))
     quarantine = Quarantine(store, _say_quarantined)
     leases = Leases(store, appraisals, quarantine)
+    withdrawn = Withdrawn(bulletins, leases, appraisals)
     gate = Gate(
         config.id,
         roster_expires_at=roster.expires_at,
         owners=Owners(config.path(config.owners)),
         epochs=epochs,
         leases=leases,
+        withdrawn=withdrawn,
+        roster_digest=digest,
         appraisals=appraisals,
         windows=windows,
         policy=policy,
@@ -212,6 +218,7 @@ def _assemble(config: CustodianConfig, store: Keystore, clock: Callable[[], floa
         witness=witness,
         quarantine=quarantine,
         leases=leases,
+        withdrawn=withdrawn,
         gate=gate,
         ceremonies=ceremonies,
         tls_identity=tls_identity,
@@ -278,7 +285,7 @@ def _open_bulletins(config: CustodianConfig, roster: Roster, store: Keystore, se
         )
     return Bulletins(
         config.path(config.bulletins),
-        (*BULLETIN_KINDS, *policy_kinds(seat)),
+        (*BULLETIN_KINDS, REVOCATIONS, *policy_kinds(seat)),
         cluster=config.cluster,
         operators=operators,
         threshold=threshold,

@@ -178,6 +178,8 @@ class CustodianServer:
         """Files are also looked at when they are needed; this is for the log, the metrics and an idle custodian."""
         bulletins = self._node.bulletins
         bulletins.refresh()
+        with contextlib.suppress(KeyquorumError):  # what stops releases is said at each, and in `status`
+            self._node.withdrawn.current()
         self.metrics.development.set(self._node.trusts_development)
         for message, members in bulletins.take_events():
             (self._log.error if "reason" in members else self._log.info)(message, **members)

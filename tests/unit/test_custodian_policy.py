@@ -1,4 +1,4 @@
-"""A custodian decides by its own policy: installed, replaced while it runs, never rolled back, never anybody else's."""
+"""G2: a custodian decides by its own policy: installed, replaced while it runs, never rolled back, never another's."""
 
 from __future__ import annotations
 

@@ -155,6 +155,7 @@ def test_the_list_of_checks_is_the_one_of_the_design() -> None:
         "roster",
         "manifest",
         "leaf",
+        "revocation",
         "window",
         "key",
         "ledger",
