@@ -491,24 +491,46 @@ def test_a_pod_that_was_scheduled_may_name_its_node_and_cannot_move() -> None:
     assert rules(ask(Seat.VALIDATE, review(after, "UPDATE", before))) == {"NODE_NAME"}
 
 
-def test_an_object_on_its_way_out_is_let_go_unless_its_pod_changes() -> None:
-    before = pod()  # was there before the webhook: would never be admitted now
-    before["metadata"]["finalizers"] = ["batch.kubernetes.io/job-tracking"]
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_object_on_its_way_out_is_let_go_unless_its_pod_changes(kind: str) -> None:
+    before = wrap(kind, pod())  # was there before the webhook: would never be admitted now
+    before["metadata"]["finalizers"] = ["foregroundDeletion"]
     after = copy.deepcopy(before)
     after["metadata"]["finalizers"] = []
+    after["metadata"].setdefault("labels", {})["changed"] = "too"
     assert "WORKER" in rules(ask(Seat.VALIDATE, review(after, "UPDATE", before)))
     for each in (before, after):
         each["metadata"]["deletionTimestamp"] = "2026-03-01T00:00:00Z"
     assert rules(ask(Seat.VALIDATE, review(after, "UPDATE", before))) == set()
-    after["spec"]["hostPID"] = True
+    spec_of(after)["hostPID"] = True
     assert "HOST" in rules(ask(Seat.VALIDATE, review(after, "UPDATE", before)))
+
+
+def test_a_pod_from_before_its_namespace_was_marked_can_finish_and_not_change() -> None:
+    """The Job's controller takes its finalizer off; anything more, and the pod is judged."""
+    before = pod(marked=False)
+    before["metadata"]["finalizers"] = ["batch.kubernetes.io/job-tracking"]
+    after = copy.deepcopy(before)
+    after["metadata"]["finalizers"] = []
+    assert rules(ask(Seat.VALIDATE_REQUIRED, review(after, "UPDATE", before))) == set()
+    for change in (
+        lambda of: of["metadata"]["labels"].update(app="another"),
+        lambda of: of["metadata"].pop("annotations"),
+        lambda of: of["metadata"]["annotations"].update({"io.katacontainers.config.agent.debug": "1"}),
+        lambda of: own(of["spec"]).update(image=APP_IMAGE.replace("c0", "c1")),
+        lambda of: of["spec"].update(ephemeralContainers=[CONTAINER]),
+    ):
+        changed = copy.deepcopy(after)
+        change(changed)
+        assert "WORKER" in rules(ask(Seat.VALIDATE_REQUIRED, review(changed, "UPDATE", before)))
 
 
 def test_a_deletion_date_of_the_callers_own_opens_nothing() -> None:
     tried = pod()
     tried["metadata"]["deletionTimestamp"] = "2026-03-01T00:00:00Z"
     assert "WORKER" in rules(ask(Seat.VALIDATE, review(tried)))
-    assert "WORKER" in rules(ask(Seat.VALIDATE, review(tried, "UPDATE", pod())))
+    before = pod(marked=False)
+    assert "WORKER" in rules(ask(Seat.VALIDATE, review(tried, "UPDATE", before)))
 
 
 @pytest.mark.parametrize("subresource", ["exec", "attach", "portforward", "proxy"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -56,6 +57,19 @@ def test_a_bad_member_is_named(old: str, new: str, named: str) -> None:
         parse_config(CONFIG.replace(old, new, 1).encode(), Path("/"))
     assert named in str(caught.value)
     assert caught.value.expected
+
+
+def test_the_documented_file_is_one_that_is_read() -> None:
+    text = (Path(__file__).resolve().parents[2] / "docs" / "kubernetes.md").read_text()
+    example = text.partition("## admission.toml")[2].partition("```toml\n")[2].partition("```")[0]
+    assert "[worker]" in example
+    digest = iter(["00" * 32, "00" * 32, "11" * 32])
+    while "sha256:…" in example:
+        example = example.replace("sha256:…", f"sha256:{next(digest)}", 1)
+    plain, every = example, re.sub(r"^# (?=[a-z_]+ = |\[)", "", example, flags=re.MULTILINE)
+    assert every != plain
+    for each in (plain, every):
+        assert len(parse_config(each.encode(), Path("/"))[1].worker.digests) == 2
 
 
 def test_a_node_selector_must_select() -> None:

@@ -29,13 +29,14 @@ _APPARMOR: Final = "container.apparmor.security.beta.kubernetes.io/"
 def judge(settings: Settings, workload: Workload, old: Workload | None, by_namespace: bool) -> list[Finding]:
     """Every rule that the object breaks; none, when it need not attest. ``old``: the object before an update.
 
-    An object on its way out (deletion asked for, pod unchanged) is let go: its controllers must be able to finish.
+    An update that leaves a pod as it was is let through where refusing could only leave finalizers behind: of an object
+    whose deletion was asked for, and of a Pod that was there before it had to attest.
     Raises :class:`MalformedError` for fields of another type than Kubernetes has there.
     """
     findings = judge_marks(workload, old, by_namespace)
     if not requires_attestation(workload, by_namespace):
         return findings
-    if old is not None and _ending(workload, old):
+    if old is not None and (_ending(workload, old) or _untouched(workload, old)):
         return findings
     pod = workload.pod
     if not is_marked(pod.child("metadata")):
@@ -86,6 +87,14 @@ def _ending(workload: Workload, old: Workload) -> bool:
         old.root.at("metadata", "deletionTimestamp").present
         and workload.pod.child("spec").value == old.pod.child("spec").value
     )
+
+
+def _untouched(workload: Workload, old: Workload) -> bool:
+    """Whether nothing that is judged here changed in a Pod: a Job's controller, for one, takes its finalizer off."""
+    if workload.kind != "Pod":
+        return False
+    parts = (("metadata", "labels"), ("metadata", "annotations"), ("spec",))
+    return all(workload.root.at(*each).value == old.root.at(*each).value for each in parts)
 
 
 def _node_name(workload: Workload, old: Workload | None) -> list[Finding]:

@@ -49,10 +49,18 @@ class _Loader(yaml.SafeLoader):
     """YAML without aliases, which could grow without bound, and without members said twice, which two readers may read
     differently."""
 
+    _depth = 0
+
     def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
         if self.check_event(yaml.AliasEvent):
             raise yaml.composer.ComposerError(None, None, "aliases are not read", None)
-        return super().compose_node(parent, index)
+        if self._depth > _MAX_DEPTH:
+            problem = f"nested deeper than {_MAX_DEPTH} levels"
+            raise yaml.composer.ComposerError(None, None, problem, None)
+        self._depth += 1
+        node = super().compose_node(parent, index)
+        self._depth -= 1
+        return node
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         names = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
@@ -82,7 +90,7 @@ def read_manifests(data: bytes, what: str) -> list[dict[str, Any]]:
 def _objects(document: object, what: str) -> Iterator[dict[str, Any]]:
     if document is None:
         return
-    _check(document, what, 0)
+    _check(document, what)
     root = Node(document, "")
     if root.child("kind").text() == "List":
         for item in root.child("items").items():
@@ -91,26 +99,23 @@ def _objects(document: object, what: str) -> Iterator[dict[str, Any]]:
         yield root.members()
 
 
-def _check(value: object, what: str, depth: int) -> None:
-    """Refuse what JSON does not have: keys that are no strings, dates, sets, bytes; and too deep a nesting."""
-    if depth > _MAX_DEPTH:
-        raise MalformedError(Reason.MALFORMED, f"{what} is nested too deeply", expected=f"at most {_MAX_DEPTH} levels")
+def _check(value: object, what: str) -> None:
+    """Refuse what JSON does not have: keys that are no strings, dates, sets, bytes."""
     if isinstance(value, dict):
         for name, member in value.items():
             if not isinstance(name, str):
                 raise MalformedError(
                     Reason.MALFORMED, f"{what} has a key that is no string", expected="string", actual=repr(name)[:60]
                 )
-            _check(member, what, depth + 1)
+            _check(member, what)
     elif isinstance(value, list):
         for member in value:
-            _check(member, what, depth + 1)
+            _check(member, what)
     elif isinstance(value, datetime.date | bytes | set | tuple):
-        expected = "text in quotes"
         raise MalformedError(
             Reason.MALFORMED,
             f"{what} has a value that JSON does not have",
-            expected=expected,
+            expected="text in quotes",
             actual=type(value).__name__,
         )
 
