@@ -17,7 +17,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks import artifact_rate, attestation, audit, gate, jobs, ledger, memory, policy, release
+from benchmarks import artifact_rate, attestation, audit, gate, jobs, ledger, memory, policy, prepare, release
 
 PARTS: dict[str, Callable[[Path], dict[str, object]]] = {
     "release": release.measure,
@@ -29,6 +29,7 @@ PARTS: dict[str, Callable[[Path], dict[str, object]]] = {
     "ledger": ledger.measure,
     "audit": audit.measure,
     "policy": policy.measure,
+    "prepare": prepare.measure,
 }
 
 

@@ -300,6 +300,9 @@ def example_provenance() -> ProvenanceStatement:
         output_sha256=hashlib.sha256(b"file").hexdigest(),
         columns_in=("age", "name", "zip"),
         columns_out=("age", "zip3"),
+        rows_in=1000,
+        rows_out=1000,
+        tool="keyquorum 0.1.0",
         epsilon_micro=500_000,
         issued_at=NOW - 3600,
     )
@@ -449,6 +452,8 @@ def manifest() -> None:
     provenance("provenance: unknown member", restated(rows=7), "MALFORMED")
     provenance("provenance: no inputs", restated(inputs=[]), "MALFORMED")
     provenance("provenance: inputs out of order", restated(inputs=["33" * 32, "22" * 32]), "MALFORMED")
+    provenance("provenance: no tool", restated(tool=""), "MALFORMED")
+    provenance("provenance: rows are text", restated(rows_out="7"), "MALFORMED")
     provenance("provenance: columns twice", restated(columns_out=["age", "age"]), "MALFORMED")
     write("manifest", "Manifests, openings, result and provenance statements; docs/spec/manifest.md", vectors)
 

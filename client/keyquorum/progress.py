@@ -23,6 +23,7 @@ class Stage(StrEnum):
     DECRYPT = "decrypt"  # bytes of plaintext
     CEREMONY = "ceremony"  # custodians done with the step named in ``part``
     VERIFY = "verify"  # leaves of the ledger
+    PREPARE = "prepare"  # rows; total unknown for some formats
     PROVE = "prove"  # leaves of the ledger
 
 

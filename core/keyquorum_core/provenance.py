@@ -9,6 +9,7 @@ learns what the owner answers for, not that it is so. Exact bytes: docs/spec/man
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Final
@@ -37,6 +38,7 @@ MAX_PROVENANCE: Final = 64
 MAX_COLUMNS: Final = 1024
 _MAX_COLUMN: Final = 128
 _MAX_INPUTS: Final = 1024
+_TOOL: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9 ./+_-]{0,63}", re.ASCII)
 _MAX_STATEMENT: Final = 1 << 20
 
 
@@ -111,7 +113,11 @@ class ProvenanceStatement:
     output_sha256: str
     columns_in: tuple[str, ...]
     columns_out: tuple[str, ...]
+    rows_in: int
+    rows_out: int
     epsilon_micro: int
+    tool: str
+    """What did it, with its version."""
     issued_at: int
 
     def __post_init__(self) -> None:
@@ -125,8 +131,9 @@ class ProvenanceStatement:
             check(SHA256_HEX, digest, "input digest")
         _check_columns(self.columns_in, "columns in")
         _check_columns(self.columns_out, "columns out")
-        within(self.epsilon_micro, "epsilon_micro")
-        within(self.issued_at, "issued_at")
+        for name in ("rows_in", "rows_out", "epsilon_micro", "issued_at"):
+            within(getattr(self, name), name)
+        check(_TOOL, self.tool, "tool")
 
     def payload(self) -> bytes:
         """RFC 8785 JSON."""
@@ -140,6 +147,9 @@ class ProvenanceStatement:
                     "issued_at": self.issued_at,
                     "output_sha256": self.output_sha256,
                     "pipeline_sha256": self.pipeline_sha256,
+                    "rows_in": self.rows_in,
+                    "rows_out": self.rows_out,
+                    "tool": self.tool,
                 }
             )
         )
@@ -160,7 +170,10 @@ class ProvenanceStatement:
             output_sha256=fields.text("output_sha256"),
             columns_in=fields.texts("columns_in", max_items=MAX_COLUMNS, max_length=_MAX_COLUMN),
             columns_out=fields.texts("columns_out", max_items=MAX_COLUMNS, max_length=_MAX_COLUMN),
+            rows_in=fields.integer("rows_in"),
+            rows_out=fields.integer("rows_out"),
             epsilon_micro=fields.integer("epsilon_micro"),
+            tool=fields.text("tool", max_length=64),
             issued_at=fields.integer("issued_at"),
         )
         fields.done()

@@ -25,7 +25,10 @@ STATEMENT = ProvenanceStatement(
     output_sha256=DATA,
     columns_in=("name", "a", "b"),
     columns_out=("b", "a"),
+    rows_in=3,
+    rows_out=2,
     epsilon_micro=500_000,
+    tool="keyquorum 0.1.0",
     issued_at=1_800_000_000,
 )
 
@@ -34,7 +37,7 @@ def test_layout_of_the_statement_is_pinned() -> None:
     assert STATEMENT.payload() == (
         b'{"columns_in":["a","b","name"],"columns_out":["a","b"],"epsilon_micro":500000,"inputs":["' + b"22" * 32
         + b'","' + b"33" * 32 + b'"],"issued_at":1800000000,"output_sha256":"' + DATA.encode()
-        + b'","pipeline_sha256":"' + b"11" * 32 + b'"}'
+        + b'","pipeline_sha256":"' + b"11" * 32 + b'","rows_in":3,"rows_out":2,"tool":"keyquorum 0.1.0"}'
     )  # fmt: skip
     assert ProvenanceStatement.parse(STATEMENT.payload()) == STATEMENT
 
@@ -57,6 +60,8 @@ def test_an_entry_names_the_statement_by_its_digest() -> None:
         {"columns_in": ("a\x1b",)},
         {"columns_in": ("a" * 129,)},
         {"epsilon_micro": -1},
+        {"rows_in": -1},
+        {"tool": "two\nlines"},
         {"epsilon_micro": 2**53},
     ],
 )

@@ -25,6 +25,7 @@ from keyquorum.cli import (
     operator,
     output,
     policy,
+    prepare,
     quorum,
     roster_change,
     version,
@@ -59,6 +60,7 @@ def build() -> typer.Typer:
     app.add_typer(identity.app)
     app.add_typer(roster_change.app)  # roster's, with how one becomes the next
     app.add_typer(policy.app)
+    app.add_typer(prepare.app)
     app.add_typer(operator.app)
     app.command("version")(version.version)
     broken = ""

@@ -24,6 +24,7 @@ _TITLES = {
     "ceremony": "ceremony",
     "verify": "verifying the ledger",
     "prove": "proving",
+    "prepare": "preparing rows",
 }
 _BYTES = ("encrypt", "upload", "download", "decrypt")
 
