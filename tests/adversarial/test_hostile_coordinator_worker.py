@@ -296,7 +296,8 @@ class ForgesAnAnswer(FakeCluster):
 
     def share(self, custodian: Custodian, job: FakeJob, leaf: Leaf, recipient: bytes) -> Answer:
         honest = super().share(custodian, job, leaf, recipient)
-        return replace(honest, sealed=honest.sealed[:-1] + b"\0") if custodian.name == "ch-1" else honest
+        forged = honest.sealed[:-1] + bytes([honest.sealed[-1] ^ 1])
+        return replace(honest, sealed=forged) if custodian.name == "ch-1" else honest
 
 
 class SpeaksForAnother(FakeCluster):

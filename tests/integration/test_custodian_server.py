@@ -456,18 +456,21 @@ async def test_a_custodian_that_ends_answers_what_is_under_way(committee: Commit
     config = committee.directory("is-1") / "custodian.toml"
     config.write_text(re.sub(r"shutdown_grace = \d+", "shutdown_grace = 60", config.read_text()))
     started = start_custodian_process(committee.directory("is-1"))
-    async with committee.channel("is-1", started.address) as channel:
-        request = committee.owner_request()
-        call = rpc.CustodianStub(channel).Release()
-        await call.write(committee.message("is-1", request, "1"))
-        first = await call.read()
-        assert isinstance(first, pb.ReleaseAnswer)
-        assert first.WhichOneof("outcome") == "share", first
-        stopping = asyncio.create_task(asyncio.to_thread(started.stop))
-        assert await call.read() is grpc.aio.EOF
-        assert await call.code() is grpc.StatusCode.OK
-        # Within `stop`'s patience: the stream that its caller never ends did not use up the grace.
-        assert await stopping == 0
+    try:
+        async with committee.channel("is-1", started.address) as channel:
+            request = committee.owner_request()
+            call = rpc.CustodianStub(channel).Release()
+            await call.write(committee.message("is-1", request, "1"))
+            first = await call.read()
+            assert isinstance(first, pb.ReleaseAnswer)
+            assert first.WhichOneof("outcome") == "share", first
+            stopping = asyncio.create_task(asyncio.to_thread(started.stop, 50))
+            assert await call.read() is grpc.aio.EOF
+            assert await call.code() is grpc.StatusCode.OK
+            # Within `stop`'s patience: the stream that its caller never ends did not use up the grace.
+            assert await stopping == 0
+    finally:
+        started.kill()
     log = started.log.read_text()
     assert [json.loads(line)["event"] for line in log.splitlines()][-2:] == ["stopping", "stopped"]
 

@@ -267,7 +267,8 @@ def test_wrong_parts_are_refused_and_the_right_ones_still_taken(run: Run, which:
     elif which == "for another":
         parts[0] = dataclasses.replace(parts[0], to="is-1")
     elif which == "changed":
-        parts[0] = dataclasses.replace(parts[0], sealed=parts[0].sealed[:-1] + b"\0")
+        blob = parts[0].sealed
+        parts[0] = dataclasses.replace(parts[0], sealed=blob[:-1] + bytes([blob[-1] ^ 1]))
     elif which == "another's":
         parts[0] = dataclasses.replace(parts[0], sealed=parts[1].sealed)
     else:
