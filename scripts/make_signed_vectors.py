@@ -1,4 +1,4 @@
-"""Write docs/spec/vectors/{signatures,sealing,manifest,release,bulletin,key-request}.json from fixed seeds.
+"""Write docs/spec/vectors/{signatures,sealing,manifest,release,bulletin,key-request,telemetry}.json from fixed seeds.
 
 Name those to write.
 
@@ -25,6 +25,7 @@ from keyquorum_core import bulletin as b
 from keyquorum_core import key_request as k
 from keyquorum_core import manifest as m
 from keyquorum_core import release as r
+from keyquorum_core import telemetry as t
 from keyquorum_core.provenance import PROVENANCE_TYPE, ProvenanceStatement, sign_provenance
 from keyquorum_core.sealing import RecipientKey, seal
 from keyquorum_core.signing import Identity, merge, pae, sign, sign_many
@@ -698,8 +699,77 @@ def key_request() -> None:
     write("key-request", "Key requests; docs/spec/key-request.md", vectors)
 
 
+def telemetry() -> None:
+    worker, other = identity("worker"), identity("mallory")
+    maker, key, job = worker.public.to_bytes(), fixed("telemetry key"), "abcdefghijklmnopqrstuvwxyz"
+    records = (
+        t.Record(NOW, "key-released", {"custodians": 3, "lease_seconds": 3600}),
+        t.Record(NOW + 10, "usage", {"memory_bytes": 1 << 30, "seconds": 10}),
+    )
+    content = t.seal_records(key, records, job, maker, 0)
+    digest = hashlib.sha256(content).hexdigest()
+    members: dict[str, Any] = {
+        "job_id": job,
+        "worker": t.worker_digest(worker.public),
+        "sequence": 0,
+        "previous_sha256": t.NO_BATCH,
+        "first_at": NOW,
+        "last_at": NOW + 10,
+        "records": 2,
+        "content_sha256": digest,
+        "content_size": len(content),
+        "last": False,
+        "reason": "",
+    }
+    first = t.Batch(**members)
+    envelope = t.sign_batch(first, worker)
+    vectors: list[Vector] = []
+
+    def batch(name: str, envelope: bytes, expect: str, payload: bytes = b"", **changes: str) -> None:
+        fields: Vector = {"job": job, "signer": b64(maker), "envelope": b64(envelope), **changes}
+        result = {"payload": b64(payload)} if expect == "ok" else {}
+        vectors.append({"name": name, "operation": "batch", **fields, "expect": expect, **result})
+
+    batch("first", envelope, "ok", first.payload())
+    after = {**members, "sequence": 1, "previous_sha256": hashlib.sha256(envelope).hexdigest()}
+    last = t.Batch(**{**after, "last": True, "reason": "LEASE"})
+    batch("last, the lease is over", t.sign_batch(last, worker), "ok", last.payload())
+    batch("another job", envelope, "WRONG_JOB", job="b" * 26)
+    batch("another signer", envelope, "SIGNATURE", signer=b64(other.public.to_bytes()))
+
+    def signed(name: str, expect: str, **changes: Any) -> None:
+        batch(name, sign(worker, t.TELEMETRY_TYPE, rfc8785.dumps({**members, **changes})), expect)
+
+    signed("names another key", "DIGEST", worker=t.worker_digest(other.public))
+    signed("first with one before it", "MALFORMED", previous_sha256="11" * 32)
+    signed("second with none before it", "MALFORMED", sequence=1)
+    signed("too far", "MALFORMED", sequence=4096, previous_sha256="11" * 32)
+    signed("a reason that is not the last's", "MALFORMED", reason="LEASE")
+    signed("no records", "MALFORMED", records=0)
+    signed("too many records", "MALFORMED", records=257)
+    signed("too large", "MALFORMED", content_size=262145)
+    signed("ends before it begins", "MALFORMED", last_at=NOW - 1)
+    signed("another member", "MALFORMED", region="CH")
+    batch("not canonical", sign(worker, t.TELEMETRY_TYPE, b" " + first.payload()), "MALFORMED")
+    batch("another type", sign(worker, m.RESULT_TYPE, first.payload()), "MALFORMED")
+
+    def opened(name: str, content: bytes, expect: str, changed: bytes = first.payload(), using: bytes = key) -> None:
+        fields: Vector = {"content": content.hex(), "key": using.hex(), "signer": b64(maker), "payload": b64(changed)}
+        plain = b"".join(record.to_bytes() + b"\n" for record in records)
+        result = {"plaintext_sha256": hashlib.sha256(plain).hexdigest()} if expect == "ok" else {}
+        vectors.append({"name": f"records: {name}", "operation": "records", **fields, "expect": expect, **result})
+
+    opened("good", content, "ok")
+    opened("a bit flipped", flip(content, 60), "DIGEST")
+    opened("truncated", content[:-1], "DIGEST")
+    opened("another key", content, "ARTIFACT", using=fixed("another key"))
+    opened("of another batch", content, "ARTIFACT", t.Batch(**after).payload())
+    opened("fewer than named", content, "MALFORMED", t.Batch(**{**members, "records": 3}).payload())
+    write("telemetry", "docs/spec/telemetry.md", vectors)
+
+
 if __name__ == "__main__":
-    known = (signatures, sealing, manifest, release, bulletin, key_request)
+    known = (signatures, sealing, manifest, release, bulletin, key_request, telemetry)
     for make in known:
         if make.__name__.replace("_", "-") in sys.argv[1:]:
             make()

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from keyquorum.status import ClusterStatus, CustodianHealth
     from keyquorum.submission import SubmittedJob
     from keyquorum.sync import Client, connect
+    from keyquorum.telemetry import Telemetry, TelemetryRecord
     from keyquorum_core.errors import (
         KeyquorumError,
         MalformedError,
@@ -70,6 +71,8 @@ __all__ = [
     "Stage",
     "StateError",
     "SubmittedJob",
+    "Telemetry",
+    "TelemetryRecord",
     "UnavailableError",
     "__version__",
     "aio",
@@ -103,6 +106,7 @@ _HOMES = {
         "UnavailableError",
     ),
     "keyquorum_core.key_policy": ("KeyPolicy",),
+    "keyquorum.telemetry": ("Telemetry", "TelemetryRecord"),
     "keyquorum_core.manifest": ("Manifest", "Resources", "ResultStatement"),
 }
 

@@ -39,11 +39,12 @@ from keyquorum.rootcache import RootCache
 from keyquorum.session import Connection
 from keyquorum.status import ClusterStatus, cluster_status
 from keyquorum.submission import SubmittedJob
+from keyquorum.telemetry import Telemetry, fetch_batches, verify_telemetry
 from keyquorum.transfer import upload
-from keyquorum.verify import VerifiedOutcome, verify_outcome
+from keyquorum.verify import VerifiedOutcome, VerifiedRelease, verify_outcome, verify_release
 from keyquorum_core.answers import Answers, JobBinding
 from keyquorum_core.derivation import Combination, DerivedKey
-from keyquorum_core.errors import KeyquorumError, Reason, RefusedError, UnavailableError
+from keyquorum_core.errors import KeyquorumError, Reason, RefusedError, StateError, UnavailableError
 from keyquorum_core.key_policy import KeyPolicy
 from keyquorum_core.key_request import Asked, sign_key_request
 from keyquorum_core.keywrap import LoadedKeys
@@ -475,6 +476,53 @@ class AsyncClient:
             raise JobFailedError(result)
         return result
 
+    async def telemetry(self, job_id: str) -> Telemetry:
+        """What the worker that has, or had, the job's key says of itself, so far: verified, and decrypted.
+
+        Raises :class:`StateError` (``STATE``) while no worker has the key, and as :meth:`result` for anything that
+        does not verify.
+        """
+        owner = await self._keys("owner")
+        connection = self._connection("owner")
+        message = await self._release(connection, job_id)
+        release = verify_release(
+            outcome_from_wire(message),
+            job=job_id,
+            owner=owner.identity.public,
+            roster=self.profile.roster,
+            quorum=self.profile.quorum,
+            now=int(self._clock()),
+        )
+        batches = await fetch_batches(connection, job_id)
+        key, _ = await self._job_key(connection, release, owner, silent)
+        return await asyncio.to_thread(
+            verify_telemetry,
+            batches,
+            release,
+            key,
+            roster=self.profile.roster,
+            quorum=self.profile.quorum,
+            now=int(self._clock()),
+        )
+
+    async def _release(self, connection: Connection, job_id: str) -> pb.Outcome:
+        """The latest release to a worker; waits a while for custodians to cosign the ledger so far."""
+        until = time.monotonic() + COSIGNED_SECONDS
+        pause = 0.05
+        while True:
+            message = await connection.unary(connection.jobs.GetRelease, pb.GetOutcomeRequest(job_id=job_id))
+            if not message.leaf:
+                raise StateError(
+                    Reason.STATE,
+                    f"no worker has got the key of job {job_id}",
+                    expected="a release to a worker",
+                    actual=message.job.state[:32],
+                )
+            if message.leaf_proof or time.monotonic() + pause > until:
+                return message
+            await asyncio.sleep(pause)
+            pause = min(1.0, 2 * pause)
+
     async def _outcome(self, connection: Connection, job_id: str) -> pb.Outcome:
         """What the coordinator has to show; waits a while for custodians to cosign the ledger as far as the release."""
         until = time.monotonic() + COSIGNED_SECONDS
@@ -487,7 +535,11 @@ class AsyncClient:
             pause = min(1.0, 2 * pause)
 
     async def _job_key(
-        self, connection: Connection, outcome: VerifiedOutcome, owner: LoadedKeys, report: ProgressCallback
+        self,
+        connection: Connection,
+        outcome: VerifiedOutcome | VerifiedRelease,
+        owner: LoadedKeys,
+        report: ProgressCallback,
     ) -> tuple[DerivedKey, bool]:
         """The job's key from the owner's own keeping, or from the custodians once more."""
         check = outcome.opening.key_check_bytes

@@ -24,6 +24,7 @@ from keyquorum.progress import ProgressCallback
 from keyquorum.results import Result
 from keyquorum.status import ClusterStatus
 from keyquorum.submission import SubmittedJob
+from keyquorum.telemetry import Telemetry
 from keyquorum_core.derivation import DerivedKey
 from keyquorum_core.errors import Reason, StateError, UnavailableError
 from keyquorum_core.key_policy import KeyPolicy
@@ -257,6 +258,10 @@ class Client:
     def result(self, job_id: str, *, timeout: float | None = None, progress: ProgressCallback | None = None) -> Result:
         """See :meth:`AsyncClient.result`."""
         return self._run(self._async.result(job_id, timeout=timeout, progress=progress))
+
+    def telemetry(self, job_id: str) -> Telemetry:
+        """See :meth:`AsyncClient.telemetry`."""
+        return self._run(self._async.telemetry(job_id))
 
 
 async def _next(events: AsyncGenerator[JobEvent, None]) -> JobEvent | None:

@@ -34,7 +34,7 @@ from keyquorum_core.release import Leaf, Receipt, open_window, verify_receipt
 from keyquorum_core.roster import Roster
 from keyquorum_core.signing import PublicIdentity
 
-__all__ = ["OutcomeBytes", "VerifiedOutcome", "open_job", "verify_outcome"]
+__all__ = ["OutcomeBytes", "VerifiedOutcome", "VerifiedRelease", "open_job", "verify_outcome", "verify_release"]
 
 _LEAF_SKEW = (
     150  # seconds: a custodian takes a leaf within 120 s of its clock, and its own window's edges are 30 s away
@@ -71,6 +71,26 @@ class VerifiedOutcome:
     doubts: dict[str, KeyquorumError]
 
 
+@dataclass(frozen=True, slots=True)
+class VerifiedRelease:
+    """That a quorum released the job's key to one worker: what of an outcome is known before the job is over."""
+
+    manifest: Manifest
+    binding: JobBinding
+    opening: Opening
+    leaf: Leaf
+    proof: TlogProof
+    logged: QuorumCheckpoint
+    evidence: EvidenceDocument
+    custodians: tuple[str, ...]
+    doubts: dict[str, KeyquorumError]
+
+    @property
+    def signer(self) -> PublicIdentity:
+        """The worker's signing key, which its evidence binds."""
+        return PublicIdentity.from_bytes(self.evidence.signing_key)
+
+
 def open_job(manifest: bytes, opening: bytes, owner: PublicIdentity, job: str) -> tuple[Manifest, JobBinding, Opening]:
     """The owner's own two documents about a job. Raises :class:`RefusedError`: ``SIGNATURE…``, ``WRONG_JOB``."""
     parsed, data = own_manifest(manifest, owner, job)
@@ -80,6 +100,27 @@ def open_job(manifest: bytes, opening: bytes, owner: PublicIdentity, job: str) -
 def verify_outcome(
     outcome: OutcomeBytes, *, job: str, owner: PublicIdentity, roster: Roster, quorum: Quorum, now: int
 ) -> VerifiedOutcome:
+    """The release as :func:`verify_release`, then the statement of the worker that got the key."""
+    found = verify_release(outcome, job=job, owner=owner, roster=roster, quorum=quorum, now=now)
+    statement = open_result(outcome.statement, found.signer, job)
+    _check_artifacts(statement)
+    return VerifiedOutcome(
+        found.manifest,
+        found.binding,
+        found.opening,
+        found.leaf,
+        found.proof,
+        found.logged,
+        found.evidence,
+        statement,
+        found.custodians,
+        found.doubts,
+    )
+
+
+def verify_release(
+    outcome: OutcomeBytes, *, job: str, owner: PublicIdentity, roster: Roster, quorum: Quorum, now: int
+) -> VerifiedRelease:
     """Raises :class:`MalformedError` or :class:`RefusedError` at the first link that doesn't hold.
 
     A receipt that doesn't verify is a doubt and no more, as long as the others qualify: else one lying custodian could
@@ -104,9 +145,7 @@ def verify_outcome(
             details={name: str(error) for name, error in doubts.items()},
         )
     _check_development(leaf, evidence)
-    statement = open_result(outcome.statement, PublicIdentity.from_bytes(evidence.signing_key), job)
-    _check_artifacts(statement)
-    return VerifiedOutcome(manifest, binding, opening, leaf, proof, logged, evidence, statement, custodians, doubts)
+    return VerifiedRelease(manifest, binding, opening, leaf, proof, logged, evidence, custodians, doubts)
 
 
 def _check_ledger(

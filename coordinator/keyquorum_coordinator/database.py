@@ -26,6 +26,7 @@ from sqlalchemy import (
     MetaData,
     String,
     Text,
+    UniqueConstraint,
     create_engine,
     event,
 )
@@ -260,6 +261,25 @@ class RosterRow(Base):
     digest: Mapped[str] = mapped_column(String(64), primary_key=True)
     version: Mapped[int] = mapped_column(BigInteger)
     envelope: Mapped[bytes] = mapped_column(LargeBinary)
+
+
+class TelemetryRow(Base):
+    """A batch of a worker's telemetry, records encrypted; ``evidence`` with the first of each chain."""
+
+    __tablename__ = "telemetry"
+    __table_args__ = (UniqueConstraint("job_id", "worker_sha256", "sequence"),)
+
+    number: Mapped[int] = mapped_column(BigInteger().with_variant(Integer, "sqlite"), primary_key=True)
+    job_id: Mapped[str] = mapped_column(ForeignKey("jobs.job_id"), index=True)
+    worker_sha256: Mapped[str] = mapped_column(String(64))
+    sequence: Mapped[int] = mapped_column(Integer)
+    peer: Mapped[str] = mapped_column(String(256))
+    statement: Mapped[bytes] = mapped_column(LargeBinary)
+    content: Mapped[bytes] = mapped_column(LargeBinary)
+    size: Mapped[int] = mapped_column(Integer)
+    leaf: Mapped[bytes] = mapped_column(LargeBinary)
+    last: Mapped[bool] = mapped_column(Boolean)
+    evidence: Mapped[bytes | None] = mapped_column(LargeBinary)
 
 
 class QuarantineRow(Base):

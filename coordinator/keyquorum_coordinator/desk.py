@@ -23,6 +23,7 @@ from keyquorum_coordinator.outbox import Outbox, request_id
 from keyquorum_coordinator.policy import CoordinatorPolicy
 from keyquorum_coordinator.quarantine import Verdicts, WorkerQuarantine
 from keyquorum_coordinator.releases import ReleaseRecord, Releases, Shown
+from keyquorum_coordinator.telemetry import StoredBatch, TelemetryStore
 from keyquorum_core.errors import KeyquorumError, MalformedError, Reason, RefusedError, StateError, UnavailableError
 from keyquorum_core.ledger.leaves import JobSubmitted
 from keyquorum_core.policy.engine import Decision
@@ -55,6 +56,7 @@ class Desk:
         outbox: Outbox,
         denials: Denials,
         quarantine: WorkerQuarantine,
+        telemetry: TelemetryStore,
         policy: CoordinatorPolicy,
         roster_envelope: bytes,
         max_artifact_mib: int,
@@ -68,6 +70,7 @@ class Desk:
         self.outbox = outbox
         self.denials = denials
         self.quarantine = quarantine
+        self.telemetry = telemetry
         self.policy = policy
         self.roster_envelope = roster_envelope
         self.stopping = asyncio.Event()
@@ -183,8 +186,20 @@ class Desk:
                 actual=job.state,
                 next_step="Watch it until it has",
             )
+        return await self.release_of(peer, job_id)
+
+    async def release_of(self, peer: Peer, job_id: str) -> tuple[Job, ReleaseRecord | None, bytes]:
+        """As :meth:`outcome`, also while the job runs."""
+        job = await self.owned(peer, job_id)
         record = await self.releases.recorded(job_id)
         return job, record, await self.releases.proof(record) if record is not None else b""
+
+    async def telemetry_of(self, peer: Peer, job_id: str) -> AsyncGenerator[StoredBatch]:
+        """The telemetry of the owner's job so far."""
+        await self.owned(peer, job_id)
+        async with aclosing(self.telemetry.batches(job_id)) as batches:
+            async for batch in batches:
+                yield batch
 
     # -- artifacts ----------------------------------------------------------------------------------------------------
 

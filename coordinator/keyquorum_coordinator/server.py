@@ -48,6 +48,7 @@ from keyquorum_coordinator.services import (
     KeysService,
     WorkersService,
 )
+from keyquorum_coordinator.telemetry import TelemetryStore
 from keyquorum_coordinator.tending import Tending
 from keyquorum_coordinator.witnesses import Witnesses
 from keyquorum_core.errors import KeyquorumError, Reason, StateError, UnavailableError
@@ -168,6 +169,9 @@ class CoordinatorServer:
             outbox=self.outbox,
             denials=self.denials,
             quarantine=self.quarantine,
+            telemetry=TelemetryStore(
+                self.database, self.jobs, self.releases, self.sequencer, clock=clock, on_leaf=self.outbox.wake
+            ),
             policy=policy,
             roster_envelope=trust.roster_envelope,
             max_artifact_mib=config.max_artifact_mib,

@@ -132,6 +132,20 @@ class JobsService(rpc.JobsServicer):
     async def GetOutcome(self, request: pb.GetOutcomeRequest, context: Context) -> pb.Outcome:
         return outcome_message(*await self._desk.outcome(peer_of(context), request.job_id))
 
+    async def GetRelease(self, request: pb.GetOutcomeRequest, context: Context) -> pb.Outcome:
+        return outcome_message(*await self._desk.release_of(peer_of(context), request.job_id))
+
+    async def GetTelemetry(self, request: pb.GetTelemetryRequest, context: Context) -> AsyncIterator[pb.TelemetryBatch]:
+        async with aclosing(self._desk.telemetry_of(peer_of(context), request.job_id)) as batches:
+            async for each in batches:
+                yield pb.TelemetryBatch(
+                    worker=each.worker,
+                    statement=each.statement,
+                    content=each.content,
+                    leaf=each.leaf,
+                    leaf_proof=each.leaf_proof,
+                )
+
 
 class ArtifactsService(rpc.ArtifactsServicer):
     def __init__(self, desk: Desk) -> None:
@@ -199,6 +213,11 @@ class WorkersService(rpc.WorkersServicer):
         return pb.ReportResponse(
             proceed=await self._desk.jobs.report(request.job_id, peer.name, request.state, request.detail)
         )
+
+    async def Telemetry(self, request: pb.TelemetryRequest, context: Context) -> pb.TelemetryResponse:
+        peer = peer_of(context)
+        await self._desk.telemetry.take(peer.name, request.job_id, request.statement, request.content)
+        return pb.TelemetryResponse()
 
     async def Complete(self, request: pb.CompleteRequest, context: Context) -> pb.Job:
         error = from_status(request.error) if request.HasField("error") else None

@@ -61,9 +61,10 @@ Progress = Callable[[int], None]
 def binding(job_id: str, kind: str, maker: bytes = b"") -> bytes:
     """The associated data of a job's artifact: transcript("keyquorum/v1/artifact", job id, kind, maker).
 
-    ``kind`` is ``bundle``, ``result`` or ``log``. ``maker`` is empty for the owner's bundle; for a worker's artifacts
-    it is the worker's encoded public identity, so that they decrypt only under a statement by the worker that held the
-    job's key, whatever becomes of the signatures that name it.
+    ``kind`` is ``bundle``, ``result``, ``log``, or ``telemetry/N`` for a worker's Nth batch of telemetry. ``maker`` is
+    empty for the owner's bundle; for a worker's artifacts it is the worker's encoded public identity, so that they
+    decrypt only under a statement by the worker that held the job's key, whatever becomes of the signatures that name
+    it.
     """
     return transcript("keyquorum/v1/artifact", job_id.encode(), kind.encode(), maker)
 

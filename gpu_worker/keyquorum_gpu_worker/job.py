@@ -44,6 +44,7 @@ from keyquorum_gpu_worker.release import obtain_key
 from keyquorum_gpu_worker.runner import LOG_BYTES, JobRun, run_job
 from keyquorum_gpu_worker.scratch import JobFolder
 from keyquorum_gpu_worker.specification import check_gpus, choose_user
+from keyquorum_gpu_worker.telemetry import TELEMETRY_SECONDS, Telemetry
 from keyquorum_gpu_worker.transfer import download_through, upload
 from keyquorum_protos.v1 import coordinator_pb2 as pb
 from keyquorum_protos.wire.errors import to_status
@@ -51,6 +52,8 @@ from keyquorum_protos.wire.errors import to_status
 __all__ = ["JobLostError", "Surroundings", "run_one"]
 
 _RELEASE_REPEATS = 2
+_TOLD = frozenset({"seconds", "renewals", "reason"})
+"""What telemetry says of a renewal."""
 _NOT_ON_RECORD = frozenset({Reason.STATE, Reason.SIGNATURE, Reason.SIGNATURE_MISSING, Reason.SIGNATURE_EXTRA})
 """Why a statement is refused whose release the coordinator does not know of, or only an earlier one's."""
 
@@ -72,6 +75,7 @@ class Surroundings:
     lease_clock: Callable[[], float] = boottime
     heartbeat_seconds: float = HEARTBEAT_SECONDS
     release_patience: float = 30.0
+    telemetry_seconds: float = TELEMETRY_SECONDS
     telling_seconds: float = 30.0
     """How long a coordinator is tried to be told that a lease is over; the job is gone by then either way."""
     log_bytes: int = LOG_BYTES
@@ -85,12 +89,16 @@ async def run_one(surroundings: Surroundings, job: pb.Job) -> JobEnd:
     coordinator cannot be told. A job that fails, or whose lease is over, is no error here: its end says so.
     """
     started = time.monotonic()
-    over = await _work(surroundings, job)
+    link = surroundings.link
+    telemetry = Telemetry(
+        link, job.job_id, clock=surroundings.clock, every=surroundings.telemetry_seconds, said=surroundings.said
+    )
+    over = await _work(surroundings, job, telemetry)
     if isinstance(over, JobEnd):
         return over
     # Processes, plaintext and keys are gone by now.
     surroundings.said("the lease is over: the job was stopped, its key and plaintext wiped", over.as_dict())
-    link = surroundings.link
+    await telemetry.drain(surroundings.telling_seconds)
     try:
         async with asyncio.timeout(surroundings.telling_seconds):
             await link.unary(link.workers.Complete, pb.CompleteRequest(job_id=job.job_id, error=to_status(over)))
@@ -99,7 +107,7 @@ async def run_one(surroundings: Surroundings, job: pb.Job) -> JobEnd:
     return JobEnd(job.job_id, LAPSED, str(over), NOT_RUN, seconds=time.monotonic() - started)
 
 
-async def _work(surroundings: Surroundings, job: pb.Job) -> JobEnd | KeyquorumError:
+async def _work(surroundings: Surroundings, job: pb.Job, telemetry: Telemetry) -> JobEnd | KeyquorumError:
     """The job's end, or why its lease is over. Nothing of it is left when this returns or raises."""
     losing: asyncio.Future[KeyquorumError] = asyncio.get_running_loop().create_future()
     stop = Stop()
@@ -112,7 +120,8 @@ async def _work(surroundings: Surroundings, job: pb.Job) -> JobEnd | KeyquorumEr
     def lost(why: str) -> None:
         lose(JobLostError(Reason.STATE, why, details={"job": job.job_id}))
 
-    work = asyncio.create_task(_Work(surroundings, job, stop, lost, lose).run())
+    work = asyncio.create_task(_Work(surroundings, job, stop, lost, lose, telemetry).run())
+    telling = asyncio.create_task(telemetry.run())
     try:
         await asyncio.wait((work, losing), return_when=asyncio.FIRST_COMPLETED)
         if work.done() and work.exception() is None:
@@ -126,8 +135,16 @@ async def _work(surroundings: Surroundings, job: pb.Job) -> JobEnd | KeyquorumEr
     finally:
         stop.set()
         work.cancel()
-        await asyncio.wait([work])
+        telling.cancel()
+        await asyncio.wait([work, telling])
         losing.cancel()
+        lapsed = stop.lease is not None and stop.lease.over
+        # Sealed with the last of the job's keys, which goes with it.
+        telemetry.close(
+            "wiped",
+            {"why": str(stop.lease.why)[:200] if stop.lease is not None and lapsed else "the job was taken away"},
+            reason=str(Reason.LEASE) if lapsed else "",
+        )
 
 
 class _Work:
@@ -138,7 +155,9 @@ class _Work:
         stop: Stop,
         lost: Callable[[str], None],
         lose: Callable[[KeyquorumError], None],
+        telemetry: Telemetry,
     ) -> None:
+        self._telemetry = telemetry
         self._with = surroundings
         self._job = job
         self._stop = stop
@@ -159,11 +178,17 @@ class _Work:
             except KeyquorumError as error:
                 return await self._give_up(error)
             end = Ending(self._job.job_id, keys, int(around.clock()))
+            self._telemetry.begin(keys.identity, combination.key.purpose_key("telemetry"))
+            self._telemetry.note(
+                "key-released", {"custodians": len(combination.used), "lease_seconds": grant.terms.seconds}
+            )
             lease = self._stop.lease = Lease(grant, around.lease_clock)
             keeping = asyncio.create_task(self._keep(lease, documents, keys, combination.key))
             try:
                 await self._do(documents, combination.key, end, beat)
                 end.forget()
+                self._telemetry.close("ended", {"outcome": end.outcome, "exit_code": end.exit_code})
+                await self._telemetry.drain(around.telling_seconds)
                 await self._complete(documents, keys, end)
             except JobLostError:
                 raise
@@ -197,7 +222,13 @@ class _Work:
             return grant
 
         around = self._with
-        self._lose(await keep(lease, renew, around.said, clock=around.lease_clock))
+
+        def said(event: str, values: dict[str, object]) -> None:
+            around.said(event, values)
+            shown = {name: v for name, v in values.items() if name in _TOLD and isinstance(v, str | int)}
+            self._telemetry.note("lease-renewed" if "renewals" in values else "lease-not-renewed", shown)
+
+        self._lose(await keep(lease, renew, said, clock=around.lease_clock))
 
     async def _obtain_key(self, documents: JobDocuments, keys: JobKeys) -> tuple[Combination, Grant]:
         around = self._with
@@ -248,11 +279,11 @@ class _Work:
                 folder = stack.enter_context(JobFolder(around.scratch, user))
                 if not folder.in_memory:
                     around.said("the job's folder is on a disk, not in memory", {"folder": str(around.scratch)})
-                beat.enter("downloading")
+                self._enter(beat, "downloading")
                 await self._unpack(documents, key, folder, user)
-                beat.enter("running")
+                self._enter(beat, "running")
                 end.take(await self._run(documents, folder, user))
-                beat.enter("uploading")
+                self._enter(beat, "uploading")
                 await self._upload_output(documents, key, folder, end, stack)
             except JobLostError:
                 raise
@@ -261,6 +292,10 @@ class _Work:
             # Also an empty one: owners refuse a statement without a log, so that nobody can keep one from them.
             await self._upload_log(documents, key, end)
             end.sign(int(around.clock()))
+
+    def _enter(self, beat: Heartbeat, step: str) -> None:
+        beat.enter(step)
+        self._telemetry.note("progress", {"step": step})
 
     async def _unpack(self, documents: JobDocuments, key: DerivedKey, folder: JobFolder, user: int | None) -> None:
         opening = documents.opening
@@ -289,6 +324,7 @@ class _Work:
                 # The store takes a log no larger than the output may be, and a little.
                 log_bytes=min(self._with.log_bytes, (manifest.resources.output_mib + 3) << 20),
                 confined=lambda layers: self._with.said("job confined", {"layers": layers}),
+                using=self._telemetry.usage,
             ),
         )
         try:

@@ -54,7 +54,14 @@ class JobRun:
 class _Watch:
     """What is looked at while the job runs, and the verdict once a limit is passed."""
 
-    def __init__(self, folder: JobFolder, resources: Resources, cancelled: threading.Event) -> None:
+    def __init__(
+        self,
+        folder: JobFolder,
+        resources: Resources,
+        cancelled: threading.Event,
+        using: Callable[[dict[str, int]], None],
+    ) -> None:
+        self._using = using
         self._folder = folder
         self._resources = resources
         self._cancelled = cancelled
@@ -76,6 +83,15 @@ class _Watch:
             held = measure(self._folder.work, self._folder.output, self._folder.tmp)
             written = max(0, held.size - self._before) + used.unlinked_bytes
             most = most_processes(limits)
+            seconds = int(time.monotonic() - self.started)
+            self._using(
+                {
+                    "seconds": seconds,
+                    "processes": used.processes,
+                    "memory_bytes": memory,
+                    "written_bytes": written,
+                }
+            )
             if memory > limits.memory_mib << 20:
                 self.verdict = ("out-of-memory", f"the job took more memory than its {limits.memory_mib} MiB")
             elif used.processes > most:
@@ -117,11 +133,13 @@ def run_job(
     cancelled: threading.Event,
     log_bytes: int = LOG_BYTES,
     confined: Callable[[dict[str, object]], None] = lambda layers: None,
+    using: Callable[[dict[str, int]], None] = lambda used: None,
 ) -> JobRun:
     """Run to the end, and leave no process behind. Blocking; one at a time in a process.
 
-    ``confined`` is told the layers just before the job starts. Raises :class:`RefusedError`: ``SANDBOX`` when the job
-    could not be confined (it has not run then) or not be ended, ``JOB_FAILED`` when its entrypoint cannot be executed.
+    ``confined`` is told the layers just before the job starts, ``using`` at every look what the job uses. Raises
+    :class:`RefusedError`: ``SANDBOX`` when the job could not be confined (it has not run then) or not be ended,
+    ``JOB_FAILED`` when its entrypoint cannot be executed.
     """
     spec = specify(entrypoint, folder, resources, user)
     spared = children_of(os.getpid())
@@ -141,7 +159,7 @@ def run_job(
         os.close(report_start)
         report_start = -1
         output = _Output(log_bytes)
-        watch = _Watch(folder, resources, cancelled)
+        watch = _Watch(folder, resources, cancelled, using)
         events = _Events(confined)
         to_launcher, log = cast(IO[bytes], launcher.stdin), cast(IO[bytes], launcher.stdout)
         try:

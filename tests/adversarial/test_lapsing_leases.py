@@ -108,6 +108,13 @@ def lapsed(scene: Scene, job: FakeJob, end: JobEnd) -> None:
     assert job.artifacts == {}
     assert job.error is not None
     assert job.error.reason is Reason.LEASE
+    # It says so itself, signed with the key that its evidence binds, to the owner alone.
+    chain, records = job.records()
+    assert chain.complete
+    assert chain.last is not None
+    assert chain.last.reason == Reason.LEASE
+    assert records[0].event == "key-released"
+    assert records[-1].event == "wiped"
 
 
 async def test_g5_a_job_longer_than_its_lease_is_renewed_with_new_evidence_and_ends_well(tmp_path: Path) -> None:
@@ -123,6 +130,10 @@ async def test_g5_a_job_longer_than_its_lease_is_renewed_with_new_evidence_and_e
         assert len(set(job.evidence)) == len(job.evidence) >= 3
         assert "lease renewed" in here.said
         assert job.log() == "done\n"
+        chain, records = job.records()
+        assert chain.complete
+        assert [each.event for each in records].count("lease-renewed") >= 2
+        assert (records[-1].event, records[-1].values["outcome"]) == ("ended", "completed")
 
 
 class Withholds(FakeCluster):

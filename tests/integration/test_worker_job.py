@@ -78,6 +78,17 @@ async def test_job_runs_and_its_result_log_and_statement_verify(
     assert cluster.quorum.is_qualified(end.custodians)
     statement = job.result()
     assert (statement.outcome, statement.exit_code, statement.reason) == ("completed", 0, "")
+    chain, records = job.records()
+    assert chain.complete
+    events = [record.event for record in records]
+    assert events[0] == "key-released"
+    assert [each.values["step"] for each in records if each.event == "progress"] == [
+        "downloading",
+        "running",
+        "uploading",
+    ]
+    assert "usage" in events
+    assert events[-1] == "ended"
     assert set(statement.artifacts) == {"result", "log"}
     output = job.output()
     assert sorted(output) == ["deep/big", "digest"]

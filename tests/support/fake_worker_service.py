@@ -60,6 +60,7 @@ from keyquorum_core.release import (
 from keyquorum_core.roster import Operator, Roster, RosterCustodian, sign_roster
 from keyquorum_core.sealing import RecipientKey, seal
 from keyquorum_core.signing import Identity, PublicIdentity
+from keyquorum_core.telemetry import Chain, Record, open_records
 from keyquorum_protos.v1 import coordinator_pb2 as pb
 from keyquorum_protos.v1 import coordinator_pb2_grpc as rpc
 from keyquorum_protos.v1 import custodian_pb2
@@ -134,6 +135,7 @@ class FakeJob:
     error: KeyquorumError | None = None
     reports: list[str] = field(default_factory=list)
     evidence: list[bytes] = field(default_factory=list)
+    telemetry: list[tuple[bytes, bytes]] = field(default_factory=list)
     reported: asyncio.Event = field(default_factory=asyncio.Event)
 
     async def reaches(self, state: str) -> None:
@@ -152,6 +154,15 @@ class FakeJob:
         statement = open_result(self.statement, self.worker(), self.id)
         assert set(statement.artifacts) >= ({"result", "log"} if statement.outcome == "completed" else {"log"})
         return statement
+
+    def records(self) -> tuple[Chain, list[Record]]:
+        """The worker's telemetry, as its owner reads it."""
+        chain = Chain(self.id, self.worker())
+        out: list[Record] = []
+        for statement, content in self.telemetry:
+            batch = chain.take(statement)
+            out += open_records(self.key.purpose_key("telemetry"), content, batch, self.worker().to_bytes())
+        return chain, out
 
     def open_artifact(self, kind: str) -> bytes:
         """Plaintext of an artifact that the statement names."""
@@ -437,6 +448,11 @@ class FakeCluster(rpc.WorkersServicer, rpc.ArtifactsServicer):
         if request.state == "running":
             await self.holding("running")
         return pb.ReportResponse(proceed=self.proceed)
+
+    async def Telemetry(self, request: pb.TelemetryRequest, context: Any) -> pb.TelemetryResponse:
+        await self.breaking(context)
+        self.jobs[request.job_id].telemetry.append((request.statement, request.content))
+        return pb.TelemetryResponse()
 
     async def Complete(self, request: pb.CompleteRequest, context: Any) -> pb.Job:
         self.calls.append("Complete")

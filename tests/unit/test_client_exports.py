@@ -37,6 +37,8 @@ NAMES = [
     "Stage",
     "StateError",
     "SubmittedJob",
+    "Telemetry",
+    "TelemetryRecord",
     "UnavailableError",
     "__version__",
     "aio",
@@ -45,7 +47,7 @@ NAMES = [
 ]
 METHODS = [
     "cancel", "ceremonies", "ceremony_cancel", "close", "derive_key", "job", "jobs", "key", "key_create", "key_destroy",
-    "key_epochs", "key_repair", "key_rotate", "keys", "result", "status", "submit", "wait", "watch",
+    "key_epochs", "key_repair", "key_rotate", "keys", "result", "status", "submit", "telemetry", "wait", "watch",
 ]  # fmt: skip
 
 

@@ -288,6 +288,43 @@ def logs(
             _print_log(found.log)
 
 
+@app.command()
+def telemetry(
+    job: JobArgument,
+    profile: output.ProfileOption = None,
+    passphrase_file: output.PassphraseFileOption = None,
+    as_json: output.JsonOption = False,
+) -> None:
+    """Show what the worker says of itself: progress, resources, renewals of its lease, and how it ended or wiped.
+
+    Each record is of a batch that the worker signed with its attested key, in a chain without a gap; also while the
+    job runs, and after one that no worker's statement ended.
+    """
+    with output.client_of(profile, passphrase_file) as client:
+        found = client.telemetry(job)
+    if as_json:
+        output.emit(found.as_dict())
+        return
+    output.table(
+        "",
+        ("when", "event", "values", "batch", "logged"),
+        [
+            (
+                output.when(record.time),
+                record.event,
+                ", ".join(f"{name} {value}" for name, value in sorted(record.values.items())),
+                record.batch,
+                "yes" if record.logged else "not yet",
+            )
+            for record in found.records
+        ],
+    )
+    end = "complete" if found.complete else "more may follow"
+    typer.echo(f"{found.batches} batches by worker key {found.worker_sha256[:16]}, {end}")
+    if found.reason:
+        typer.echo(f"The worker gave the key up and wiped: {found.reason}")
+
+
 def _print_log(log: bytes) -> None:
     """As it is to a file or pipe; to a terminal without what would drive it: the job's programs wrote it, not we."""
     if not sys.stdout.isatty():

@@ -492,6 +492,16 @@ class JobsStub:
                 request_serializer=keyquorum__protos_dot_v1_dot_coordinator__pb2.GetOutcomeRequest.SerializeToString,
                 response_deserializer=keyquorum__protos_dot_v1_dot_coordinator__pb2.Outcome.FromString,
                 _registered_method=True)
+        self.GetRelease = channel.unary_unary(
+                '/keyquorum.v1.Jobs/GetRelease',
+                request_serializer=keyquorum__protos_dot_v1_dot_coordinator__pb2.GetOutcomeRequest.SerializeToString,
+                response_deserializer=keyquorum__protos_dot_v1_dot_coordinator__pb2.Outcome.FromString,
+                _registered_method=True)
+        self.GetTelemetry = channel.unary_stream(
+                '/keyquorum.v1.Jobs/GetTelemetry',
+                request_serializer=keyquorum__protos_dot_v1_dot_coordinator__pb2.GetTelemetryRequest.SerializeToString,
+                response_deserializer=keyquorum__protos_dot_v1_dot_coordinator__pb2.TelemetryBatch.FromString,
+                _registered_method=True)
 
 
 class JobsServicer:
@@ -552,6 +562,20 @@ class JobsServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def GetRelease(self, request, context):
+        """The latest release to a worker, whether or not the job is over: an Outcome without a statement.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetTelemetry(self, request, context):
+        """The workers' telemetry so far, by worker and sequence, while the job runs and after it.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_JobsServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -594,6 +618,16 @@ def add_JobsServicer_to_server(servicer, server):
                     servicer.GetOutcome,
                     request_deserializer=keyquorum__protos_dot_v1_dot_coordinator__pb2.GetOutcomeRequest.FromString,
                     response_serializer=keyquorum__protos_dot_v1_dot_coordinator__pb2.Outcome.SerializeToString,
+            ),
+            'GetRelease': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetRelease,
+                    request_deserializer=keyquorum__protos_dot_v1_dot_coordinator__pb2.GetOutcomeRequest.FromString,
+                    response_serializer=keyquorum__protos_dot_v1_dot_coordinator__pb2.Outcome.SerializeToString,
+            ),
+            'GetTelemetry': grpc.unary_stream_rpc_method_handler(
+                    servicer.GetTelemetry,
+                    request_deserializer=keyquorum__protos_dot_v1_dot_coordinator__pb2.GetTelemetryRequest.FromString,
+                    response_serializer=keyquorum__protos_dot_v1_dot_coordinator__pb2.TelemetryBatch.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -823,6 +857,60 @@ class Jobs:
             metadata,
             _registered_method=True)
 
+    @staticmethod
+    def GetRelease(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/keyquorum.v1.Jobs/GetRelease',
+            keyquorum__protos_dot_v1_dot_coordinator__pb2.GetOutcomeRequest.SerializeToString,
+            keyquorum__protos_dot_v1_dot_coordinator__pb2.Outcome.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetTelemetry(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/keyquorum.v1.Jobs/GetTelemetry',
+            keyquorum__protos_dot_v1_dot_coordinator__pb2.GetTelemetryRequest.SerializeToString,
+            keyquorum__protos_dot_v1_dot_coordinator__pb2.TelemetryBatch.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
 
 class ArtifactsStub:
     """Ciphertext in, ciphertext out. Caller roles: owner (writes bundle; reads result, log), worker that claimed the job
@@ -1020,6 +1108,11 @@ class WorkersStub:
                 request_serializer=keyquorum__protos_dot_v1_dot_coordinator__pb2.ReportRequest.SerializeToString,
                 response_deserializer=keyquorum__protos_dot_v1_dot_coordinator__pb2.ReportResponse.FromString,
                 _registered_method=True)
+        self.Telemetry = channel.unary_unary(
+                '/keyquorum.v1.Workers/Telemetry',
+                request_serializer=keyquorum__protos_dot_v1_dot_coordinator__pb2.TelemetryRequest.SerializeToString,
+                response_deserializer=keyquorum__protos_dot_v1_dot_coordinator__pb2.TelemetryResponse.FromString,
+                _registered_method=True)
         self.Complete = channel.unary_unary(
                 '/keyquorum.v1.Workers/Complete',
                 request_serializer=keyquorum__protos_dot_v1_dot_coordinator__pb2.CompleteRequest.SerializeToString,
@@ -1059,6 +1152,13 @@ class WorkersServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Telemetry(self, request, context):
+        """A batch of telemetry; the next of its chain, or one that is stored already.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def Complete(self, request, context):
         """The signed result statement ends the job. Idempotent.
         """
@@ -1088,6 +1188,11 @@ def add_WorkersServicer_to_server(servicer, server):
                     servicer.Report,
                     request_deserializer=keyquorum__protos_dot_v1_dot_coordinator__pb2.ReportRequest.FromString,
                     response_serializer=keyquorum__protos_dot_v1_dot_coordinator__pb2.ReportResponse.SerializeToString,
+            ),
+            'Telemetry': grpc.unary_unary_rpc_method_handler(
+                    servicer.Telemetry,
+                    request_deserializer=keyquorum__protos_dot_v1_dot_coordinator__pb2.TelemetryRequest.FromString,
+                    response_serializer=keyquorum__protos_dot_v1_dot_coordinator__pb2.TelemetryResponse.SerializeToString,
             ),
             'Complete': grpc.unary_unary_rpc_method_handler(
                     servicer.Complete,
@@ -1204,6 +1309,33 @@ class Workers:
             '/keyquorum.v1.Workers/Report',
             keyquorum__protos_dot_v1_dot_coordinator__pb2.ReportRequest.SerializeToString,
             keyquorum__protos_dot_v1_dot_coordinator__pb2.ReportResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Telemetry(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/keyquorum.v1.Workers/Telemetry',
+            keyquorum__protos_dot_v1_dot_coordinator__pb2.TelemetryRequest.SerializeToString,
+            keyquorum__protos_dot_v1_dot_coordinator__pb2.TelemetryResponse.FromString,
             options,
             channel_credentials,
             insecure,

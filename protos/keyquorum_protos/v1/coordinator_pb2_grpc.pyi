@@ -191,6 +191,10 @@ class JobsStub:
     Cancel: _grpc.UnaryUnaryMultiCallable[_coordinator_pb2.CancelJobRequest, _coordinator_pb2.Job]
     GetOutcome: _grpc.UnaryUnaryMultiCallable[_coordinator_pb2.GetOutcomeRequest, _coordinator_pb2.Outcome]
     """What the owner needs to check the result: the release to the worker and the worker's signed statement."""
+    GetRelease: _grpc.UnaryUnaryMultiCallable[_coordinator_pb2.GetOutcomeRequest, _coordinator_pb2.Outcome]
+    """The latest release to a worker, whether or not the job is over: an Outcome without a statement."""
+    GetTelemetry: _grpc.UnaryStreamMultiCallable[_coordinator_pb2.GetTelemetryRequest, _coordinator_pb2.TelemetryBatch]
+    """The workers' telemetry so far, by worker and sequence, while the job runs and after it."""
 
 @_typing.type_check_only
 class JobsAsyncStub(JobsStub):
@@ -212,6 +216,10 @@ class JobsAsyncStub(JobsStub):
     Cancel: _aio.UnaryUnaryMultiCallable[_coordinator_pb2.CancelJobRequest, _coordinator_pb2.Job]  # type: ignore[assignment]
     GetOutcome: _aio.UnaryUnaryMultiCallable[_coordinator_pb2.GetOutcomeRequest, _coordinator_pb2.Outcome]  # type: ignore[assignment]
     """What the owner needs to check the result: the release to the worker and the worker's signed statement."""
+    GetRelease: _aio.UnaryUnaryMultiCallable[_coordinator_pb2.GetOutcomeRequest, _coordinator_pb2.Outcome]  # type: ignore[assignment]
+    """The latest release to a worker, whether or not the job is over: an Outcome without a statement."""
+    GetTelemetry: _aio.UnaryStreamMultiCallable[_coordinator_pb2.GetTelemetryRequest, _coordinator_pb2.TelemetryBatch]  # type: ignore[assignment]
+    """The workers' telemetry so far, by worker and sequence, while the job runs and after it."""
 
 class JobsServicer(metaclass=_abc_1.ABCMeta):
     """Caller role: owner. An owner sees only the jobs whose manifest names it."""
@@ -278,6 +286,22 @@ class JobsServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_coordinator_pb2.Outcome, _abc.Awaitable[_coordinator_pb2.Outcome]]:
         """What the owner needs to check the result: the release to the worker and the worker's signed statement."""
+
+    @_abc_1.abstractmethod
+    def GetRelease(
+        self,
+        request: _coordinator_pb2.GetOutcomeRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_coordinator_pb2.Outcome, _abc.Awaitable[_coordinator_pb2.Outcome]]:
+        """The latest release to a worker, whether or not the job is over: an Outcome without a statement."""
+
+    @_abc_1.abstractmethod
+    def GetTelemetry(
+        self,
+        request: _coordinator_pb2.GetTelemetryRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_coordinator_pb2.TelemetryBatch], _abc.AsyncIterator[_coordinator_pb2.TelemetryBatch]]:
+        """The workers' telemetry so far, by worker and sequence, while the job runs and after it."""
 
 def add_JobsServicer_to_server(servicer: JobsServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
 
@@ -358,6 +382,8 @@ class WorkersStub:
     Release: _grpc.UnaryStreamMultiCallable[_coordinator_pb2.WorkerReleaseRequest, _coordinator_pb2.AnswerEvent]
     Report: _grpc.UnaryUnaryMultiCallable[_coordinator_pb2.ReportRequest, _coordinator_pb2.ReportResponse]
     """Says that the worker is alive and where it is; the answer says whether to go on."""
+    Telemetry: _grpc.UnaryUnaryMultiCallable[_coordinator_pb2.TelemetryRequest, _coordinator_pb2.TelemetryResponse]
+    """A batch of telemetry; the next of its chain, or one that is stored already."""
     Complete: _grpc.UnaryUnaryMultiCallable[_coordinator_pb2.CompleteRequest, _coordinator_pb2.Job]
     """The signed result statement ends the job. Idempotent."""
 
@@ -375,6 +401,8 @@ class WorkersAsyncStub(WorkersStub):
     Release: _aio.UnaryStreamMultiCallable[_coordinator_pb2.WorkerReleaseRequest, _coordinator_pb2.AnswerEvent]  # type: ignore[assignment]
     Report: _aio.UnaryUnaryMultiCallable[_coordinator_pb2.ReportRequest, _coordinator_pb2.ReportResponse]  # type: ignore[assignment]
     """Says that the worker is alive and where it is; the answer says whether to go on."""
+    Telemetry: _aio.UnaryUnaryMultiCallable[_coordinator_pb2.TelemetryRequest, _coordinator_pb2.TelemetryResponse]  # type: ignore[assignment]
+    """A batch of telemetry; the next of its chain, or one that is stored already."""
     Complete: _aio.UnaryUnaryMultiCallable[_coordinator_pb2.CompleteRequest, _coordinator_pb2.Job]  # type: ignore[assignment]
     """The signed result statement ends the job. Idempotent."""
 
@@ -413,6 +441,14 @@ class WorkersServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_coordinator_pb2.ReportResponse, _abc.Awaitable[_coordinator_pb2.ReportResponse]]:
         """Says that the worker is alive and where it is; the answer says whether to go on."""
+
+    @_abc_1.abstractmethod
+    def Telemetry(
+        self,
+        request: _coordinator_pb2.TelemetryRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_coordinator_pb2.TelemetryResponse, _abc.Awaitable[_coordinator_pb2.TelemetryResponse]]:
+        """A batch of telemetry; the next of its chain, or one that is stored already."""
 
     @_abc_1.abstractmethod
     def Complete(
