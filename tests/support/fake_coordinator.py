@@ -25,6 +25,7 @@ from keyquorum_core.ceremony_plan import PLAN_TYPE, CeremonyPlan
 from keyquorum_core.derivation import Combiner, context
 from keyquorum_core.errors import KeyquorumError, Reason, RefusedError, StateError, UnavailableError
 from keyquorum_core.key_request import open_asked
+from keyquorum_core.ledger.leaves import Telemetry as TelemetryLeaf
 from keyquorum_core.manifest import (
     ArtifactDigest,
     Manifest,
@@ -36,7 +37,16 @@ from keyquorum_core.manifest import (
 )
 from keyquorum_core.release import Answer, Leaf, open_share
 from keyquorum_core.sealing import RecipientKey
-from keyquorum_core.signing import Identity, open_envelope
+from keyquorum_core.signing import Identity, open_envelope, peek_payload
+from keyquorum_core.telemetry import (
+    NO_BATCH,
+    TELEMETRY_TYPE,
+    Batch,
+    Record,
+    seal_records,
+    sign_batch,
+    worker_digest,
+)
 from keyquorum_protos.v1 import coordinator_pb2 as pb
 from keyquorum_protos.v1 import coordinator_pb2_grpc as rpc
 from keyquorum_protos.v1 import custodian_pb2 as custodian_pb
@@ -79,6 +89,7 @@ class JobRecord:
     events: list[pb.JobEvent] = field(default_factory=list)
     leaf: bytes = b""
     evidence: bytes = b""
+    telemetry: list[pb.TelemetryBatch] = field(default_factory=list)
     receipts: list[pb.Receipt] = field(default_factory=list)
     statement: bytes = b""
     error: KeyquorumError | None = None
@@ -199,6 +210,34 @@ class FakeCoordinator(rpc.ClusterServicer, rpc.KeysServicer, rpc.JobsServicer, r
             evidence=job.evidence,
             receipts=job.receipts,
             statement=job.statement,
+        )
+
+    def telemetry(self, job: JobRecord) -> list[pb.TelemetryBatch]:
+        """The worker's batches, each with its leaf and the ledger's proof of that."""
+        return [self.told(batch) for batch in job.telemetry]
+
+    def told(self, batch: pb.TelemetryBatch, **changes: Any) -> pb.TelemetryBatch:
+        """``batch`` with a leaf about it; ``changes`` are lies in it."""
+        parsed = Batch.parse(peek_payload(batch.statement, TELEMETRY_TYPE, "telemetry batch"))
+        members: dict[str, Any] = {
+            "job_id": parsed.job_id,
+            "worker_sha256": parsed.worker,
+            "evidence_sha256": "33" * 32,
+            "sequence": parsed.sequence,
+            "previous_sha256": parsed.previous_sha256,
+            "statement_sha256": hashlib.sha256(batch.statement).hexdigest(),
+            "content_sha256": parsed.content_sha256,
+            "records": parsed.records,
+            "last": parsed.last,
+            "development": True,
+            "time": int(self.clock()),
+        }
+        leaf = TelemetryLeaf(**{**members, **changes}).to_bytes()
+        return pb.TelemetryBatch(
+            statement=batch.statement,
+            content=batch.content,
+            leaf=leaf,
+            leaf_proof=self.leaf_proof(leaf, cosigned=True),
         )
 
     def artifact(self, job: JobRecord, kind: str) -> bytes:
@@ -344,6 +383,14 @@ class FakeCoordinator(rpc.ClusterServicer, rpc.KeysServicer, rpc.JobsServicer, r
         self.seen.append(out.SerializeToString())
         return out
 
+    async def GetRelease(self, request: pb.GetOutcomeRequest, context: Any) -> pb.Outcome:
+        return await self.GetOutcome(request, context)
+
+    async def GetTelemetry(self, request: pb.GetTelemetryRequest, context: Any) -> AsyncIterator[pb.TelemetryBatch]:
+        for batch in self.telemetry(self._job(request.job_id)):
+            self.seen.append(batch.SerializeToString())
+            yield batch
+
     async def Stat(self, request: pb.StatArtifactRequest, context: Any) -> pb.ArtifactState:
         return self.stored(self._job(request.job_id), request.kind)
 
@@ -457,7 +504,30 @@ class Worker:
         self._store(job_id, "result", key.purpose_key("result"), tar.getvalue())
         self._store(job_id, "log", key.purpose_key("telemetry"), log)
         job.statement = self.statement(job_id, code)
+        job.telemetry = self.tell(job_id, key.purpose_key("telemetry"), 3)
         coordinator._move(job, "completed" if code == 0 else "failed")
+
+    def tell(self, job_id: str, key: bytes, count: int) -> list[pb.TelemetryBatch]:
+        """A whole chain."""
+        out: list[pb.TelemetryBatch] = []
+        now, maker = int(self.coordinator.clock()), self.identity.public.to_bytes()
+        for sequence in range(count):
+            record = Record(now, "usage" if sequence < count - 1 else "ended", {"number": sequence})
+            content = seal_records(key, [record], job_id, maker, sequence)
+            batch = Batch(
+                job_id=job_id,
+                worker=worker_digest(self.identity.public),
+                sequence=sequence,
+                previous_sha256=hashlib.sha256(out[-1].statement).hexdigest() if out else NO_BATCH,
+                first_at=now,
+                last_at=now,
+                records=1,
+                content_sha256=hashlib.sha256(content).hexdigest(),
+                content_size=len(content),
+                last=sequence == count - 1,
+            )
+            out.append(pb.TelemetryBatch(statement=sign_batch(batch, self.identity), content=content))
+        return out
 
     def evidence(self) -> bytes:
         nonces = tuple(
