@@ -3,22 +3,14 @@
 from __future__ import annotations
 
 import json
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
 import keyquorum
-from keyquorum.policies import compile_set
-from keyquorum_core.bulletin import Bulletin, peek_bulletin, sign_bulletin
 from keyquorum_core.errors import KeyquorumError, Reason
-from keyquorum_core.keywrap import load_keys
-from keyquorum_core.policy.bundle import POLICY_KIND, PolicyBundle
 from keyquorum_core.signing import Identity
-from keyquorum_local.layout import CLUSTER, CONTROLS
-from tests.support.cluster import Running, eventually
+from tests.support.cluster import Running, deciding, eventually, operator_of
 
 NOT_HERE = (
     '@id("own.no-workers") forbid (principal is Worker, action == Action::"release", resource)\n'
@@ -29,30 +21,7 @@ NOBODY = '@id("own.nobody") forbid (principal, action == Action::"release", reso
 
 @pytest.fixture(scope="module")
 def operator(running: Running) -> Identity:
-    passphrase = running.layout.owner_passphrase.read_text()
-    return load_keys((running.layout.root / "ops.key.json").read_bytes(), passphrase).identity
-
-
-@contextmanager
-def deciding(running: Running, operator: Identity, text: str, *names: str) -> Iterator[None]:
-    """These custodians decide by ``text`` on top of the cluster's controls; afterwards by the controls alone again."""
-
-    def put(extra: dict[str, str]) -> None:
-        for name in names:
-            file = running.layout.custodian(name) / "bulletins" / "policy.json"
-            version = peek_bulletin(file.read_bytes()).version + 1
-            body = PolicyBundle.make("custodian", (name,), {**compile_set(CONTROLS), **extra}).body()
-            now = int(time.time())
-            bulletin = Bulletin(CLUSTER, POLICY_KIND, version, now - 5, now + 86400, body)
-            partial = file.with_suffix(".partial")
-            partial.write_bytes(sign_bulletin(bulletin, [operator]))
-            partial.replace(file)
-
-    put({"own.cedar": text})
-    try:
-        yield
-    finally:
-        put({})
+    return operator_of(running)
 
 
 def submit(client: keyquorum.Client, running: Running, job: Path, **changes: str) -> keyquorum.SubmittedJob:
