@@ -29,12 +29,13 @@ from keyquorum_core.ledger.witness_policy import WitnessPolicy
 from keyquorum_core.manifest import parse as parse_manifest
 from keyquorum_core.policy.bundle import PolicyBundle
 from keyquorum_core.quorum import Custodian, Quorum
-from keyquorum_core.release import Leaf, Window
+from keyquorum_core.release import NO_LEASE, Leaf, LeaseTerms, Window, decode_share, encode_share
 from keyquorum_core.roster import EnrolmentCard, Roster, parse_operators
 from keyquorum_core.sealing import check_public
 from keyquorum_core.signing import PublicIdentity, peek_payload
 from keyquorum_core.statements import Opening, ResultStatement
 from keyquorum_core.strictjson import loads
+from keyquorum_core.telemetry import Batch, Record
 from tests.fuzz.target import Target, one_of
 from tests.support import admission, signed_vectors
 from tests.support.client_world import MANIFEST_TYPE, the_world
@@ -222,6 +223,16 @@ def admission_reviews() -> list[tuple[int, bytes]]:
     return [*((0, json.dumps(each, separators=(",", ":")).encode()) for each in found), (1, manifest)]
 
 
+def shares() -> list[bytes]:
+    values = {0: _KEY, 3: _KEY}
+    return [encode_share(values, NO_LEASE), encode_share(values, LeaseTerms(3600, 1800))]
+
+
+def telemetry() -> list[tuple[int, bytes]]:
+    record = Record(1_800_000_000, "lease-renewed", {"seconds": 3600, "by": "a quorum"})
+    return [*((0, each) for each in of_signed("telemetry", "batch", "payload")), (1, record.to_bytes())]
+
+
 def text(parse: Callable[[str], object]) -> Callable[[bytes], object]:
     return lambda data: parse(data.decode("utf-8", "surrogateescape"))
 
@@ -255,5 +266,7 @@ DOCUMENTS: Sequence[Target] = (
     one_of("keys", [check_public, PublicIdentity.from_bytes], public_values, 4096),
     one_of("admission", [admission_review, lambda data: read_manifests(data, "fuzz")], admission_reviews),
     Target("contributions", contributions, lambda: [encode_contributions({0: _KEY, 3: _KEY, 7: _KEY})], 256),
+    Target("share", lambda data: decode_share(data, (0, 3)), shares, 256),
+    one_of("telemetry", [Batch.parse, Record.parse], telemetry),
 )  # fmt: skip
 """What a coordinator, a peer, an owner or a file on disk can give us."""
