@@ -10,6 +10,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from keyquorum.prepare.pipeline import parse_pipeline
 from keyquorum_admission.manifests import read_manifests
 from keyquorum_admission.review import Seat
 from keyquorum_core.artifact import DecryptingReader, encrypt_stream
@@ -17,6 +18,7 @@ from keyquorum_core.bundle import read_bundle, write_bundle
 from keyquorum_core.ceremony import Commitments, EpochCertificate, PartsHeader
 from keyquorum_core.ceremony_plan import CeremonyPlan
 from keyquorum_core.derivation import decode_contributions, encode_contributions
+from keyquorum_core.key_request import KeyRequest
 from keyquorum_core.ledger.add_checkpoint import AddCheckpoint
 from keyquorum_core.ledger.checkpoints import Checkpoint
 from keyquorum_core.ledger.leaves import parse_leaf
@@ -28,6 +30,7 @@ from keyquorum_core.ledger.verifier_keys import VerifierKey
 from keyquorum_core.ledger.witness_policy import WitnessPolicy
 from keyquorum_core.manifest import parse as parse_manifest
 from keyquorum_core.policy.bundle import PolicyBundle
+from keyquorum_core.provenance import ProvenanceStatement
 from keyquorum_core.quorum import Custodian, Quorum
 from keyquorum_core.release import NO_LEASE, Leaf, LeaseTerms, Window, decode_share, encode_share
 from keyquorum_core.roster import EnrolmentCard, Roster, parse_operators
@@ -45,6 +48,10 @@ __all__ = ["DOCUMENTS"]
 _VECTORS = Path(__file__).resolve().parents[2] / "docs" / "spec" / "vectors"
 _LEDGER = _VECTORS / "ledger.json"
 _KEY = bytes(range(32))
+PIPELINE = (
+    b'name = "p"\n[keys]\nkey = "k"\nclassification = "c"\n[columns.a]\ndo = "tokenize"\n[columns.b]\n'
+    b'do = "generalise"\nbins = [1, 2.5]\n[columns.c]\ndo = "mask"\nkeep_last = 2\n[types]\nb = "int64"\n'
+)
 _COMMITTEE = (Custodian("ch-1", "CH"), Custodian("de-1", "DE"), Custodian("fr-1", "FR"), Custodian("is-1", "IS"))
 
 
@@ -135,6 +142,11 @@ def of_signed(name: str, operation: str, member: str) -> list[bytes]:
 
 def envelopes() -> list[bytes]:
     return of_signed("manifest", "open", "envelope")
+
+
+def provenance_statements() -> list[bytes]:
+    found = [vector["payload"] for vector in signed_vectors.load("manifest")["vectors"] if "payload" in vector]
+    return [each for each in found if b"pipeline_sha256" in each and b"_type" not in each]
 
 
 def ceremony_documents() -> list[tuple[int, bytes]]:
@@ -255,6 +267,9 @@ DOCUMENTS: Sequence[Target] = (
     one_of("release", [Leaf.parse, Window.parse],
            lambda: [(0, each) for each in of_signed("release", "leaf", "leaf")]
            + [(1, each) for each in of_signed("release", "window", "payload")]),
+    Target("key-request", KeyRequest.parse, lambda: of_signed("key-request", "parse", "payload")),
+    Target("provenance", ProvenanceStatement.parse, provenance_statements),
+    Target("pipeline", parse_pipeline, lambda: [PIPELINE], 2048),
     Target("envelope", lambda data: peek_payload(data, MANIFEST_TYPE, "fuzz"), envelopes),
     one_of("roster", [Roster.parse, parse_operators, EnrolmentCard.parse], rosters, 1 << 16),
     one_of("ceremony", [CeremonyPlan.parse, PartsHeader.parse, Commitments.parse, EpochCertificate.parse],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 from pathlib import Path
 from typing import Any
@@ -12,10 +13,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from keyquorum.prepare.extra import require
 from keyquorum.prepare.pipeline import Generalise, Mask, Projection, epsilon_micro, parse_pipeline
+from keyquorum.prepare.running import run
 from keyquorum.prepare.transforms import Tokenizer, generaliser, labels, mask, projector
-from keyquorum_core.errors import KeyquorumError, MalformedError, Reason, RefusedError
-from tests.support.preparing import KEYS_TOML, prepared, read, write
+from keyquorum.progress import Progress
+from keyquorum_core.errors import KeyquorumError, MalformedError, Reason, RefusedError, StateError, UnavailableError
+from keyquorum_core.provenance import open_provenance
+from tests.support.preparing import KEYS, KEYS_TOML, NOW, owner, prepared, read, write
 
 HEAD = 'name = "cohort"\n'
 SUM = '[[aggregate]]\nname = "s"\nwhat = "sum"\ncolumn = "x"\nbounds = [0, 10]\nepsilon = 0.5\n'
@@ -242,3 +247,34 @@ def test_a_table_without_rows_keeps_its_columns(tmp_path: Path) -> None:
     empty = {name: pa.array([], pa.array(values).type) for name, values in DATA.items()}
     made = prepared(ROWS, write(tmp_path / "in.parquet", empty), tmp_path / "out.parquet")
     assert read(made.output) == {"id": [], "age": [], "phone": [], "score": []}
+
+
+def test_an_input_that_changes_while_it_is_read_gives_no_output(tmp_path: Path) -> None:
+    source = write(tmp_path / "in.csv", DATA)
+
+    def meddle(progress: Progress) -> None:
+        with source.open("a") as file:
+            file.write("p9,1,Dee,1,1\n")
+
+    pipeline = parse_pipeline(ROWS.encode())
+    with pytest.raises(StateError) as caught:
+        run(pipeline, source, tmp_path / "o.csv", owner=owner(), now=NOW, tool="t", keys=KEYS, progress=meddle)
+    assert caught.value.reason is Reason.DIGEST
+    assert [each.name for each in tmp_path.iterdir()] == ["in.csv"]
+
+
+def test_the_statement_binds_the_very_bytes(tmp_path: Path) -> None:
+    source = write(tmp_path / "in.parquet", DATA)
+    made = prepared(ROWS, source, tmp_path / "out.parquet")
+    statement = open_provenance(made.statement_file.read_bytes(), owner().identity.public)
+    assert statement == made.statement
+    assert statement.inputs == (hashlib.sha256(source.read_bytes()).hexdigest(),)
+    assert statement.output_sha256 == hashlib.sha256(made.output.read_bytes()).hexdigest()
+    assert statement.pipeline_sha256 == hashlib.sha256(ROWS.encode()).hexdigest()
+
+
+def test_what_is_not_installed_is_asked_for_by_name() -> None:
+    with pytest.raises(UnavailableError) as caught:
+        require("pyarrow", "no_such_module")
+    assert caught.value.actual == "without no_such_module"
+    assert "keyquorum[prepare]" in caught.value.next_step

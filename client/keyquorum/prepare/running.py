@@ -201,8 +201,7 @@ def run(
         out = made.create(output)
         file = stack.enter_context(_open(source))
         given = _Input(pipeline, source, file)
-        # Its own descriptor: reading moves the other one.
-        digest = stack.enter_context(ThreadPoolExecutor(1)).submit(_digest, source)
+        digest = stack.enter_context(ThreadPoolExecutor(1)).submit(_digest, file)
         spent: Budget | None = None
         if pipeline.aggregates:
             rows_in, rows_out, spent = _aggregate(
@@ -231,9 +230,13 @@ def run(
     return Prepared(statement, output, statement_path(output), spent)
 
 
-def _digest(path: Path) -> str:
-    with _open(path) as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def _digest(file: BufferedReader) -> str:
+    """Of the open file itself, whatever its name leads to by now, and without moving the position it is read at."""
+    digest, offset = hashlib.sha256(), 0
+    while piece := os.pread(file.fileno(), 1 << 20, offset):
+        digest.update(piece)
+        offset += len(piece)
+    return digest.hexdigest()
 
 
 def _counted(given: _Input, progress: ProgressCallback) -> Iterator[Any]:
