@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import math
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from keyquorum.cli import run as command
 from keyquorum.prepare.extra import require
 from keyquorum.prepare.pipeline import Generalise, Mask, Projection, epsilon_micro, parse_pipeline
 from keyquorum.prepare.running import run
@@ -278,3 +280,17 @@ def test_what_is_not_installed_is_asked_for_by_name() -> None:
         require("pyarrow", "no_such_module")
     assert caught.value.actual == "without no_such_module"
     assert "keyquorum[prepare]" in caught.value.next_step
+
+
+def test_the_command_says_what_a_pipeline_makes_and_whether_it_fits(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "p.toml").write_text(ROWS)
+    source = write(tmp_path / "in.parquet", DATA)
+    assert command(["prepare", "check", str(tmp_path / "p.toml"), str(source), "--json"]) == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert facts["columns_out"] == ["id", "age", "phone", "score"]
+    assert (facts["needs_key"], facts["epsilon"]) == (True, 0)
+    write(source, {**DATA, "diagnosis": ["x", "y", "z"]})
+    assert command(["prepare", "check", str(tmp_path / "p.toml"), str(source), "--json"]) == 1
+    assert json.loads(capsys.readouterr().out)["error"]["details"]["undeclared"] == "diagnosis"
