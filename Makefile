@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 MEMBERS := core protos custodian coordinator client gpu_worker deploy/local deploy/kubernetes
 STAMP := $(VENV)/.installed
 
-.PHONY: setup demo test bench lint fmt protos lock fuzz flips clean
+.PHONY: setup demo test bench lint fmt protos lock fuzz flips soak clean
 
 $(STAMP): requirements.lock $(MEMBERS:%=%/pyproject.toml)
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -35,6 +35,12 @@ fuzz: $(STAMP)
 # Every bit of genuine evidence, one at a time; `make test` takes 2 000 of each type.
 flips: $(STAMP)
 	KEYQUORUM_EVERY_BIT=1 $(BIN)/python -m pytest -n 2 tests/adversarial/test_bit_flips.py
+
+# A death before and after every write of every ceremony, on every side, in 2 of 3 and 3 of 5; `make test` kills one custodian
+# in each part of each kind.
+soak: $(STAMP)
+	KEYQUORUM_SOAK=1 $(BIN)/python -m pytest -n 2 tests/adversarial/test_ceremony_deaths.py \
+		tests/adversarial/test_coordinator_ceremony_deaths.py
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

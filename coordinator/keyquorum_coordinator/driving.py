@@ -233,14 +233,21 @@ class Driver:
         return session.get_one(CeremonyRow, self.plan.ceremony_id)
 
     def move(self, session: Session, step: Step) -> CeremonyRow:
-        """Go on to a step that the table allows. Raises :class:`OvertakenError` when it is somewhere else by now."""
+        """Go on to a step that the table allows; one that it is past stays past, for whoever walks through it again.
+
+        Raises :class:`OvertakenError` when it was ended in the meantime, or can no longer be cancelled.
+        """
         row = self.row(session)
         here = Step(row.step)
-        if step is not here and step not in POSITIONS[self.plan.kind].get(here, ()):
+        allowed = POSITIONS[self.plan.kind].get(here, frozenset())
+        order = [*POSITIONS[self.plan.kind], Step.DONE]
+        if here in order and step in order and order.index(step) <= order.index(here):
+            return row
+        if step not in allowed:
             raise OvertakenError(
                 Reason.STATE,
                 f"ceremony {self.plan.ceremony_id} cannot go on to {step}",
-                expected=" or ".join(sorted(POSITIONS[self.plan.kind].get(here, ()))) or "nothing: it is over",
+                expected=" or ".join(sorted(allowed)) or "nothing: it is over",
                 actual=f"{step}, from {here}",
             )
         row.step = step

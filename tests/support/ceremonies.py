@@ -5,14 +5,18 @@ Every step is a method of its own, so that a test can stop, repeat, twist or res
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+import pytest
 
 from keyquorum_core import ceremony
 from keyquorum_core.ceremony import EpochCertificate
 from keyquorum_core.ceremony_plan import PLAN_TYPE, CeremonyPlan, OrderedBy, unsigned_plan
 from keyquorum_core.ceremony_states import Kind
+from keyquorum_core.derivation import root
+from keyquorum_core.errors import KeyquorumError, Reason
 from keyquorum_core.parts import SealedPart, co_holders
 from keyquorum_core.signing import merge, peek_payload, sign_many
 from keyquorum_custodian.making import Proposal
@@ -20,7 +24,9 @@ from keyquorum_custodian.making import Proposal
 if TYPE_CHECKING:
     from tests.support.custodian import Committee
 
-__all__ = ["Destroy", "Make", "Rebuild", "addressed", "certificate_of", "order"]
+__all__ = ["Destroy", "Make", "Rebuild", "addressed", "certificate_of", "derived", "order", "refused"]
+
+CONTEXT = b"c" * 32
 
 
 def order(committee: Committee, plan: CeremonyPlan) -> bytes:
@@ -248,3 +254,20 @@ def approve(committee: Committee, name: str, envelope: bytes, certificate: bytes
 def twisted(proposal: Proposal, **changes: object) -> Proposal:
     """A proposal with some of it replaced."""
     return replace(proposal, **changes)  # type: ignore[arg-type]
+
+
+def derived(committee: Committee, epoch: int, key_id: str = "key-1") -> bytes:
+    """The key that everyone open derives together; holders of a seed have to agree."""
+    together: dict[int, bytes] = {}
+    for name in committee.ids:
+        for index, value in committee.open(name).epochs.active(key_id, epoch).contributions(CONTEXT).items():
+            assert together.setdefault(index, value) == value
+    return root(together, CONTEXT)
+
+
+def refused(reason: Reason, call: Callable[..., Any], *arguments: Any) -> KeyquorumError:
+    """The error by which a call was refused, which has to be for this reason."""
+    with pytest.raises(KeyquorumError) as caught:
+        call(*arguments)
+    assert caught.value.reason is reason, caught.value
+    return caught.value
