@@ -42,6 +42,7 @@ _ROUND_SECONDS = 5.0
 _RETRY_SECONDS = 1.0
 _FIRST_ROUND_SECONDS = 5.0
 _BUSY = 8
+_BUSY_SETTLE = 4
 _PATIENCE_EACH = 0.001
 _LONGEST_PATIENCE = 0.05
 _ALARMS = frozenset({Reason.LEDGER_FORK, Reason.LEDGER_ROLLBACK})
@@ -279,7 +280,7 @@ class Witnesses:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(self._interval):
                     await self._new.wait()
-                    await asyncio.sleep(self._settle)
+                    await asyncio.sleep(self._settle * (_BUSY_SETTLE if self._fanout.running >= _BUSY else 1))
 
     async def _quorum_connected(self) -> None:
         """Wait for the first streams of a quorum; not for long when there is none."""

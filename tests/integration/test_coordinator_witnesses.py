@@ -18,12 +18,16 @@ from keyquorum_core.ledger.leaves import Alarm, parse_leaf
 from keyquorum_core.ledger.log_trust import LogTrust
 from keyquorum_core.ledger.tiles import Bundle, decode_bundle
 from keyquorum_core.ledger.tlog_proof import TlogProof
+from keyquorum_core.manifest import sign_manifest
 from keyquorum_core.release import Leaf
 from keyquorum_custodian.server import CustodianServer
 from keyquorum_custodian.witness import CheckpointUpdate, Witness
 from keyquorum_protos.v1 import coordinator_pb2 as pb
+from keyquorum_protos.v1 import custodian_pb2 as custodian_pb
+from keyquorum_protos.v1 import custodian_pb2_grpc as custodian_rpc
 from tests.support.coordinator import Caller, Owner, Running
 from tests.support.custodian import Committee, build_committee
+from tests.support.fake_custodian import FakeCommittee, FakeCustodian
 from tests.support.ledger import MemoryLog
 
 pytestmark = pytest.mark.timeout(90)
@@ -275,3 +279,69 @@ async def test_a_log_that_stands_still_is_cosigned_again_and_again(tmp_path: Pat
         for server in made.servers.values():
             await server.stop(0)
         committee.close()
+
+
+# -- two streams -------------------------------------------------------------------------------------------------------
+
+
+async def test_a_request_that_is_hedged_takes_its_checkpoint_along(tmp_path: Path) -> None:
+    """The second stream may be the first over which the custodian hears of that checkpoint."""
+
+    def stall(custodian: FakeCustodian) -> None:
+        custodian.behaviour.stall = custodian.id == "jp-1"
+
+    committee = await FakeCommittee.start(stall)
+    running = await Running.start(tmp_path / "coordinator", committee)
+    try:
+        alice = running.caller("owner", "alice")
+        job, manifest = Owner().manifest()
+        await alice.jobs.Submit(pb.SubmitRequest(manifest=manifest))
+        events = await alice.open(job)
+        assert outcomes(events) == dict.fromkeys(committee.custodians, "share")
+        first, hedged = committee.custodians["jp-1"].requests
+        assert hedged.HasField("update")
+        assert hedged == first
+        assert TlogProof.parse(events[0].leaf_proof).index == first.leaf_index
+    finally:
+        await running.stop()
+        await committee.stop()
+
+
+async def test_the_same_request_over_two_streams_is_answered_over_both(scene: Scene) -> None:
+    committee, name = scene.committee, "ch-1"
+    size = scene.witness(name).size
+    entry = await scene.sequencer.append(b"something", b"something")
+    update = custodian_pb.CheckpointUpdate(
+        checkpoint=entry.checkpoint.encode(),
+        old_size=size,
+        consistency_proof=await scene.sequencer.consistency(size, entry.checkpoint.checkpoint.size),
+    )
+    envelope = sign_manifest(committee.manifest(), committee.owner.identity)
+    leaf = committee.leaf(envelope, b"").to_bytes()
+    logged = await scene.sequencer.append(leaf, b"leaf")
+    message = custodian_pb.ReleaseRequest(
+        request_id="r",
+        manifest=envelope,
+        leaf=leaf,
+        leaf_index=logged.index,
+        tree_size=logged.checkpoint.checkpoint.size,
+        inclusion_proof=logged.proof,
+        update=custodian_pb.CheckpointUpdate(
+            checkpoint=logged.checkpoint.encode(),
+            old_size=entry.checkpoint.checkpoint.size,
+            consistency_proof=await scene.sequencer.consistency(
+                entry.checkpoint.checkpoint.size, logged.checkpoint.checkpoint.size
+            ),
+        ),
+    )
+    async with committee.channel(name, scene.servers[name].address) as channel:
+        streams = [custodian_rpc.CustodianStub(channel).Release() for _ in range(2)]
+        for stream in streams:
+            await stream.write(custodian_pb.ReleaseRequest(request_id="u", update=update))
+            await stream.write(message)
+        for stream in streams:
+            for outcome in ("cosignatures", "share"):
+                answer = await stream.read()
+                assert isinstance(answer, custodian_pb.ReleaseAnswer)
+                assert answer.WhichOneof("outcome") == outcome, answer
+            await stream.done_writing()
