@@ -12,6 +12,7 @@ quarantined: its leases are revoked, the appraisals of its hardware dropped, its
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Final
@@ -25,6 +26,7 @@ from keyquorum_custodian.appraisal_rows import decode, encode
 from keyquorum_custodian.appraisals import Appraisals
 from keyquorum_custodian.keystore import Keystore
 from keyquorum_custodian.quarantine import Quarantine
+from keyquorum_custodian.vault import blob
 
 __all__ = ["SUSPECT", "Lease", "Leases"]
 
@@ -45,6 +47,8 @@ SUSPECT: Final = frozenset(
 what time or the network does to good evidence (``STALE``, ``EXPIRED``), and what hardware did not sign (``SIGNATURE``,
 ``CHAIN``, ``ROOT_NOT_PINNED``, ``MALFORMED``), which says nothing about anybody."""
 _KEPT_SECONDS: Final = 86400
+_SWEEP_SECONDS: Final = 60
+_OPENED: Final = 1024
 _COLUMNS: Final = "job_id, recipient_sha256, key_id, epoch, granted_at, until, renewals, revoked"
 
 
@@ -69,6 +73,9 @@ class Leases:
         self._keystore = keystore
         self._appraisals = appraisals
         self._quarantine = quarantine
+        self._swept_at = 0
+        # What a sealed appraisal opens to, by its row too: who asks often is not decoded and encoded each time.
+        self._opened: OrderedDict[tuple[bytes, ...], Appraisal] = OrderedDict()
 
     def all(self, now: int) -> tuple[Lease, ...]:
         """Those that have not ended at ``now``, revoked ones too, oldest first."""
@@ -123,7 +130,9 @@ class Leases:
     def grant(self, lease: Lease, appraisal: Appraisal) -> None:
         """Inside a transaction: this lease begins, or goes on, on this evidence."""
         key = (lease.job_id, lease.recipient_sha256)
-        self._keystore.change("DELETE FROM leases WHERE until < ?", lease.granted_at - _KEPT_SECONDS)
+        if lease.granted_at >= self._swept_at + _SWEEP_SECONDS:
+            self._keystore.change("DELETE FROM leases WHERE until < ?", lease.granted_at - _KEPT_SECONDS)
+            self._swept_at = lease.granted_at
         self._keystore.change(
             "INSERT INTO leases (job_id, recipient_sha256, key_id, epoch, granted_at, until, sealed)"
             " VALUES (?, ?, ?, ?, ?, ?, ?) ON CONFLICT (job_id, recipient_sha256) DO UPDATE SET until = excluded.until,"
@@ -133,7 +142,7 @@ class Leases:
             lease.epoch,
             lease.granted_at,
             lease.until,
-            self._keystore.seal_row(encode(appraisal), "leases", *key),
+            self._sealed(appraisal, *key),
         )
 
     def revoke(
@@ -183,9 +192,29 @@ class Leases:
         )
         if not rows:
             return None
-        *members, sealed = rows[0]
-        appraisal = decode(self._keystore.unseal_row(sealed, "leases", job_id, recipient_sha256))
+        *members, value = rows[0]
+        sealed = blob(value)
+        place = _place(sealed, job_id, recipient_sha256)
+        appraisal = self._opened.get(place)
+        if appraisal is None:
+            appraisal = decode(self._keystore.unseal_row(sealed, "leases", job_id, recipient_sha256))
+            self._remember(place, appraisal)
         return Lease(*members), appraisal  # type: ignore[arg-type]
+
+    def _sealed(self, appraisal: Appraisal, *key: str) -> bytes:
+        """The appraisal for the row ``key``: as it stands there already, when it is the one shown before."""
+        rows = self._keystore.select("SELECT sealed FROM leases WHERE job_id = ? AND recipient_sha256 = ?", *key)
+        before = blob(rows[0][0]) if rows else b""
+        if self._opened.get(_place(before, *key)) == appraisal:
+            return before
+        sealed = self._keystore.seal_row(encode(appraisal), "leases", *key)
+        self._remember(_place(sealed, *key), appraisal)
+        return sealed
+
+    def _remember(self, place: tuple[bytes, ...], appraisal: Appraisal) -> None:
+        self._opened[place] = appraisal
+        if len(self._opened) > _OPENED:
+            self._opened.popitem(last=False)
 
     def _suspect(self, lease: Lease, before: Appraisal, error: KeyquorumError, document: bytes, now: int) -> None:
         """Quarantine the worker. What cannot be written is still in force until a restart, and the refusal stands."""
@@ -202,6 +231,10 @@ class Leases:
         self.revoke(error.reason, hardware=before.hardware, recipient_sha256=lease.recipient_sha256)
         for hardware in before.hardware:
             self._appraisals.drop(hardware=hardware)
+
+
+def _place(sealed: bytes, *key: str) -> tuple[bytes, ...]:
+    return (sealed, *(each.encode() for each in key))
 
 
 def _check_renewal(before: Appraisal, now_shown: Appraisal, policy: KeyPolicy, now: int) -> None:
