@@ -77,7 +77,8 @@ def open_table(file: BinaryIO, kind: str, columns: Callable[[list[str]], list[st
 
 
 def _parquet(file: BinaryIO, columns: Callable[[list[str]], list[str]]) -> Table:
-    source = pq.ParquetFile(file)
+    # Buffering ahead would keep all of the file that was read so far.
+    source = pq.ParquetFile(file, pre_buffer=False)
     wanted = columns(list(source.schema_arrow.names))
     schema = pa.schema([source.schema_arrow.field(name) for name in wanted])
     return Table(schema, source.metadata.num_rows, lambda: source.iter_batches(batch_size=BATCH_ROWS, columns=wanted))
