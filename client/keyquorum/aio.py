@@ -35,6 +35,7 @@ from keyquorum.ownkeys import make_request, require_confirmed
 from keyquorum.profile import Profile, load_profile
 from keyquorum.progress import Progress, ProgressCallback, Stage, silent
 from keyquorum.results import JobFailedError, Result, fetch_result
+from keyquorum.revoking import Held, fetch, hand_over
 from keyquorum.rootcache import RootCache
 from keyquorum.session import Connection
 from keyquorum.status import ClusterStatus, cluster_status
@@ -203,6 +204,17 @@ class AsyncClient:
     async def ceremony_cancel(self, ceremony_id: str, why: str = "") -> CeremonyRecord:
         """Give a ceremony up; what was there before stays as it was."""
         return await (await self._ceremonies()).cancel(ceremony_id, why)
+
+    async def revocations(self) -> Held:
+        """What the operators revoked, by the document that the coordinator has, verified. For operators."""
+        return await fetch(self._connection("operator"), self.profile)
+
+    async def revoke(self, document: bytes) -> Held:
+        """Hand a signed document of revocations to the coordinator, which acts on it and hands it to every custodian.
+
+        Raises what it is refused for; ``BULLETIN`` where the coordinator answers with another one.
+        """
+        return await hand_over(self._connection("operator"), self.profile, document)
 
     async def _ceremonies(self, operator_keys: Sequence[str | os.PathLike[str]] = ()) -> Ceremonies:
         own = await self._keys("operator")

@@ -44,6 +44,7 @@ class Connection:
         )
         self.cluster = rpc.ClusterStub(self._channel)
         self.keys = rpc.KeysStub(self._channel)
+        self.revocations = rpc.RevocationsStub(self._channel)
         self.jobs = rpc.JobsStub(self._channel)
         self.artifacts = rpc.ArtifactsStub(self._channel)
 

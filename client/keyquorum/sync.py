@@ -22,6 +22,7 @@ from keyquorum.keys import KeyRecord
 from keyquorum.profile import Profile, load_profile
 from keyquorum.progress import ProgressCallback
 from keyquorum.results import Result
+from keyquorum.revoking import Held
 from keyquorum.status import ClusterStatus
 from keyquorum.submission import SubmittedJob
 from keyquorum.telemetry import Telemetry
@@ -166,6 +167,14 @@ class Client:
     def ceremony_cancel(self, ceremony_id: str, why: str = "") -> CeremonyRecord:
         """See :meth:`AsyncClient.ceremony_cancel`."""
         return self._run(self._async.ceremony_cancel(ceremony_id, why))
+
+    def revocations(self) -> Held:
+        """See :meth:`AsyncClient.revocations`."""
+        return self._run(self._async.revocations())
+
+    def revoke(self, document: bytes) -> Held:
+        """See :meth:`AsyncClient.revoke`."""
+        return self._run(self._async.revoke(document))
 
     def derive_key(
         self,

@@ -91,6 +91,7 @@ def admit(
     return NewJob(
         job_id=job_id,
         owner=manifest.owner,
+        owner_fingerprint=manifest.owner_identity.fingerprint,
         key_id=manifest.key_id,
         epoch=manifest.epoch,
         manifest=envelope,

@@ -283,7 +283,8 @@ class TelemetryRow(Base):
 
 
 class QuarantineRow(Base):
-    """A worker that gets no jobs while ``lifted_at`` is empty. Never deleted."""
+    """A worker that gets no jobs while ``lifted_at`` is empty. ``revoked``: the revocation that it follows from, which
+    ends it too. Never deleted."""
 
     __tablename__ = "worker_quarantine"
 
@@ -297,6 +298,7 @@ class QuarantineRow(Base):
     raised_at: Mapped[int] = mapped_column(BigInteger)
     lifted_at: Mapped[int | None] = mapped_column(BigInteger)
     why: Mapped[str | None] = mapped_column(Text)
+    revoked: Mapped[str] = mapped_column(String(320), default="", server_default="")
 
 
 class OutboxRow(Base):

@@ -10,6 +10,7 @@ import asyncio
 import time
 from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import aclosing
+from functools import partial
 from typing import TypeVar
 
 from keyquorum_coordinator.admission import admit, admit_key_request, check_opening, check_statement, facts_of
@@ -24,6 +25,7 @@ from keyquorum_coordinator.policy import CoordinatorPolicy
 from keyquorum_coordinator.quarantine import Verdicts, WorkerQuarantine
 from keyquorum_coordinator.releases import ReleaseRecord, Releases, Shown
 from keyquorum_coordinator.telemetry import StoredBatch, TelemetryStore
+from keyquorum_coordinator.withdrawals import Withdrawals
 from keyquorum_core.errors import KeyquorumError, MalformedError, Reason, RefusedError, StateError, UnavailableError
 from keyquorum_core.ledger.leaves import JobSubmitted
 from keyquorum_core.policy.engine import Decision
@@ -57,6 +59,7 @@ class Desk:
         denials: Denials,
         quarantine: WorkerQuarantine,
         telemetry: TelemetryStore,
+        withdrawals: Withdrawals,
         policy: CoordinatorPolicy,
         roster_envelope: bytes,
         max_artifact_mib: int,
@@ -71,6 +74,7 @@ class Desk:
         self.denials = denials
         self.quarantine = quarantine
         self.telemetry = telemetry
+        self.withdrawals = withdrawals
         self.policy = policy
         self.roster_envelope = roster_envelope
         self.stopping = asyncio.Event()
@@ -82,7 +86,9 @@ class Desk:
     async def submit(self, peer: Peer, manifest: bytes) -> Job:
         """The job, and in the ledger that it was submitted, before its owner hears of it; or that it was denied."""
         try:
-            job = await self.jobs.submit(await self._admit(peer, manifest, admit))
+            new = await self._admit(peer, manifest, admit)
+            stands = partial(self.withdrawals.require_asker, owner=new.owner_fingerprint, leaf=new.leaf)
+            job = await self.jobs.submit(new, stands)
         except RefusedError as error:
             await self.denials.of_submission(manifest, peer.name, error)
             raise
@@ -93,6 +99,7 @@ class Desk:
         """A key for data of its owner's own: as :meth:`Releases.of_key`, once the ledger has the decision on it."""
         try:
             admitted = await self._admit(peer, request, admit_key_request)
+            await self.withdrawals.check_asker(admitted.request.owner_identity.fingerprint, admitted.leaf)
         except RefusedError as error:
             await self.denials.of_submission(request, peer.name, error)
             raise
@@ -273,6 +280,7 @@ class Desk:
     async def release(self, peer: Peer, job_id: str, evidence: bytes) -> AsyncGenerator[tuple[Shown, Arrival]]:
         """The job's key for the worker that holds it: as :meth:`Releases.to_worker`."""
         job = await self.jobs.held(job_id, peer.name)
+        await self.withdrawals.check_worker(job, evidence)
         verdicts = Verdicts(job, evidence)
         try:
             async with aclosing(self.releases.to_worker(job, evidence)) as answers:

@@ -54,6 +54,7 @@ class NewJob:
 
     job_id: str
     owner: str
+    owner_fingerprint: str
     key_id: str
     epoch: int
     manifest: bytes
@@ -147,14 +148,16 @@ class JobStore:
 
     # -- the owner ----------------------------------------------------------------------------------------------------
 
-    async def submit(self, new: NewJob) -> Job:
-        """Store a job; the same one again is returned as it stands. Raises :class:`RefusedError` (``QUOTA``)."""
+    async def submit(self, new: NewJob, may: Callable[[Session], None] = lambda session: None) -> Job:
+        """Store a job; the same one again is returned as it stands. ``may`` is asked in the transaction, and raises for
+        a job that may not be. Raises :class:`RefusedError` (``QUOTA``)."""
         now = self._now()
 
         def work(session: Session) -> Job:
             row = session.get(JobRow, new.job_id)
             if row is not None:
                 return _job(row)
+            may(session)
             still_open = session.scalar(
                 select(func.count()).where(JobRow.owner == new.owner, JobRow.state.not_in(FINAL))
             )
@@ -437,6 +440,18 @@ class JobStore:
                 row.heartbeat_at = None
             _move(session, row, to, now, why.message, why if to is JobState.FAILED else None)
             out.append(_job(row))
+        return out
+
+    @staticmethod
+    def end_all(session: Session, why_of: Callable[[str, bytes], KeyquorumError | None], now: int) -> list[Job]:
+        """Inside a transaction: cancel the jobs that have not ended and for which ``why_of``, of a job's id and
+        manifest, says why."""
+        out = []
+        for row in session.scalars(select(JobRow).where(JobRow.state.not_in(FINAL))):
+            why = why_of(row.job_id, row.manifest)
+            if why is not None:
+                _move(session, row, JobState.CANCELLED, now, why.message, why)
+                out.append(_job(row))
         return out
 
     def heard(self, changed: Iterable[Job]) -> None:

@@ -146,6 +146,8 @@ class Link:
         self.keys: dict[tuple[str, int], str] = {}
         self.ledger_size = 0
         """What the custodian had seen of the ledger when it was asked last."""
+        self.revocations: tuple[int, str] = (0, "")
+        """Version and digest of the revocations that it says it has."""
         self.connections = 0
         """How often a stream was begun: what was sent over earlier ones may be lost."""
         self._custodian = custodian
@@ -440,6 +442,7 @@ class Link:
         skew = described.now + 0.5 - (asked + now) / 2
         self.clock_skew = skew if abs(skew) >= 1 else 0.0
         self.ledger_size = described.ledger_size
+        self.revocations = described.revocations_version, described.revocations_digest[:64]
         self.keys = {(key.key_id, key.epoch): key.state for key in described.keys[:4096]}
         self._remember(window.statement, int(now))
         self.circuit.recovered(time.monotonic())

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
+
 from keyquorum_coordinator.artifacts import ArtifactState
 from keyquorum_coordinator.ceremonies import CeremonyRecord, KeyEpoch, Progress
 from keyquorum_coordinator.fanout import Fanout
@@ -18,6 +20,7 @@ __all__ = [
     "job_message",
     "key_message",
     "outcome_message",
+    "revocations_message",
 ]
 
 
@@ -142,3 +145,22 @@ def health_messages(fanout: Fanout) -> list[pb.CustodianHealth]:
             )
         )
     return out
+
+
+def revocations_message(
+    document: bytes, fanout: Fanout, problems: Mapping[str, str], changed: Iterable[Job] = ()
+) -> pb.RevocationsState:
+    """``problems``: by custodian. ``changed``: the jobs that a new document touched."""
+    return pb.RevocationsState(
+        document=document,
+        custodians=[
+            pb.CustodianRevocations(
+                custodian=link.id,
+                version=link.revocations[0],
+                digest=link.revocations[1],
+                problem=problems.get(link.id, ""),
+            )
+            for link in fanout.links.values()
+        ],
+        jobs=[job.job_id for job in changed],
+    )

@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Set
 from dataclasses import dataclass
 from typing import Final
 
@@ -26,9 +26,10 @@ from keyquorum_coordinator.outbox import enter
 from keyquorum_core.errors import KeyquorumError, MalformedError, Reason, RefusedError, StateError
 from keyquorum_core.ledger.leaves import NOTHING, Alarm
 from keyquorum_core.quorum import Quorum
+from keyquorum_core.revocations import Revocation
 from keyquorum_protos.wire.errors import from_status
 
-__all__ = ["ALARM", "Quarantined", "Verdicts", "WorkerQuarantine", "entries", "lift"]
+__all__ = ["ALARM", "Quarantined", "Verdicts", "WorkerQuarantine", "entries", "let_out", "lift", "withdraw"]
 
 ALARM: Final = "worker-quarantined"
 _MAX_TEXT: Final = 400
@@ -38,7 +39,7 @@ _log = structlog.get_logger("quarantine")
 @dataclass(frozen=True, slots=True)
 class Quarantined:
     """An entry. Times are unix seconds; ``lifted_at`` is 0 while it is in force. One without ``custodians`` was made by
-    hand."""
+    hand, or follows from the revocation that ``revoked`` names (target and subject)."""
 
     number: int
     worker: str
@@ -50,6 +51,7 @@ class Quarantined:
     raised_at: int
     lifted_at: int
     why: str
+    revoked: str
 
 
 class Verdicts:
@@ -176,6 +178,41 @@ def _put(
     return JobStore.take_all(session, worker, why, now)
 
 
+def withdraw(session: Session, worker: str, entry: Revocation, evidence_sha256: str, now: int) -> list[Job]:
+    """Inside a transaction: the worker showed evidence of something that the operators revoked. It gets no jobs until
+    they lift that; those it holds go to others, or have failed. The revocation itself is what the ledger shows."""
+    if quarantine_of(session, worker) is not None:
+        return []
+    revoked = f"{entry.target} {entry.subject}"
+    session.add(
+        QuarantineRow(
+            worker=worker,
+            reason=str(Reason.REVOKED),
+            message=f"the operators revoked its {entry.target}: {entry.reason}"[:_MAX_TEXT],
+            job_id="",
+            evidence_sha256=evidence_sha256,
+            custodians="",
+            raised_at=now,
+            revoked=revoked,
+        )
+    )
+    why = RefusedError(
+        Reason.REVOKED,
+        f"the operators revoked the {entry.target} of worker {worker}: {entry.reason}",
+        next_step="Another worker may take the job",
+        details={"worker": worker, "target": entry.target},
+    )
+    return JobStore.take_all(session, worker, why, now)
+
+
+def let_out(session: Session, revoked: Set[str], version: int, now: int) -> None:
+    """Inside a transaction: lift entries that follow from a revocation which ``version`` lists no longer."""
+    rows = select(QuarantineRow).where(QuarantineRow.lifted_at.is_(None), QuarantineRow.revoked != "")
+    for row in session.scalars(rows):
+        if row.revoked not in revoked:
+            row.lifted_at, row.why = now, f"lifted in version {version} of the revocations"
+
+
 def entries(session: Session) -> list[Quarantined]:
     """All of them, lifted ones too, oldest first."""
     return [
@@ -190,6 +227,7 @@ def entries(session: Session) -> list[Quarantined]:
             row.raised_at,
             row.lifted_at or 0,
             row.why or "",
+            row.revoked,
         )
         for row in session.scalars(select(QuarantineRow).order_by(QuarantineRow.number))
     ]

@@ -46,10 +46,12 @@ from keyquorum_coordinator.services import (
     ClusterService,
     JobsService,
     KeysService,
+    RevocationsService,
     WorkersService,
 )
 from keyquorum_coordinator.telemetry import TelemetryStore
 from keyquorum_coordinator.tending import Tending
+from keyquorum_coordinator.withdrawals import Withdrawals
 from keyquorum_coordinator.witnesses import Witnesses
 from keyquorum_core.errors import KeyquorumError, Reason, StateError, UnavailableError
 from keyquorum_core.ledger.leaves import RosterInUse
@@ -59,7 +61,7 @@ from keyquorum_protos.wire.guard import Guard
 
 __all__ = ["CoordinatorServer", "lock_folder", "serve"]
 
-_SERVICES = tuple(f"keyquorum.v1.{name}" for name in ("Cluster", "Keys", "Jobs", "Artifacts", "Workers"))
+_SERVICES = tuple(f"keyquorum.v1.{name}" for name in ("Cluster", "Keys", "Jobs", "Artifacts", "Workers", "Revocations"))
 _MAX_RECEIVE = 4 << 20  # a manifest, an evidence document or a piece of an artifact, each at most 1 MiB, and its frame
 _MAX_CALLS = 1024
 _SWEEP_SECONDS = 1.0
@@ -143,6 +145,9 @@ class CoordinatorServer:
             on_entry=self.metrics.quarantined.inc,
             on_leaf=self.outbox.wake,
         )
+        self.withdrawals = Withdrawals(
+            self.database, self.fanout, self.jobs, trust.roster, clock=clock, on_leaf=self.outbox.wake
+        )
         self.artifacts = ArtifactStore(
             self.database,
             store,
@@ -172,6 +177,7 @@ class CoordinatorServer:
             telemetry=TelemetryStore(
                 self.database, self.jobs, self.releases, self.sequencer, clock=clock, on_leaf=self.outbox.wake
             ),
+            withdrawals=self.withdrawals,
             policy=policy,
             roster_envelope=trust.roster_envelope,
             max_artifact_mib=config.max_artifact_mib,
@@ -194,6 +200,7 @@ class CoordinatorServer:
         rpc.add_JobsServicer_to_server(JobsService(self.desk), server)
         rpc.add_ArtifactsServicer_to_server(ArtifactsService(self.desk), server)
         rpc.add_WorkersServicer_to_server(WorkersService(self.desk), server)
+        rpc.add_RevocationsServicer_to_server(RevocationsService(self.desk), server)
         for name in ("", *_SERVICES):
             await self._health.set(name, health_pb2.HealthCheckResponse.SERVING)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
@@ -225,6 +232,7 @@ class CoordinatorServer:
             asyncio.create_task(self.witnesses.run()),
             asyncio.create_task(self.outbox.run()),
             asyncio.create_task(self._sweep()),
+            asyncio.create_task(self.withdrawals.relay()),
             asyncio.create_task(self._resume()),
         ]
 

@@ -23,6 +23,7 @@ from keyquorum_coordinator.messages import (
     job_message,
     key_message,
     outcome_message,
+    revocations_message,
 )
 from keyquorum_coordinator.releases import Shown
 from keyquorum_core.errors import MalformedError, Reason
@@ -31,7 +32,15 @@ from keyquorum_protos.v1 import coordinator_pb2_grpc as rpc
 from keyquorum_protos.wire.errors import from_status
 from keyquorum_protos.wire.guard import ANY_ROLE, peer_of
 
-__all__ = ["ROLES", "ArtifactsService", "ClusterService", "JobsService", "KeysService", "WorkersService"]
+__all__ = [
+    "ROLES",
+    "ArtifactsService",
+    "ClusterService",
+    "JobsService",
+    "KeysService",
+    "RevocationsService",
+    "WorkersService",
+]
 
 _S = "/keyquorum.v1."
 ROLES = {
@@ -46,6 +55,7 @@ ROLES = {
     f"{_S}Jobs/": frozenset({"owner"}),
     f"{_S}Artifacts/": frozenset({"owner", "worker"}),
     f"{_S}Workers/": frozenset({"worker"}),
+    f"{_S}Revocations/": frozenset({"operator"}),
     "/grpc.health.v1.Health/": ANY_ROLE,
     "/grpc.reflection.v1alpha.ServerReflection/": ANY_ROLE,
 }
@@ -96,6 +106,23 @@ class KeysService(rpc.KeysServicer):
         async with aclosing(self._desk.derive(peer_of(context), request.request)) as answers:
             async for event in _answer_events(answers, request.request_id):
                 yield event
+
+
+class RevocationsService(rpc.RevocationsServicer):
+    def __init__(self, desk: Desk) -> None:
+        self._desk = desk
+
+    async def Accept(self, request: pb.AcceptRevocationsRequest, context: Context) -> pb.RevocationsState:
+        changed = await self._desk.withdrawals.accept(request.document)
+        await self._desk.withdrawals.relay_once()
+        return revocations_message(
+            await self._desk.withdrawals.document(), self._desk.fanout, self._desk.withdrawals.problems, changed
+        )
+
+    async def Get(self, request: pb.GetRevocationsRequest, context: Context) -> pb.RevocationsState:
+        return revocations_message(
+            await self._desk.withdrawals.document(), self._desk.fanout, self._desk.withdrawals.problems
+        )
 
 
 class JobsService(rpc.JobsServicer):

@@ -37,6 +37,7 @@ def show(directory: Directory, as_json: Json = False) -> None:
             state = f"lifted {_when(each.lifted_at)}: {each.why}" if each.lifted_at else "IN FORCE"
             typer.echo(printable(f"entry {each.number}: worker {each.worker}, since {_when(each.raised_at)}, {state}"))
             said = f"by {', '.join(each.custodians)}" if each.custodians else "by hand"
+            said = f"follows from the revocation of {each.revoked}" if each.revoked else said
             typer.echo(printable(f"  {each.reason}: {each.message} ({said})"))
     if any(not each.lifted_at for each in found):
         raise typer.Exit(1)

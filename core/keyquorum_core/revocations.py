@@ -21,7 +21,7 @@ from keyquorum_core.errors import MalformedError, Reason, RefusedError
 from keyquorum_core.names import JOB_ID, SHA256_HEX, check
 from keyquorum_core.strictjson import Fields
 
-__all__ = ["NOTHING", "REVOCATIONS", "TARGETS", "Revocation", "Revocations", "check_follows"]
+__all__ = ["NOTHING", "REVOCATIONS", "TARGETS", "Revocation", "Revocations", "changes", "check_follows"]
 
 _WHAT = "revocations"
 _MAX_ENTRIES = 65536
@@ -156,6 +156,19 @@ def check_follows(previous: Revocations, following: Revocations) -> None:
             actual=_some(missing),
             next_step="Sign a version that has all entries of the one before; `keyquorum revoke` makes it from that.",
         )
+
+
+def changes(previous: Revocations, following: Revocations) -> tuple[str, ...]:
+    """What the later version does, line by line, for people: ``revoke TARGET SUBJECT: REASON``, and ``lift``."""
+    before = previous.revoked
+    return (
+        *(f"revoke {_line(entry)}" for name, entry in sorted(following.revoked.items()) if name not in before),
+        *(f"lift {_line(entry)}" for name, entry in sorted(following.lifted.items()) if name in before),
+    )
+
+
+def _line(entry: Revocation) -> str:
+    return f"{entry.target} {entry.subject}: {entry.reason}"
 
 
 def _some(names: Iterable[tuple[str, str]]) -> str:

@@ -52,7 +52,7 @@ async def accept_bulletin(directory: Path, envelope: bytes, timeout: float = 30.
     """Have the custodian serving ``directory`` accept a signed document. Raises its error, or ``UNAVAILABLE``."""
     async with admin_stub(directory) as stub:
         found = await stub.AcceptBulletin(pb.AcceptBulletinRequest(envelope=envelope), timeout=timeout)
-    return _bulletin(found.accepted)
+    return {**_bulletin(found.accepted), "changes": list(found.changes)}
 
 
 async def fetch_approvals(directory: Path, timeout: float = 5.0) -> list[dict[str, Any]]:

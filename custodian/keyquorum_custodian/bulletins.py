@@ -150,6 +150,11 @@ class Bulletins:
         """The document of ``kind`` accepted last, in date or not: for telling, never for deciding."""
         return cast("Accepted[T] | None", self._slots[kind.name].accepted)
 
+    def last(self, kind: Kind[T]) -> T | None:
+        """What the document of ``kind`` accepted last means, also where it is no longer in force: to compare with the
+        next one."""
+        return cast("T | None", self._slots[kind.name].last)
+
     def digest(self, kind: str) -> str:
         """The digest of the document of ``kind`` accepted last, in date or not; empty where there is none, or where
         this custodian has no use for the kind. What was kept under another digest is not found any more."""

@@ -299,6 +299,51 @@ def bulletin_list(directory: _Directory, as_json: _Json = False) -> None:
                 typer.echo(printable(f"  {each['problem']}"))
 
 
+@app.command()
+def revoke(
+    file: Annotated[Path, typer.Argument(help="Signed revocations, as `keyquorum revoke … --out` wrote them.")],
+    directory: _Directory,
+    as_json: _Json = False,
+) -> None:
+    """Go by what the operators revoked, from the next request on, whatever the coordinator does.
+
+    A running custodian takes it at once and says what it changes; for a stopped one it is left for the next start.
+    """
+    import asyncio
+
+    from keyquorum_core.bulletin import MAX_BULLETIN_ENVELOPE, peek_bulletin
+    from keyquorum_custodian.admin import accept_bulletin, show_bulletin
+    from keyquorum_custodian.policy_files import leave_document
+    from keyquorum_protos.wire.files import read_bytes
+
+    with _refusals(as_json):
+        envelope = read_bytes(file, "the document", MAX_BULLETIN_ENVELOPE)
+        kind = peek_bulletin(envelope).kind
+        if kind != "revocations":
+            raise RefusedError(
+                Reason.BULLETIN,
+                "a document of another kind",
+                expected="revocations",
+                actual=kind,
+                next_step="Use `keyquorum-custodian bulletin accept`.",
+            )
+        try:
+            accepted = asyncio.run(accept_bulletin(directory, envelope))
+        except UnavailableError as error:
+            if error.reason is not Reason.UNAVAILABLE:
+                raise
+            left = leave_document(directory, envelope)
+            out = {"kind": left.kind, "version": left.version, "digest": left.digest, "accepted": False}
+            typer.echo(json.dumps(out) if as_json else f"Left for the next start: {left.name}, {left.digest[:16]}")
+            return
+        if as_json:
+            typer.echo(json.dumps({**accepted, "accepted": True}))
+            return
+        typer.echo(f"Accepted: {printable(show_bulletin(accepted))}")
+        for line in accepted["changes"] or ["nothing changes"]:
+            typer.echo(f"  {printable(line)}")
+
+
 @policy_app.command("install")
 def policy_install(
     file: Annotated[Path, typer.Argument(help="A bundle or list, as `keyquorum policy sign` or `sign-list` wrote it.")],

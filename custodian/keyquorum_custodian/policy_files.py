@@ -11,6 +11,7 @@ from pathlib import Path
 from keyquorum_core.bulletin import Bulletin, Kind, peek_bulletin, verify_bulletin
 from keyquorum_core.errors import Reason, RefusedError, UnavailableError
 from keyquorum_core.policy.facts import Seat
+from keyquorum_core.revocations import REVOCATIONS
 from keyquorum_custodian.bulletins import replace_file
 from keyquorum_custodian.config import load_config
 from keyquorum_custodian.keystore import Keystore
@@ -21,7 +22,7 @@ __all__ = ["forget_time", "leave_document"]
 
 
 def leave_document(directory: Path, envelope: bytes) -> Bulletin:
-    """Verify a policy bundle or list as the custodian will, and leave it for its next start.
+    """Verify a policy bundle, a list or revocations as the custodian will, and leave it for its next start.
 
     Raises what the custodian would refuse it for, but for an older version, which only its keystore knows; ``STORAGE``.
     """
@@ -30,11 +31,18 @@ def leave_document(directory: Path, envelope: bytes) -> Bulletin:
         kind.name: kind for kind in policy_kinds(Seat("custodian", config.id, config.jurisdiction))
     }
     claimed = peek_bulletin(envelope)
-    if claimed.kind not in kinds:
+    if claimed.kind not in kinds and claimed.kind != REVOCATIONS.name:
         raise RefusedError(
-            Reason.BULLETIN, "neither a policy nor a list", expected=", ".join(sorted(kinds)), actual=claimed.kind
+            Reason.BULLETIN,
+            "neither a policy, nor a list, nor revocations",
+            expected=", ".join(sorted([*kinds, REVOCATIONS.name])),
+            actual=claimed.kind,
         )
-    signers = load_operators(config.path(config.policy_signers), "the file of policy signers")
+    if claimed.kind == REVOCATIONS.name:
+        kinds[claimed.kind] = REVOCATIONS
+        signers = load_operators(config.path(config.operators))
+    else:
+        signers = load_operators(config.path(config.policy_signers), "the file of policy signers")
     bulletin = verify_bulletin(envelope, claimed.kind, signers.identities, signers.threshold, cluster=config.cluster)
     bulletin.check_time(int(time.time()))
     kinds[claimed.kind].read(bulletin)

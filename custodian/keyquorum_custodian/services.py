@@ -9,8 +9,10 @@ from collections.abc import AsyncIterable, AsyncIterator
 from dataclasses import dataclass
 from typing import Any
 
+from keyquorum_core.bulletin import peek_bulletin
 from keyquorum_core.ceremony_plan import CeremonyPlan
 from keyquorum_core.errors import KeyquorumError, Reason
+from keyquorum_core.revocations import REVOCATIONS
 from keyquorum_custodian import __version__
 from keyquorum_custodian.bulletins import Accepted
 from keyquorum_custodian.ceremonies import SealedPart
@@ -141,6 +143,12 @@ class CustodianService(rpc.CustodianServicer):
     async def Describe(self, request: pb.DescribeRequest, context: _Context) -> pb.DescribeResponse:
         return _describe(self._node)
 
+    async def Revoke(self, request: pb.RevokeRequest, context: _Context) -> pb.RevokeResponse:
+        accepted, changed = self._node.withdrawn.accept(request.document)
+        if changed:
+            self._log.warning("revocations changed", version=accepted.version, changes=changed[:64])
+        return pb.RevokeResponse(version=accepted.version, digest=accepted.digest)
+
 
 class CeremoniesService(rpc.CeremoniesServicer):
     """The steps of a ceremony; each is logged, since each is rare."""
@@ -262,8 +270,12 @@ class AdminService(rpc.CustodianAdminServicer):
         return _alarms(self._node)
 
     async def AcceptBulletin(self, request: pb.AcceptBulletinRequest, context: _Context) -> pb.AcceptBulletinResponse:
-        accepted = self._node.bulletins.accept(request.envelope)
-        return pb.AcceptBulletinResponse(accepted=_bulletin_out(accepted.kind, accepted, ""))
+        changed: tuple[str, ...] = ()
+        if peek_bulletin(request.envelope).kind == REVOCATIONS.name:
+            accepted, changed = self._node.withdrawn.accept(request.envelope)
+        else:
+            accepted = self._node.bulletins.accept(request.envelope)
+        return pb.AcceptBulletinResponse(accepted=_bulletin_out(accepted.kind, accepted, ""), changes=changed)
 
     async def ListApprovals(self, request: pb.ListApprovalsRequest, context: _Context) -> pb.ListApprovalsResponse:
         pending = self._node.ceremonies.approvals.pending()
@@ -363,6 +375,7 @@ def _part_out(part: SealedPart) -> pb.SealedParts:
 
 
 def _describe(node: Node) -> pb.DescribeResponse:
+    revoked = node.bulletins.accepted(REVOCATIONS)
     return pb.DescribeResponse(
         custodian=node.config.id,
         jurisdiction=node.config.jurisdiction,
@@ -387,4 +400,6 @@ def _describe(node: Node) -> pb.DescribeResponse:
         ledger_size=node.witness.size,
         ledger_witnessed_at=node.witness.witnessed_at,
         ledger_alarms=len(node.witness.open_alarms),
+        revocations_version=revoked.version if revoked is not None else 0,
+        revocations_digest=revoked.digest if revoked is not None else "",
     )

@@ -8,10 +8,11 @@ that the present operators did not sign, stops every release until a new one is 
 from __future__ import annotations
 
 from keyquorum_core.attestation.inventory import HardwareId
-from keyquorum_core.errors import Reason
-from keyquorum_core.revocations import NOTHING, REVOCATIONS, Revocations
+from keyquorum_core.bulletin import peek_bulletin
+from keyquorum_core.errors import Reason, RefusedError
+from keyquorum_core.revocations import NOTHING, REVOCATIONS, Revocations, changes
 from keyquorum_custodian.appraisals import Appraisals
-from keyquorum_custodian.bulletins import Bulletins
+from keyquorum_custodian.bulletins import Accepted, Bulletins
 from keyquorum_custodian.leases import Leases
 
 __all__ = ["Withdrawn"]
@@ -40,6 +41,18 @@ class Withdrawn:
             self._apply(found.value)
             self._applied = found.digest
         return found.value
+
+    def accept(self, envelope: bytes) -> tuple[Accepted[object], tuple[str, ...]]:
+        """Take a document of this kind, and no other, from whoever hands it over, and act on it. What it changes, line
+        by line. Raises as :meth:`Bulletins.accept`; ``BULLETIN`` for another kind."""
+        claimed = peek_bulletin(envelope)
+        if claimed.kind != REVOCATIONS.name:
+            raise RefusedError(
+                Reason.BULLETIN, "a document of another kind", expected=REVOCATIONS.name, actual=claimed.kind
+            )
+        before = self._bulletins.last(REVOCATIONS) or NOTHING
+        accepted = self._bulletins.accept(envelope)
+        return accepted, changes(before, self.current())
 
     def _apply(self, revocations: Revocations) -> None:
         hardware = [HardwareId(*entry.subject.split(":", 1)) for entry in revocations.of("hardware")]

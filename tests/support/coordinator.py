@@ -129,7 +129,7 @@ def new_job(job: str = "a" * 26, manifest: bytes = b"manifest", not_after: int =
         regions=("CH",),
         time=1,
     )
-    return NewJob(job, "alice", "k1", 1, manifest, not_after, leaf)
+    return NewJob(job, "alice", "f" * 64, "k1", 1, manifest, not_after, leaf)
 
 
 def plan_envelope(committee: FakeCommittee, key_id: str = "k2", **changes: Any) -> bytes:
@@ -187,6 +187,7 @@ class Caller:
         self.jobs = rpc.JobsStub(self.channel)
         self.artifacts = rpc.ArtifactsStub(self.channel)
         self.workers = rpc.WorkersStub(self.channel)
+        self.revocations = rpc.RevocationsStub(self.channel)
 
     async def upload(self, job: str, kind: str, data: bytes, offset: int = 0, piece: int = 1 << 20) -> pb.ArtifactState:
         async def chunks() -> Any:

@@ -16,6 +16,7 @@ from typing import Any
 import grpc
 import grpc.aio
 
+from keyquorum_core.bulletin import peek_bulletin
 from keyquorum_core.errors import KeyquorumError
 from keyquorum_core.ledger.checkpoints import Checkpoint
 from keyquorum_core.ledger.cosignatures import Cosigner
@@ -54,6 +55,7 @@ class Behaviour:
     window_shift: int = 0
     sealed: int = 1500
     clock_shift: int = 0
+    revoke_error: KeyquorumError | None = None
     keys: list[tuple[str, int, str]] = field(default_factory=lambda: [("k1", 1, "active")])
 
 
@@ -67,6 +69,7 @@ class FakeCustodian(rpc.CustodianServicer):
         self.tls = self_signed(CLUSTER, "custodian", custodian_id, now=int(time.time()))
         self.behaviour = Behaviour()
         self.ledger_size = 0
+        self.revocations = 0, ""
         self.requests: list[pb.ReleaseRequest] = []
         self.streams = 0
         self.asked: dict[int, list[str]] = {}  # request ids by stream, streams numbered from 1 as they were opened
@@ -176,8 +179,21 @@ class FakeCustodian(rpc.CustodianServicer):
     async def Describe(self, request: pb.DescribeRequest, context: Any) -> pb.DescribeResponse:
         keys = [pb.KeyEpoch(key_id=key, epoch=epoch, state=state) for key, epoch, state in self.behaviour.keys]
         return pb.DescribeResponse(
-            custodian=self.id, jurisdiction=self.jurisdiction, cluster=CLUSTER, keys=keys, now=self.now()
+            custodian=self.id,
+            jurisdiction=self.jurisdiction,
+            cluster=CLUSTER,
+            keys=keys,
+            now=self.now(),
+            revocations_version=self.revocations[0],
+            revocations_digest=self.revocations[1],
         )
+
+    async def Revoke(self, request: pb.RevokeRequest, context: Any) -> pb.RevokeResponse:
+        if self.behaviour.revoke_error is not None:
+            raise self.behaviour.revoke_error
+        bulletin = peek_bulletin(request.document)
+        self.revocations = bulletin.version, bulletin.digest
+        return pb.RevokeResponse(version=bulletin.version, digest=bulletin.digest)
 
 
 @dataclass

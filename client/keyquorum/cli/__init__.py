@@ -27,6 +27,7 @@ from keyquorum.cli import (
     policy,
     prepare,
     quorum,
+    revoke,
     roster_change,
     version,
 )
@@ -51,7 +52,7 @@ def build() -> typer.Typer:
         add_completion=False,
         pretty_exceptions_enable=False,
     )
-    app.add_typer(job.app)
+    app.add_typer(_jobs())
     app.add_typer(ceremony.app)  # key's, with what operators order after a key was made
     app.add_typer(quorum.app)
     app.add_typer(attest.app)
@@ -62,6 +63,7 @@ def build() -> typer.Typer:
     app.add_typer(policy.app)
     app.add_typer(prepare.app)
     app.add_typer(operator.app)
+    app.add_typer(revoke.app)
     app.command("version")(version.version)
     broken = ""
     for point in sorted(entry_points(group=PLUGINS), key=lambda each: each.name):
@@ -76,6 +78,13 @@ def build() -> typer.Typer:
                 _not_installed(name, broken)
             )
     return app
+
+
+def _jobs() -> typer.Typer:
+    """What owners do with jobs, and the one thing that operators do."""
+    if not any(each.name == "revoke" for each in job.app.registered_commands):
+        job.app.command("revoke")(revoke.revoke_job)
+    return job.app
 
 
 def _not_installed(name: str, broken: str) -> output.Command:

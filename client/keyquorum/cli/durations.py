@@ -1,4 +1,4 @@
-"""Durations on a command line: ``90``, ``90s``, ``30m``, ``12h``, ``30d``, ``2w``, or ``never`` for 0."""
+"""Durations on a command line: ``90``, ``90s``, ``30m``, ``12h``, ``30d``, ``2w``, ``1y``, or ``never`` for 0."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ import typer
 
 __all__ = ["duration", "in_words"]
 
-_UNITS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
-_DURATION = re.compile(r"([0-9]{1,10})([smhdw]?)", re.ASCII)
+_UNITS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400, "w": 7 * 86400, "y": 365 * 86400}
+_DURATION = re.compile(r"([0-9]{1,10})([smhdwy]?)", re.ASCII)
 
 
 def duration(text: str) -> int:
@@ -18,7 +18,7 @@ def duration(text: str) -> int:
         return 0
     match = _DURATION.fullmatch(text)
     if match is None:
-        raise typer.BadParameter(f"{text!r} is not a duration: write 90s, 30m, 12h, 30d, 2w or never")
+        raise typer.BadParameter(f"{text!r} is not a duration: write 90s, 30m, 12h, 30d, 2w, 1y or never")
     return int(match[1]) * _UNITS[match[2]]
 
 

@@ -1,4 +1,4 @@
-"""Whether evidence names a vendor's root: for whoever only has to *say* where it comes from, and verifies nothing.
+"""What evidence claims: for whoever only has to *say* where it comes from, and verifies nothing.
 
 A leaf says ``development`` where some piece of the evidence is vouched for by no vendor's root. Whoever makes leaves
 (the coordinator) uses this; every custodian compares the leaf with its own appraisal, and refuses one that is wrong.
@@ -27,8 +27,9 @@ from keyquorum_core.attestation.roots import (
     NVIDIA_RIM_ROOTS,
 )
 
-__all__ = ["claims_development"]
+__all__ = ["claims_development", "claims_hardware", "claims_measurement"]
 
+_TELLING = 8
 _PEM = re.compile(rb"-----BEGIN CERTIFICATE-----([A-Za-z0-9+/=\s]+)-----END CERTIFICATE-----")
 _IN_XML = re.compile(rb"X509Certificate>([A-Za-z0-9+/=\s]+)</")
 
@@ -39,6 +40,29 @@ def claims_development(document: EvidenceDocument) -> bool:
     Raises :class:`MalformedError`.
     """
     return not all(_names_vendor(item) for item in document.items)
+
+
+def claims_hardware(document: EvidenceDocument, kind: str, identity: str) -> bool:
+    """Whether some evidence of ``kind`` holds this identity of a machine (as the inventory writes it) in its own bytes
+    or in a certificate. One shorter than :data:`_TELLING` bytes is not looked for, and a TPM's, which is a digest
+    of its key, not found: only an appraisal tells."""
+    telling = identity.encode() if kind == "nitro" else bytes.fromhex(identity)
+    return len(telling) >= _TELLING and _holds(document, kind, telling)
+
+
+def claims_measurement(document: EvidenceDocument, kind: str, measurement: str) -> bool:
+    """Whether some evidence of ``kind`` holds this measurement, in hex, in its own bytes."""
+    return _holds(document, kind, bytes.fromhex(measurement))
+
+
+def _holds(document: EvidenceDocument, kind: str, telling: bytes) -> bool:
+    return any(
+        telling in part
+        for item in document.items
+        if item.type == kind
+        for whole in (item.evidence, *item.endorsements)
+        for part in (whole, *_decoded(_PEM.findall(whole)))
+    )
 
 
 def _names_vendor(item: EvidenceItem) -> bool:

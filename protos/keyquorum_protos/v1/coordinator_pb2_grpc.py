@@ -442,6 +442,126 @@ class Keys:
             _registered_method=True)
 
 
+class RevocationsStub:
+    """What the operators revoked, for all custodians. Caller role: operator.
+    """
+
+    def __init__(self, channel):
+        """Constructor.
+
+        Args:
+            channel: A grpc.Channel.
+        """
+        self.Accept = channel.unary_unary(
+                '/keyquorum.v1.Revocations/Accept',
+                request_serializer=keyquorum__protos_dot_v1_dot_coordinator__pb2.AcceptRevocationsRequest.SerializeToString,
+                response_deserializer=keyquorum__protos_dot_v1_dot_coordinator__pb2.RevocationsState.FromString,
+                _registered_method=True)
+        self.Get = channel.unary_unary(
+                '/keyquorum.v1.Revocations/Get',
+                request_serializer=keyquorum__protos_dot_v1_dot_coordinator__pb2.GetRevocationsRequest.SerializeToString,
+                response_deserializer=keyquorum__protos_dot_v1_dot_coordinator__pb2.RevocationsState.FromString,
+                _registered_method=True)
+
+
+class RevocationsServicer:
+    """What the operators revoked, for all custodians. Caller role: operator.
+    """
+
+    def Accept(self, request, context):
+        """Takes a signed document that follows the last one, ends the jobs that it is about, and hands it to every custodian.
+        Idempotent.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Get(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+
+def add_RevocationsServicer_to_server(servicer, server):
+    rpc_method_handlers = {
+            'Accept': grpc.unary_unary_rpc_method_handler(
+                    servicer.Accept,
+                    request_deserializer=keyquorum__protos_dot_v1_dot_coordinator__pb2.AcceptRevocationsRequest.FromString,
+                    response_serializer=keyquorum__protos_dot_v1_dot_coordinator__pb2.RevocationsState.SerializeToString,
+            ),
+            'Get': grpc.unary_unary_rpc_method_handler(
+                    servicer.Get,
+                    request_deserializer=keyquorum__protos_dot_v1_dot_coordinator__pb2.GetRevocationsRequest.FromString,
+                    response_serializer=keyquorum__protos_dot_v1_dot_coordinator__pb2.RevocationsState.SerializeToString,
+            ),
+    }
+    generic_handler = grpc.method_handlers_generic_handler(
+            'keyquorum.v1.Revocations', rpc_method_handlers)
+    server.add_generic_rpc_handlers((generic_handler,))
+    server.add_registered_method_handlers('keyquorum.v1.Revocations', rpc_method_handlers)
+
+
+ # This class is part of an EXPERIMENTAL API.
+class Revocations:
+    """What the operators revoked, for all custodians. Caller role: operator.
+    """
+
+    @staticmethod
+    def Accept(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/keyquorum.v1.Revocations/Accept',
+            keyquorum__protos_dot_v1_dot_coordinator__pb2.AcceptRevocationsRequest.SerializeToString,
+            keyquorum__protos_dot_v1_dot_coordinator__pb2.RevocationsState.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Get(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/keyquorum.v1.Revocations/Get',
+            keyquorum__protos_dot_v1_dot_coordinator__pb2.GetRevocationsRequest.SerializeToString,
+            keyquorum__protos_dot_v1_dot_coordinator__pb2.RevocationsState.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+
 class JobsStub:
     """Caller role: owner. An owner sees only the jobs whose manifest names it.
     """

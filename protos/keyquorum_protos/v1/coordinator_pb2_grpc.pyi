@@ -169,6 +169,52 @@ class KeysServicer(metaclass=_abc_1.ABCMeta):
 
 def add_KeysServicer_to_server(servicer: KeysServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
 
+class RevocationsStub:
+    """What the operators revoked, for all custodians. Caller role: operator."""
+
+    @_typing.overload
+    def __new__(cls, channel: _grpc.Channel) -> _Self: ...
+    @_typing.overload
+    def __new__(cls, channel: _aio.Channel) -> RevocationsAsyncStub: ...
+    Accept: _grpc.UnaryUnaryMultiCallable[_coordinator_pb2.AcceptRevocationsRequest, _coordinator_pb2.RevocationsState]
+    """Takes a signed document that follows the last one, ends the jobs that it is about, and hands it to every custodian.
+    Idempotent.
+    """
+    Get: _grpc.UnaryUnaryMultiCallable[_coordinator_pb2.GetRevocationsRequest, _coordinator_pb2.RevocationsState]
+
+@_typing.type_check_only
+class RevocationsAsyncStub(RevocationsStub):
+    """What the operators revoked, for all custodians. Caller role: operator."""
+
+    def __init__(self, channel: _aio.Channel) -> None: ...
+    Accept: _aio.UnaryUnaryMultiCallable[_coordinator_pb2.AcceptRevocationsRequest, _coordinator_pb2.RevocationsState]  # type: ignore[assignment]
+    """Takes a signed document that follows the last one, ends the jobs that it is about, and hands it to every custodian.
+    Idempotent.
+    """
+    Get: _aio.UnaryUnaryMultiCallable[_coordinator_pb2.GetRevocationsRequest, _coordinator_pb2.RevocationsState]  # type: ignore[assignment]
+
+class RevocationsServicer(metaclass=_abc_1.ABCMeta):
+    """What the operators revoked, for all custodians. Caller role: operator."""
+
+    @_abc_1.abstractmethod
+    def Accept(
+        self,
+        request: _coordinator_pb2.AcceptRevocationsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_coordinator_pb2.RevocationsState, _abc.Awaitable[_coordinator_pb2.RevocationsState]]:
+        """Takes a signed document that follows the last one, ends the jobs that it is about, and hands it to every custodian.
+        Idempotent.
+        """
+
+    @_abc_1.abstractmethod
+    def Get(
+        self,
+        request: _coordinator_pb2.GetRevocationsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_coordinator_pb2.RevocationsState, _abc.Awaitable[_coordinator_pb2.RevocationsState]]: ...
+
+def add_RevocationsServicer_to_server(servicer: RevocationsServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
+
 class JobsStub:
     """Caller role: owner. An owner sees only the jobs whose manifest names it."""
 

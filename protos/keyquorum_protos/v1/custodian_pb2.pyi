@@ -251,6 +251,8 @@ class DescribeResponse(_message.Message):
     LEDGER_SIZE_FIELD_NUMBER: _builtins.int
     LEDGER_WITNESSED_AT_FIELD_NUMBER: _builtins.int
     LEDGER_ALARMS_FIELD_NUMBER: _builtins.int
+    REVOCATIONS_VERSION_FIELD_NUMBER: _builtins.int
+    REVOCATIONS_DIGEST_FIELD_NUMBER: _builtins.int
     custodian: _builtins.str
     jurisdiction: _builtins.str
     cluster: _builtins.str
@@ -266,6 +268,9 @@ class DescribeResponse(_message.Message):
     """When the latest quorum that it knows of had cosigned the ledger, unix seconds."""
     ledger_alarms: _builtins.int
     """It holds proof that the log or its own disk was turned back, and releases nothing."""
+    revocations_version: _builtins.int
+    """The revocations that it accepted last; 0 and empty where it never did."""
+    revocations_digest: _builtins.str
     @_builtins.property
     def keys(self) -> _containers.RepeatedCompositeFieldContainer[Global___KeyEpoch]: ...
     def __init__(
@@ -283,14 +288,58 @@ class DescribeResponse(_message.Message):
         ledger_size: _builtins.int = ...,
         ledger_witnessed_at: _builtins.int = ...,
         ledger_alarms: _builtins.int = ...,
+        revocations_version: _builtins.int = ...,
+        revocations_digest: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cluster", b"cluster", "custodian", b"custodian", "jurisdiction", b"jurisdiction", "keys", b"keys", "ledger_alarms", b"ledger_alarms", "ledger_size", b"ledger_size", "ledger_witnessed_at", b"ledger_witnessed_at", "now", b"now", "roster_digest", b"roster_digest", "roster_version", b"roster_version", "trusts_development_hardware", b"trusts_development_hardware", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cluster", b"cluster", "custodian", b"custodian", "jurisdiction", b"jurisdiction", "keys", b"keys", "ledger_alarms", b"ledger_alarms", "ledger_size", b"ledger_size", "ledger_witnessed_at", b"ledger_witnessed_at", "now", b"now", "revocations_digest", b"revocations_digest", "revocations_version", b"revocations_version", "roster_digest", b"roster_digest", "roster_version", b"roster_version", "trusts_development_hardware", b"trusts_development_hardware", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___DescribeResponse: _TypeAlias = DescribeResponse  # noqa: Y015
+
+@_typing.final
+class RevokeRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DOCUMENT_FIELD_NUMBER: _builtins.int
+    document: _builtins.bytes
+    """DSSE envelope of a document of kind revocations (docs/spec/revocations.md)."""
+    def __init__(
+        self,
+        *,
+        document: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["document", b"document"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RevokeRequest: _TypeAlias = RevokeRequest  # noqa: Y015
+
+@_typing.final
+class RevokeResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    VERSION_FIELD_NUMBER: _builtins.int
+    DIGEST_FIELD_NUMBER: _builtins.int
+    version: _builtins.int
+    digest: _builtins.str
+    def __init__(
+        self,
+        *,
+        version: _builtins.int = ...,
+        digest: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["digest", b"digest", "version", b"version"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RevokeResponse: _TypeAlias = RevokeResponse  # noqa: Y015
 
 @_typing.final
 class KeyEpoch(_message.Message):
@@ -1212,16 +1261,22 @@ class AcceptBulletinResponse(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     ACCEPTED_FIELD_NUMBER: _builtins.int
+    CHANGES_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def accepted(self) -> Global___BulletinState: ...
+    @_builtins.property
+    def changes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Revocations: what this version changes, line by line."""
+
     def __init__(
         self,
         *,
         accepted: Global___BulletinState | None = ...,
+        changes: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["accepted", b"accepted"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["accepted", b"accepted"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["accepted", b"accepted", "changes", b"changes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -50,6 +50,11 @@ class CustodianStub:
                 request_serializer=keyquorum__protos_dot_v1_dot_custodian__pb2.DescribeRequest.SerializeToString,
                 response_deserializer=keyquorum__protos_dot_v1_dot_custodian__pb2.DescribeResponse.FromString,
                 _registered_method=True)
+        self.Revoke = channel.unary_unary(
+                '/keyquorum.v1.Custodian/Revoke',
+                request_serializer=keyquorum__protos_dot_v1_dot_custodian__pb2.RevokeRequest.SerializeToString,
+                response_deserializer=keyquorum__protos_dot_v1_dot_custodian__pb2.RevokeResponse.FromString,
+                _registered_method=True)
 
 
 class CustodianServicer:
@@ -77,6 +82,14 @@ class CustodianServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Revoke(self, request, context):
+        """Hands on what the operators revoked. The custodian verifies it as any signed document of theirs, and takes no other
+        kind this way.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_CustodianServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -94,6 +107,11 @@ def add_CustodianServicer_to_server(servicer, server):
                     servicer.Describe,
                     request_deserializer=keyquorum__protos_dot_v1_dot_custodian__pb2.DescribeRequest.FromString,
                     response_serializer=keyquorum__protos_dot_v1_dot_custodian__pb2.DescribeResponse.SerializeToString,
+            ),
+            'Revoke': grpc.unary_unary_rpc_method_handler(
+                    servicer.Revoke,
+                    request_deserializer=keyquorum__protos_dot_v1_dot_custodian__pb2.RevokeRequest.FromString,
+                    response_serializer=keyquorum__protos_dot_v1_dot_custodian__pb2.RevokeResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -178,6 +196,33 @@ class Custodian:
             '/keyquorum.v1.Custodian/Describe',
             keyquorum__protos_dot_v1_dot_custodian__pb2.DescribeRequest.SerializeToString,
             keyquorum__protos_dot_v1_dot_custodian__pb2.DescribeResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Revoke(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/keyquorum.v1.Custodian/Revoke',
+            keyquorum__protos_dot_v1_dot_custodian__pb2.RevokeRequest.SerializeToString,
+            keyquorum__protos_dot_v1_dot_custodian__pb2.RevokeResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -40,6 +40,10 @@ class CustodianStub:
     GetWindow: _grpc.UnaryUnaryMultiCallable[_custodian_pb2.GetWindowRequest, _custodian_pb2.GetWindowResponse]
     """The current window statement: nonce and answer key, signed by the custodian's identity."""
     Describe: _grpc.UnaryUnaryMultiCallable[_custodian_pb2.DescribeRequest, _custodian_pb2.DescribeResponse]
+    Revoke: _grpc.UnaryUnaryMultiCallable[_custodian_pb2.RevokeRequest, _custodian_pb2.RevokeResponse]
+    """Hands on what the operators revoked. The custodian verifies it as any signed document of theirs, and takes no other
+    kind this way.
+    """
 
 @_typing.type_check_only
 class CustodianAsyncStub(CustodianStub):
@@ -53,6 +57,10 @@ class CustodianAsyncStub(CustodianStub):
     GetWindow: _aio.UnaryUnaryMultiCallable[_custodian_pb2.GetWindowRequest, _custodian_pb2.GetWindowResponse]  # type: ignore[assignment]
     """The current window statement: nonce and answer key, signed by the custodian's identity."""
     Describe: _aio.UnaryUnaryMultiCallable[_custodian_pb2.DescribeRequest, _custodian_pb2.DescribeResponse]  # type: ignore[assignment]
+    Revoke: _aio.UnaryUnaryMultiCallable[_custodian_pb2.RevokeRequest, _custodian_pb2.RevokeResponse]  # type: ignore[assignment]
+    """Hands on what the operators revoked. The custodian verifies it as any signed document of theirs, and takes no other
+    kind this way.
+    """
 
 class CustodianServicer(metaclass=_abc_1.ABCMeta):
     """What a custodian offers to coordinators. Caller role: coordinator."""
@@ -81,6 +89,16 @@ class CustodianServicer(metaclass=_abc_1.ABCMeta):
         request: _custodian_pb2.DescribeRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_custodian_pb2.DescribeResponse, _abc.Awaitable[_custodian_pb2.DescribeResponse]]: ...
+
+    @_abc_1.abstractmethod
+    def Revoke(
+        self,
+        request: _custodian_pb2.RevokeRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_custodian_pb2.RevokeResponse, _abc.Awaitable[_custodian_pb2.RevokeResponse]]:
+        """Hands on what the operators revoked. The custodian verifies it as any signed document of theirs, and takes no other
+        kind this way.
+        """
 
 def add_CustodianServicer_to_server(servicer: CustodianServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
 
