@@ -32,6 +32,9 @@ class Node(rpc.CustodianServicer):
     ) -> pb.DescribeResponse:
         return pb.DescribeResponse(custodian=peer_of(context).name)
 
+    async def Revoke(self, request: pb.RevokeRequest, context: object) -> pb.RevokeResponse:
+        return pb.RevokeResponse(version=1)
+
     async def GetWindow(self, request: pb.GetWindowRequest, context: object) -> pb.GetWindowResponse:
         raise ValueError("the seed is 1234")
 
