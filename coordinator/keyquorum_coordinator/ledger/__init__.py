@@ -1,4 +1,4 @@
-"""The coordinator's log: what the sequencer writes, and where (docs/adr/0010-order-of-writes-in-the-ledger.md).
+"""The coordinator's log: what the sequencer writes, and where (docs/adr/0012-order-of-writes-in-the-ledger.md).
 
 :mod:`leaf_store` holds leaves that no tile holds yet, and request ids; :mod:`checkpoint_store` the latest checkpoint;
 :mod:`tile_store` full tiles and entry bundles, in an object store. :mod:`edge` is the tree's right edge in memory,
