@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from keyquorum import aio
     from keyquorum.aio import AsyncClient
     from keyquorum.ceremonies import CeremonyRecord, Ended
+    from keyquorum.data_keys import DataFile, DataKey
     from keyquorum.jobs import Job, JobEvent
     from keyquorum.keys import KeyRecord
     from keyquorum.profile import Profile, load_profile
@@ -50,6 +51,8 @@ __all__ = [
     "Client",
     "ClusterStatus",
     "CustodianHealth",
+    "DataFile",
+    "DataKey",
     "Ended",
     "Job",
     "JobEvent",
@@ -89,6 +92,7 @@ os.environ.setdefault("GRPC_VERBOSITY", "NONE")
 _HOMES = {
     "keyquorum.aio": ("AsyncClient",),
     "keyquorum.ceremonies": ("CeremonyRecord", "Ended"),
+    "keyquorum.data_keys": ("DataFile", "DataKey"),
     "keyquorum.jobs": ("Job", "JobEvent"),
     "keyquorum.keys": ("KeyRecord",),
     "keyquorum.profile": ("Profile", "load_profile"),

@@ -23,8 +23,10 @@ from typing import Self
 
 import grpc.aio
 
+from keyquorum import data_sessions
 from keyquorum import keys as keyring
 from keyquorum.ceremonies import Ceremonies, CeremonyRecord, Ended
+from keyquorum.data_keys import DEFAULT_NAME, DataFile, DataKey, DataSink, DataSource
 from keyquorum.folder import read_folder
 from keyquorum.jobs import Job, JobEvent, event_from_wire, job_from_wire
 from keyquorum.keyfiles import PassphraseSource, unlock
@@ -274,6 +276,74 @@ class AsyncClient:
         for custodian in opened.blamed:
             _LOG.warning("%s key %s: custodian %s gave wrong contributions", purpose, name, custodian)
         return opened.key
+
+    # Data that stays home
+
+    async def data_key(
+        self,
+        key: str,
+        *,
+        classification: str,
+        export_control: str = "",
+        name: str = DEFAULT_NAME,
+        epoch: int | None = None,
+        key_check: bytes | None = None,
+        progress: ProgressCallback | None = None,
+    ) -> DataKey:
+        """Open the owner's data key ``name`` for any number of files; close it, or use it in ``with``.
+
+        Its own methods block; :meth:`encrypt` and the like do all in one. Raises as :meth:`derive_key`, and
+        :class:`StateError` (``KEY_STATE``) where the epoch was destroyed.
+        """
+        return await data_sessions.open_key(
+            self,
+            key,
+            classification=classification,
+            export_control=export_control,
+            name=name,
+            epoch=epoch,
+            key_check=key_check,
+            progress=progress,
+        )
+
+    async def encrypt(
+        self,
+        key: str,
+        source: DataSource,
+        sink: DataSink,
+        *,
+        classification: str,
+        export_control: str = "",
+        name: str = DEFAULT_NAME,
+        progress: ProgressCallback | None = None,
+    ) -> DataFile:
+        """Encrypt ``source`` into ``sink`` under the key's newest epoch. Raises as :meth:`data_key` and
+        :meth:`DataKey.encrypt`."""
+        opened = await self.data_key(
+            key, classification=classification, export_control=export_control, name=name, progress=progress
+        )
+        with opened:
+            return await data_sessions.in_thread(
+                lambda report: opened.encrypt(source, sink, progress=report), progress or silent
+            )
+
+    async def decrypt(
+        self, source: DataSource, sink: DataSink, *, progress: ProgressCallback | None = None
+    ) -> DataFile:
+        """Decrypt the data file ``source`` into ``sink``: its header says which key to ask for.
+
+        Raises as :meth:`data_key` and :meth:`DataKey.decrypt`. A source that is no path must be seekable.
+        """
+        return await data_sessions.decrypt(self, source, sink, progress or silent)
+
+    async def rewrap(
+        self, path: str | os.PathLike[str], *, to_epoch: int | None = None, progress: ProgressCallback | None = None
+    ) -> DataFile:
+        """Put a data file under a later epoch of its key, the newest by default; does nothing where it is there.
+
+        Raises as :meth:`data_key` and :meth:`DataKey.rewrap`.
+        """
+        return await data_sessions.rewrap(self, Path(path), to_epoch, progress or silent)
 
     # Jobs
 

@@ -25,6 +25,7 @@ class Stage(StrEnum):
     VERIFY = "verify"  # leaves of the ledger
     PREPARE = "prepare"  # rows; total unknown for some formats
     PROVE = "prove"  # leaves of the ledger
+    REWRAP = "rewrap"  # bytes of ciphertext, copied
 
 
 @dataclass(frozen=True, slots=True)

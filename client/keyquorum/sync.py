@@ -16,6 +16,7 @@ from typing import Any, Self, TypeVar
 
 from keyquorum.aio import CONFIRM_GRACE, AsyncClient
 from keyquorum.ceremonies import CeremonyRecord, Ended
+from keyquorum.data_keys import DEFAULT_NAME, DataFile, DataKey, DataSink, DataSource
 from keyquorum.jobs import Job, JobEvent
 from keyquorum.keyfiles import PassphraseSource
 from keyquorum.keys import KeyRecord
@@ -201,6 +202,64 @@ class Client:
                 progress=progress,
             )
         )
+
+    def data_key(
+        self,
+        key: str,
+        *,
+        classification: str,
+        export_control: str = "",
+        name: str = DEFAULT_NAME,
+        epoch: int | None = None,
+        key_check: bytes | None = None,
+        progress: ProgressCallback | None = None,
+    ) -> DataKey:
+        """See :meth:`AsyncClient.data_key`."""
+        return self._run(
+            self._async.data_key(
+                key,
+                classification=classification,
+                export_control=export_control,
+                name=name,
+                epoch=epoch,
+                key_check=key_check,
+                progress=progress,
+            )
+        )
+
+    def encrypt(
+        self,
+        key: str,
+        source: DataSource,
+        sink: DataSink,
+        *,
+        classification: str,
+        export_control: str = "",
+        name: str = DEFAULT_NAME,
+        progress: ProgressCallback | None = None,
+    ) -> DataFile:
+        """See :meth:`AsyncClient.encrypt`."""
+        return self._run(
+            self._async.encrypt(
+                key,
+                source,
+                sink,
+                classification=classification,
+                export_control=export_control,
+                name=name,
+                progress=progress,
+            )
+        )
+
+    def decrypt(self, source: DataSource, sink: DataSink, *, progress: ProgressCallback | None = None) -> DataFile:
+        """See :meth:`AsyncClient.decrypt`."""
+        return self._run(self._async.decrypt(source, sink, progress=progress))
+
+    def rewrap(
+        self, path: str | os.PathLike[str], *, to_epoch: int | None = None, progress: ProgressCallback | None = None
+    ) -> DataFile:
+        """See :meth:`AsyncClient.rewrap`."""
+        return self._run(self._async.rewrap(path, to_epoch=to_epoch, progress=progress))
 
     def submit(
         self,

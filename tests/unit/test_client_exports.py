@@ -16,6 +16,8 @@ NAMES = [
     "Client",
     "ClusterStatus",
     "CustodianHealth",
+    "DataFile",
+    "DataKey",
     "Ended",
     "Job",
     "JobEvent",
@@ -46,8 +48,9 @@ NAMES = [
     "load_profile",
 ]
 METHODS = [
-    "cancel", "ceremonies", "ceremony_cancel", "close", "derive_key", "job", "jobs", "key", "key_create", "key_destroy",
-    "key_epochs", "key_repair", "key_rotate", "keys", "result", "status", "submit", "telemetry", "wait", "watch",
+    "cancel", "ceremonies", "ceremony_cancel", "close", "data_key", "decrypt", "derive_key", "encrypt", "job", "jobs",
+    "key", "key_create", "key_destroy", "key_epochs", "key_repair", "key_rotate", "keys", "result", "rewrap", "status",
+    "submit", "telemetry", "wait", "watch",
 ]  # fmt: skip
 
 

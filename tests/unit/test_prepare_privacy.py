@@ -203,7 +203,7 @@ RUNNER = """
 import os, signal, sys
 from pathlib import Path
 import keyquorum.prepare.budget as budget
-import keyquorum.prepare.outputs as outputs
+import keyquorum.outputs as outputs
 import keyquorum.prepare.running as running
 from tests.support import preparing
 

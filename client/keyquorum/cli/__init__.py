@@ -19,6 +19,7 @@ from keyquorum.cli import (
     attest,
     audit,
     ceremony,
+    data,
     identity,
     job,
     ledger,
@@ -62,6 +63,7 @@ def build() -> typer.Typer:
     app.add_typer(roster_change.app)  # roster's, with how one becomes the next
     app.add_typer(policy.app)
     app.add_typer(prepare.app)
+    app.add_typer(data.app)
     app.add_typer(operator.app)
     app.add_typer(revoke.app)
     app.command("version")(version.version)

@@ -25,8 +25,9 @@ _TITLES = {
     "verify": "verifying the ledger",
     "prove": "proving",
     "prepare": "preparing rows",
+    "rewrap": "copying",
 }
-_BYTES = ("encrypt", "upload", "download", "decrypt")
+_BYTES = ("encrypt", "upload", "download", "decrypt", "rewrap")
 
 
 @contextmanager

@@ -8,8 +8,8 @@ from typing import Any
 
 import pyarrow as pa
 
+from keyquorum.outputs import outputs
 from keyquorum.prepare import tables
-from keyquorum.prepare.outputs import outputs
 from keyquorum.prepare.transforms import plain
 from keyquorum.progress import Progress, ProgressCallback, Stage
 from keyquorum_core.errors import Reason, RefusedError, UnavailableError

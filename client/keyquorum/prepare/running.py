@@ -19,11 +19,11 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
+from keyquorum.outputs import outputs
 from keyquorum.prepare import tables
 from keyquorum.prepare.budget import Budget, PrivacyLedger, Spending
 from keyquorum.prepare.extra import require
 from keyquorum.prepare.mapping import MappingHeader, MappingWriter
-from keyquorum.prepare.outputs import outputs
 from keyquorum.prepare.pipeline import Column, Drop, Generalise, Mask, Pipeline, Tokenize
 from keyquorum.prepare.transforms import Tokenizer, check_type, generaliser, mask, projector
 from keyquorum.progress import Progress, ProgressCallback, Stage, silent
