@@ -17,6 +17,7 @@ from keyquorum_core.artifact import DecryptingReader, encrypt_stream
 from keyquorum_core.bundle import read_bundle, write_bundle
 from keyquorum_core.ceremony import Commitments, EpochCertificate, PartsHeader
 from keyquorum_core.ceremony_plan import CeremonyPlan
+from keyquorum_core.data_file import PREAMBLE_BYTES, Preamble
 from keyquorum_core.derivation import decode_contributions, encode_contributions
 from keyquorum_core.key_request import KeyRequest
 from keyquorum_core.ledger.add_checkpoint import AddCheckpoint
@@ -209,6 +210,16 @@ def artifacts() -> list[bytes]:
     return found
 
 
+def data_file(data: bytes) -> object:
+    """What stands before the zeros."""
+    return Preamble.parse(data.ljust(PREAMBLE_BYTES, b"\0"))
+
+
+def data_files() -> list[bytes]:
+    vectors = json.loads((_VECTORS / "data.json").read_text("utf-8"))["vectors"]
+    return [base64.b64decode(each["file"])[:PREAMBLE_BYTES].rstrip(b"\0") for each in vectors]
+
+
 def contributions(data: bytes) -> object:
     return decode_contributions(data, (0, 3, 7))
 
@@ -278,6 +289,7 @@ DOCUMENTS: Sequence[Target] = (
     Target("strictjson", lambda data: loads(data, "fuzz"), lambda: [b'{"a":[1,"\\u00e9",null,true]}', *rules()], 2048),
     Target("bundle", bundle, bundles),
     Target("artifact", artifact, artifacts, 512),
+    Target("data-file", data_file, data_files, 4096),
     one_of("keys", [check_public, PublicIdentity.from_bytes], public_values, 4096),
     one_of("admission", [admission_review, lambda data: read_manifests(data, "fuzz")], admission_reviews),
     Target("contributions", contributions, lambda: [encode_contributions({0: _KEY, 3: _KEY, 7: _KEY})], 256),

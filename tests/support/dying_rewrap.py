@@ -1,8 +1,8 @@
 """Rewraps that are killed: ``python -m tests.support.dying_rewrap FOLDER``.
 
-In ``FOLDER/N-before`` and ``FOLDER/N-after`` a process of its own rewraps a data file and sends itself SIGKILL before or
-after its n-th call that changes a file, for every n there is. In ``FOLDER/done`` nobody dies. The calls are the real
-ones, looked up where the product looks them up.
+In ``FOLDER/N-before`` and ``FOLDER/N-after`` a process of its own rewraps a data file and sends itself SIGKILL before
+or after its n-th call that changes a file, for every n there is. In ``FOLDER/done-…`` nobody dies. The calls are the
+real ones, looked up where the product looks them up.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import tempfile
 from collections.abc import Callable
 from io import FileIO
 from pathlib import Path
@@ -51,8 +52,8 @@ def rewrap(sealed: Path, fate: Fate) -> None:
         return DyingFile(*arguments)
 
     with data_key(1) as old, data_key(2) as new:
-        data_keys.FileIO = file  # type: ignore[misc, assignment]
-        data_keys.tempfile.mkstemp = fate.around(data_keys.tempfile.mkstemp)
+        setattr(data_keys, "FileIO", file)  # noqa: B010 - the type stays what it is
+        setattr(tempfile, "mkstemp", fate.around(tempfile.mkstemp))  # noqa: B010
         for name in ("copy_file_range", "fsync", "replace", "unlink"):
             setattr(os, name, fate.around(getattr(os, name)))
         old.rewrap(sealed, new)

@@ -49,8 +49,8 @@ NAMES = [
 ]
 METHODS = [
     "cancel", "ceremonies", "ceremony_cancel", "close", "data_key", "decrypt", "derive_key", "encrypt", "job", "jobs",
-    "key", "key_create", "key_destroy", "key_epochs", "key_repair", "key_rotate", "keys", "result", "rewrap", "status",
-    "submit", "telemetry", "wait", "watch",
+    "key", "key_create", "key_destroy", "key_epochs", "key_repair", "key_rotate", "keys", "result", "revocations",
+    "revoke", "rewrap", "status", "submit", "telemetry", "wait", "watch",
 ]  # fmt: skip
 
 

@@ -68,9 +68,9 @@ def test_rewrapping_changes_what_wraps_and_not_what_binds() -> None:
     later = HEADER.at(2, b"\xbb" * 16)
     assert later.binding() == HEADER.binding()
     assert later.wrapping() != HEADER.wrapping()
-    lasting = ("cluster", "owner", "key_id", "name", "classification", "export_control")
-    for member in lasting:
-        assert dataclasses.replace(HEADER, **{member: "other"}).binding() != HEADER.binding(), member
+    for member in ("cluster", "owner", "key_id", "name", "classification", "export_control"):
+        change: dict[str, Any] = {member: "other"}
+        assert dataclasses.replace(HEADER, **change).binding() != HEADER.binding(), member
 
 
 @pytest.mark.parametrize(
@@ -234,8 +234,9 @@ def test_nothing_is_overwritten_followed_or_used_after_it_was_closed(tmp_path: P
     assert taken.read_bytes() == b"precious"
     assert not (tmp_path / "out").exists()
     assert key._key == bytes(32)
-    for use in (lambda: key.encrypt(sealed, tmp_path / "out"), lambda: key.decrypt(sealed, tmp_path / "out")):
-        with pytest.raises(StateError):
-            use()
+    for act in (key.encrypt, key.decrypt):
+        with pytest.raises(StateError) as closed:
+            act(sealed, tmp_path / "out")
+        assert closed.value.reason is Reason.STATE
     with pytest.raises(StateError), data_key(1) as again:
         again.rewrap(sealed, key)

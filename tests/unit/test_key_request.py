@@ -198,6 +198,21 @@ def test_the_owner_gets_the_same_key_every_time_and_another_for_another_use(comm
     assert len(others | {first}) == 3
 
 
+def test_a_retired_epoch_serves_its_owners_data_until_it_is_gone_and_no_new_job(committee: Committee) -> None:
+    request = request_of(committee, purpose="data")
+    first = derive(committee, request)
+    held = [node.epochs.active("key-1", 1) for node in committee.nodes.values()]
+    for each in held:
+        each.retired_at = START - 90 * 86400
+    try:
+        assert derive(committee, request_of(committee, purpose="data")) == first
+        manifest = m.sign_manifest(committee.manifest("key-1", issued_at=START), committee.owner.identity)
+        refused(committee, committee.owner_request(manifest), "key", Reason.KEY_STATE)
+    finally:
+        for each in held:
+            each.retired_at = None
+
+
 def refused(committee: Committee, request: ReleaseRequest, check: str, reason: Reason) -> None:
     node = committee.nodes["ch-1"]
     before = node.keystore.release_count()
