@@ -39,8 +39,8 @@ __all__ = ["Witnesses"]
 
 _REMEMBERED = 256
 _ROUND_SECONDS = 5.0
-_RETRY_SECONDS = 1.0
-_FIRST_ROUND_SECONDS = 5.0
+_RETRY_SECONDS = 0.5
+_START_SECONDS = 5.0
 _BUSY = 8
 _BUSY_SETTLE = 4
 _PATIENCE_EACH = 0.001
@@ -130,7 +130,8 @@ class Witnesses:
         self._order = asyncio.Lock()
         self._newest = 0
         self._new = asyncio.Event()
-        self._tried = asyncio.Event()
+        self._ready = asyncio.Event()
+        self._started = time.monotonic()
         self._alarms: set[tuple[str, str]] = set()
         self._prefix = secrets.token_hex(8)
         self._rounds = 0
@@ -143,8 +144,8 @@ class Witnesses:
 
         Raises as :meth:`Fanout.release`, and :class:`UnavailableError` when the ledger's stores fail.
         """
-        if not self._tried.is_set():
-            await self._first_round()
+        if not self._ready.is_set():
+            await self._first_quorum()
         async with self._order:
             target = await self._target(entry)
             await self._show(entry, target, request)
@@ -159,11 +160,12 @@ class Witnesses:
                 self._sent(link, updates[link.id])
             return release
 
-    async def _first_round(self) -> None:
-        """A coordinator that just started has its log cosigned before anything is released, if a quorum is there."""
+    async def _first_quorum(self) -> None:
+        """A coordinator that just started has its log cosigned before anything is released; but not for ever."""
+        left = self._started + _START_SECONDS - time.monotonic()
         with contextlib.suppress(TimeoutError):  # the custodians will say why they refuse
-            async with asyncio.timeout(_FIRST_ROUND_SECONDS):
-                await self._tried.wait()
+            async with asyncio.timeout(max(0.0, left)):
+                await self._ready.wait()
 
     async def _target(self, entry: Entry) -> SignedCheckpoint:
         """The checkpoint to show: the leaf's own, unless some custodian was shown a later one and not that."""
@@ -263,6 +265,7 @@ class Witnesses:
 
     async def run(self) -> None:
         """Have the log cosigned, for as long as the coordinator runs."""
+        self._started = time.monotonic()
         await self._quorum_connected()
         while True:
             self._new.clear()
@@ -273,10 +276,10 @@ class Witnesses:
                 _log.error("ledger.not_cosigned", reason=str(error.reason), message=error.message)
             except Exception as error:  # without cosignatures releases end: it is tried again
                 _log.error("ledger.unforeseen", error=type(error).__name__)
-            self._tried.set()
             if not done:
                 await asyncio.sleep(_RETRY_SECONDS)
                 continue
+            self._ready.set()
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(self._interval):
                     await self._new.wait()
@@ -286,7 +289,7 @@ class Witnesses:
         """Wait for the first streams of a quorum; not for long when there is none."""
         links = self._fanout.links
         waiting = {asyncio.create_task(link.first_stream.wait()) for link in links.values()}
-        until = time.monotonic() + _FIRST_ROUND_SECONDS
+        until = self._started + _START_SECONDS
         try:
             while not self._fanout.quorum.is_qualified(name for name in links if links[name].connected):
                 left = until - time.monotonic()
