@@ -16,8 +16,6 @@ from typing import Any
 import pytest
 
 from keyquorum_core import manifest
-from keyquorum_core.attestation.inventory import HardwareId
-from keyquorum_core.bulletin import sign_bulletin
 from keyquorum_core.derivation import Combiner, context
 from keyquorum_core.errors import KeyquorumError, MalformedError, Reason, RefusedError, UnavailableError
 from keyquorum_core.release import NO_LEASE, Leaf, LeaseTerms, open_share, open_window, verify_answer
@@ -26,25 +24,15 @@ from keyquorum_core.signing import Identity, sign, sign_many
 from keyquorum_custodian.gate import CHECKS, LEAF_SKEW, ReleaseRequest
 from keyquorum_custodian.node import Node
 from keyquorum_custodian.witness import NOWHERE
-from tests.support import composite
 from tests.support.custodian import Committee, build_committee
+from tests.support.gate import Clock, evidence_refused, refused, signed
 from tests.support.vendor import (
     CREATED_AT,
-    bulletin,
-    development_chip,
     development_vendor,
-    inventory_json,
     reference_json,
 )
 
 START = 1_800_000_000
-
-
-class Clock:
-    now: float = START
-
-    def __call__(self) -> float:
-        return self.now
 
 
 @pytest.fixture(scope="module")
@@ -77,21 +65,6 @@ def node(committee: Committee) -> Node:
 @pytest.fixture(scope="module")
 def worker() -> tuple[RecipientKey, Identity]:
     return RecipientKey.generate(), Identity.generate()
-
-
-def refused(node: Node, request: ReleaseRequest, check: str, reason: Reason) -> KeyquorumError:
-    """``request`` is refused by ``check``, with ``reason``, and the custodian's state is as it was (G8)."""
-    before = node.keystore.release_count()
-    with pytest.raises(KeyquorumError) as caught:
-        node.gate.release(request)
-    assert (caught.value.details["check"], caught.value.reason) == (check, reason)
-    assert caught.value.details["custodian"] == "ch-1"
-    assert node.keystore.release_count() == before
-    return caught.value
-
-
-def signed(committee: Committee, **changes: Any) -> bytes:
-    return manifest.sign_manifest(committee.manifest(**changes), committee.owner.identity)
 
 
 # -- what passes -------------------------------------------------------------------------------------------------------
@@ -380,18 +353,12 @@ def test_a_recipient_key_of_another_suite_is_refused(committee: Committee, node:
     refused(node, committee.owner_request(envelope), "recipient", Reason.RECIPIENT)
 
 
-def _evidence_refused(
-    committee: Committee, node: Node, evidence: bytes, reason: Reason, envelope: bytes | None = None
-) -> KeyquorumError:
-    return refused(node, committee.worker_request(evidence, envelope), "recipient", reason)
-
-
 def test_stale_evidence_is_refused(
     committee: Committee, node: Node, clock: Clock, worker: tuple[RecipientKey, Identity]
 ) -> None:
     evidence = committee.evidence(*worker)
     clock.now += 60
-    _evidence_refused(committee, node, evidence, Reason.STALE)
+    evidence_refused(committee, node, evidence, Reason.STALE)
 
 
 def test_evidence_of_the_window_before_is_still_fresh(
@@ -410,7 +377,7 @@ def test_evidence_appraised_once_is_good_until_it_is_too_old(
     clock.now += 500
     node.gate.release(committee.worker_request(evidence))
     clock.now += 500
-    _evidence_refused(committee, node, evidence, Reason.STALE)
+    evidence_refused(committee, node, evidence, Reason.STALE)
 
 
 def test_an_appraisal_survives_a_restart_and_nothing_else_does(
@@ -423,7 +390,7 @@ def test_an_appraisal_survives_a_restart_and_nothing_else_does(
     committee.nodes.pop("ch-1").close()
     node = committee.open("ch-1")
     node.gate.release(committee.worker_request(appraised))
-    _evidence_refused(committee, node, fresh, Reason.STALE)  # its nonce was of the process that ended
+    evidence_refused(committee, node, fresh, Reason.STALE)  # its nonce was of the process that ended
 
 
 def test_appraisals_that_cannot_be_saved_do_not_pile_up(
@@ -443,20 +410,18 @@ def test_evidence_replayed_with_another_key_is_refused(
     document = json.loads(committee.evidence(*worker))
     document["hpke_key"] = base64.b64encode(RecipientKey.generate().public).decode()
     replayed = json.dumps(document, sort_keys=True, separators=(",", ":")).encode()
-    _evidence_refused(committee, node, replayed, Reason.BINDING)
+    evidence_refused(committee, node, replayed, Reason.BINDING)
 
 
 def test_debug_evidence_is_refused(committee: Committee, node: Node, worker: tuple[RecipientKey, Identity]) -> None:
     evidence = committee.evidence(*worker, policy=0x30000 | 1 << 19)
-    _evidence_refused(committee, node, evidence, Reason.DEBUG_ENABLED)
+    evidence_refused(committee, node, evidence, Reason.DEBUG_ENABLED)
 
 
 def test_an_unlisted_measurement_is_refused(
     committee: Committee, node: Node, worker: tuple[RecipientKey, Identity]
 ) -> None:
-    error = _evidence_refused(
-        committee, node, committee.evidence(*worker, measurement=b"\x42" * 48), Reason.MEASUREMENT
-    )
+    error = evidence_refused(committee, node, committee.evidence(*worker, measurement=b"\x42" * 48), Reason.MEASUREMENT)
     assert error.actual == "42" * 48
 
 
@@ -467,13 +432,13 @@ def test_evidence_for_another_challenge_is_refused(
     old, current = (json.loads(committee.evidence(*worker, nodes=nodes)) for nodes in (["ch-1"], ["ch-1", "is-1"]))
     old["nonces"] = current["nonces"]
     swapped = json.dumps(old, sort_keys=True, separators=(",", ":")).encode()
-    _evidence_refused(committee, node, swapped, Reason.BINDING)
+    evidence_refused(committee, node, swapped, Reason.BINDING)
 
 
 def test_evidence_without_this_custodian_s_nonce_is_refused(
     committee: Committee, node: Node, worker: tuple[RecipientKey, Identity]
 ) -> None:
-    _evidence_refused(committee, node, committee.evidence(*worker, nodes=["is-1", "no-1"]), Reason.STALE)
+    evidence_refused(committee, node, committee.evidence(*worker, nodes=["is-1", "no-1"]), Reason.STALE)
 
 
 def test_truncated_evidence_is_refused(committee: Committee, node: Node, worker: tuple[RecipientKey, Identity]) -> None:
@@ -490,7 +455,7 @@ def test_evidence_of_a_chip_outside_the_inventory_is_refused(
     committee: Committee, node: Node, worker: tuple[RecipientKey, Identity]
 ) -> None:
     stranger = development_vendor().chip(now=CREATED_AT)
-    _evidence_refused(committee, node, committee.evidence(*worker, chip=stranger), Reason.PROVENANCE)
+    evidence_refused(committee, node, committee.evidence(*worker, chip=stranger), Reason.PROVENANCE)
 
 
 def test_a_region_that_the_manifest_does_not_allow_is_refused(
@@ -499,7 +464,7 @@ def test_a_region_that_the_manifest_does_not_allow_is_refused(
     """The region comes from the inventory, by the chip that signed; and an appraisal already made does not help."""
     evidence = committee.evidence(*worker)
     node.gate.release(committee.worker_request(evidence))
-    error = _evidence_refused(committee, node, evidence, Reason.REGION, signed(committee, regions=("NO", "IS")))
+    error = evidence_refused(committee, node, evidence, Reason.REGION, signed(committee, regions=("NO", "IS")))
     assert (error.expected, error.actual) == ("IS, NO", "CH")
 
 
@@ -509,7 +474,7 @@ def test_evidence_of_a_type_that_the_manifest_requires_must_be_there(
     evidence = committee.evidence(*worker)
     node.gate.release(committee.worker_request(evidence))
     envelope = signed(committee, evidence_types=("nvidia-gpu", "sev-snp"))
-    _evidence_refused(committee, node, evidence, Reason.EVIDENCE_TYPE, envelope)
+    evidence_refused(committee, node, evidence, Reason.EVIDENCE_TYPE, envelope)
 
 
 def test_a_custodian_that_does_not_name_the_development_root_refuses_its_evidence(
@@ -523,148 +488,7 @@ def test_a_custodian_that_does_not_name_the_development_root_refuses_its_evidenc
     committee.generate()
     node = committee.nodes["ch-1"]
     assert not any("DEVELOPMENT" in warning for warning in node.warnings())
-    _evidence_refused(committee, node, committee.evidence(*worker), Reason.ROOT_NOT_PINNED)
-    committee.close()
-
-
-def put(committee: Committee, kind: str, body: dict[str, Any], version: int) -> None:
-    """A new document, as the operator drops it into the folder of ``ch-1``."""
-    document = bulletin(kind, body, version)
-    target = committee.directory("ch-1") / "bulletins" / f"{kind}.json"
-    partial = target.with_suffix(".partial")
-    partial.write_bytes(sign_bulletin(document, [committee.operator.identity]))
-    partial.replace(target)
-
-
-@pytest.fixture
-def own(tmp_path: Path) -> Iterator[Committee]:
-    """A committee whose documents one test may replace."""
-    committee = build_committee(tmp_path, clock=Clock())
-    committee.open_all()
-    committee.generate()
-    yield committee
-    committee.close()
-
-
-def test_new_reference_values_count_at_once_and_drop_what_was_kept(
-    own: Committee, worker: tuple[RecipientKey, Identity]
-) -> None:
-    committee, node = own, own.nodes["ch-1"]
-    evidence = committee.evidence(*worker)
-    node.gate.release(committee.worker_request(evidence))
-    put(committee, "reference-values", reference_json() | {"max_evidence_age": 700}, 2)
-    node.gate.release(committee.worker_request(evidence))  # fresh still, and appraised again
-    other = reference_json()
-    other["sev-snp"]["images"][0]["measurement"] = "ab" * 48
-    put(committee, "reference-values", other, 3)
-    _evidence_refused(committee, node, evidence, Reason.MEASUREMENT)
-
-
-def test_a_machine_taken_out_of_the_inventory_gets_no_share_any_more(
-    own: Committee, worker: tuple[RecipientKey, Identity]
-) -> None:
-    committee, node = own, own.nodes["ch-1"]
-    evidence = committee.evidence(*worker)
-    node.gate.release(committee.worker_request(evidence))
-    body = inventory_json()
-    body["machines"][0]["hardware"] = {"sev-snp": ["01" * 64]}
-    put(committee, "inventory", body, 2)
-    _evidence_refused(committee, node, evidence, Reason.PROVENANCE)
-    moved = inventory_json()
-    moved["machines"][0]["region"] = "US"
-    put(committee, "inventory", moved, 3)
-    _evidence_refused(committee, node, evidence, Reason.REGION)
-
-
-@pytest.mark.parametrize("kind", ["reference-values", "inventory"])
-def test_without_reference_values_or_inventory_no_worker_gets_a_share(
-    tmp_path: Path, worker: tuple[RecipientKey, Identity], kind: str
-) -> None:
-    committee = build_committee(tmp_path)
-    (committee.directory("ch-1") / "bulletins" / f"{kind}.json").unlink()
-    committee.open_all()
-    committee.generate()
-    node = committee.nodes["ch-1"]
-    assert any(kind in warning for warning in node.warnings())
-    node.gate.release(committee.owner_request())
-    _evidence_refused(committee, node, committee.evidence(*worker), Reason.NOT_FOUND)
-    committee.close()
-
-
-def test_expired_reference_values_release_nothing_to_a_worker_also_on_a_kept_appraisal(
-    tmp_path: Path, worker: tuple[RecipientKey, Identity]
-) -> None:
-    clock = Clock()
-    committee = build_committee(tmp_path, clock=clock)
-    path = committee.directory("ch-1") / "bulletins" / "reference-values.json"
-    short = dataclasses.replace(bulletin("reference-values", reference_json(), 2), expires_at=int(clock()) + 60)
-    path.write_bytes(sign_bulletin(short, [committee.operator.identity]))
-    committee.open_all()
-    committee.generate()
-    node = committee.nodes["ch-1"]
-    evidence = committee.evidence(*worker)
-    node.gate.release(committee.worker_request(evidence))
-    clock.now += 60
-    _evidence_refused(committee, node, evidence, Reason.EXPIRED)
-    committee.close()
-
-
-def test_a_kept_appraisal_is_dropped_by_hardware_and_by_evidence_and_survives_a_restart_until_then(
-    tmp_path: Path, worker: tuple[RecipientKey, Identity]
-) -> None:
-    clock = Clock()
-    committee = build_committee(tmp_path, clock=clock)
-    committee.open_all()
-    committee.generate()
-    evidence = committee.evidence(*worker)
-    committee.nodes["ch-1"].gate.release(committee.worker_request(evidence))
-    committee.nodes["ch-1"].gate.flush()
-    chip = HardwareId("sev-snp", development_chip().chip_id.hex())
-    for by_hardware in (True, False):
-        committee.nodes.pop("ch-1").close()
-        node = committee.open("ch-1")
-        clock.now += 1
-        node.gate.release(committee.worker_request(evidence))  # on the kept appraisal: the nonce died with the process
-        appraisals = node.gate._appraisals
-        assert appraisals.drop(hardware=HardwareId("sev-snp", "01" * 64), evidence=bytes(32)) == 0
-        digest = hashlib.sha256(evidence).digest()
-        gone = appraisals.drop(hardware=chip) if by_hardware else appraisals.drop(evidence=digest)
-        assert gone == 1
-        _evidence_refused(committee, node, evidence, Reason.STALE)
-        evidence = committee.evidence(*worker, nodes=["ch-1"])
-        node.gate.release(committee.worker_request(evidence))
-        node.gate.flush()
-    committee.close()
-
-
-def test_all_five_types_in_one_document_release_a_share_once_and_again_after_a_restart(
-    tmp_path: Path, worker: tuple[RecipientKey, Identity]
-) -> None:
-    clock = Clock()
-    clock.now = composite.NOW
-    committee = build_committee(
-        tmp_path, clock=clock, reference=composite.reference_body(), inventory=composite.inventory_body()
-    )
-    committee.open_all()
-    committee.generate()
-    node = committee.nodes["ch-1"]
-    nonces = {"ch-1": (node.windows.number(), node.windows.current_nonces()[node.windows.number()])}
-    keys: dict[str, Any] = {"hpke_key": worker[0].public, "signing_key": worker[1].public.to_bytes()}
-    evidence = composite.worker_document(composite.ALL, nonces, **keys)
-    envelope = signed(committee, evidence_types=composite.ALL)
-    request = committee.worker_request(evidence, envelope)
-    node.gate.release(request)
-    node.gate.flush()
-    committee.nodes.pop("ch-1").close()
-    node = committee.open("ch-1")
-    node.gate.release(request)
-    # The TPM's last quote is remembered, too: an older one is refused, however fresh the challenge.
-    nonces = {"ch-1": (node.windows.number(), node.windows.current_nonces()[node.windows.number()])}
-    old = composite.worker_document(("tpm2",), nonces, **keys, quote={"clock": 999_999})
-    _evidence_refused(committee, node, old, Reason.STALE, signed(committee, evidence_types=("tpm2",)))
-    newer = composite.worker_document(("tpm2",), nonces, **keys, quote={"clock": 1_000_001})
-    request = committee.worker_request(newer, signed(committee, evidence_types=("tpm2",)), development=False)
-    node.gate.release(request)
+    evidence_refused(committee, node, committee.evidence(*worker), Reason.ROOT_NOT_PINNED)
     committee.close()
 
 
