@@ -277,13 +277,15 @@ class Desk:
             )
         return statements
 
-    async def release(self, peer: Peer, job_id: str, evidence: bytes) -> AsyncGenerator[tuple[Shown, Arrival]]:
+    async def release(
+        self, peer: Peer, job_id: str, evidence: bytes, presentation: bytes
+    ) -> AsyncGenerator[tuple[Shown, Arrival]]:
         """The job's key for the worker that holds it: as :meth:`Releases.to_worker`."""
         job = await self.jobs.held(job_id, peer.name)
         await self.withdrawals.check_worker(job, evidence)
         verdicts = Verdicts(job, evidence)
         try:
-            async with aclosing(self.releases.to_worker(job, evidence)) as answers:
+            async with aclosing(self.releases.to_worker(job, evidence, presentation)) as answers:
                 async for shown, arrival in answers:
                     self.denials.hear(job, shown.leaf, arrival)
                     verdicts.hear(arrival)

@@ -27,8 +27,9 @@ from keyquorum_coordinator.sequencer import Entry, Sequencer
 from keyquorum_coordinator.witnesses import Witnesses
 from keyquorum_core.attestation.evidence import EvidenceDocument
 from keyquorum_core.attestation.naming import claims_development
-from keyquorum_core.errors import KeyquorumError
+from keyquorum_core.errors import KeyquorumError, MalformedError, Reason
 from keyquorum_core.ledger.tlog_proof import TlogProof
+from keyquorum_core.presentation import MAX_PRESENTATION
 from keyquorum_core.release import Leaf
 from keyquorum_protos.v1 import custodian_pb2 as pb
 
@@ -123,10 +124,18 @@ class Releases:
             self._on_release("owner", release.quorum_after)
         release.conclude()
 
-    async def to_worker(self, job: Job, evidence: bytes) -> AsyncGenerator[tuple[Shown, Arrival]]:
-        """As :meth:`to_owner`, for the worker that holds the job. Raises also for a malformed evidence document."""
+    async def to_worker(self, job: Job, evidence: bytes, presentation: bytes) -> AsyncGenerator[tuple[Shown, Arrival]]:
+        """As :meth:`to_owner`, for the worker that holds the job and signed ``presentation``, which is for custodians
+        to judge. Raises also for a malformed evidence document, or a presentation that is too large."""
         facts = facts_of(job)
         document = EvidenceDocument.parse(evidence)
+        if len(presentation) > MAX_PRESENTATION:
+            raise MalformedError(
+                Reason.TOO_LARGE,
+                "the presentation is too large",
+                expected=f"at most {MAX_PRESENTATION} bytes",
+                actual=len(presentation),
+            )
         leaf = self._leaf(
             job,
             facts.manifest_sha256,
@@ -136,7 +145,7 @@ class Releases:
             development=claims_development(document),
         )
         entry, shown = await self._enter(leaf)
-        request = pb.ReleaseRequest(manifest=job.manifest, evidence=evidence, leaf=leaf)
+        request = pb.ReleaseRequest(manifest=job.manifest, evidence=evidence, leaf=leaf, presentation=presentation)
         release = await self._witnesses.release(entry, request)
         record = _Record(job, leaf, entry.index, evidence)
         try:

@@ -231,7 +231,9 @@ class WorkersService(rpc.WorkersServicer):
         return pb.GetChallengeResponse(window_statements=await self._desk.challenge())
 
     async def Release(self, request: pb.WorkerReleaseRequest, context: Context) -> AsyncIterator[pb.AnswerEvent]:
-        async with aclosing(self._desk.release(peer_of(context), request.job_id, request.evidence)) as answers:
+        async with aclosing(
+            self._desk.release(peer_of(context), request.job_id, request.evidence, request.presentation)
+        ) as answers:
             async for event in _answer_events(answers, request.request_id):
                 yield event
 

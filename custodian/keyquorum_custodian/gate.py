@@ -59,13 +59,14 @@ _KEPT_MANIFESTS = 512
 class ReleaseRequest:
     """The exact bytes that came: envelope of a manifest or key request, evidence document (empty: the recipient is the
     owner), leaf; where the ledger shows the leaf, and the checkpoint that says so when this custodian may not have seen
-    it yet."""
+    it yet; with evidence, the worker's word that it hands it in."""
 
     manifest: bytes
     evidence: bytes
     leaf: bytes
     inclusion: Inclusion = NOWHERE
     update: CheckpointUpdate | None = None
+    presentation: bytes = b""
 
 
 @dataclass(frozen=True, slots=True)
@@ -304,6 +305,7 @@ class Gate:
                 job_id=case.verified.job_id,
                 recipient_sha256=case.leaf.recipient_sha256,
                 policy=case.epoch.policy,
+                presentation=case.request.presentation,
             )
             case.revocations.require_worker(appraisal, case.leaf.recipient_sha256)
             appraisal.require_region(signed.regions)

@@ -7,7 +7,9 @@ what is kept here is who has one, so that a worker that turns out to be another 
 
 Evidence that was refused at a renewal either says nothing about the worker (too old, not signed by hardware: anybody
 could have sent it), or that its machine is not any more what a key was given to (:data:`SUSPECT`). Then the worker is
-quarantined: its leases are revoked, the appraisals of its hardware dropped, its hardware and its key refused.
+quarantined: its leases are revoked, the appraisals of its hardware dropped, its hardware and its key refused. But only
+if it was the worker that handed the evidence in: its keys are public, and genuine hardware of anybody's binds its
+evidence to them.
 """
 
 from __future__ import annotations
@@ -21,7 +23,9 @@ from keyquorum_core.attestation.appraisal import Appraisal, check_continues
 from keyquorum_core.attestation.inventory import HardwareId
 from keyquorum_core.errors import KeyquorumError, Reason, RefusedError
 from keyquorum_core.key_policy import KeyPolicy
+from keyquorum_core.presentation import check_presentation
 from keyquorum_core.release import WINDOW_LIFETIME
+from keyquorum_core.signing import PublicIdentity
 from keyquorum_custodian.appraisal_rows import decode, encode
 from keyquorum_custodian.appraisals import Appraisals
 from keyquorum_custodian.keystore import Keystore
@@ -99,12 +103,13 @@ class Leases:
         job_id: str,
         recipient_sha256: str,
         policy: KeyPolicy,
+        presentation: bytes,
     ) -> Appraisal:
         """The appraisal of the evidence with which this recipient asks for this job's key, or asks anew.
 
         Raises what :meth:`Appraisals.appraise` raises; ``QUARANTINED``; and for a renewal ``LEASE`` (it was revoked),
         ``STALE`` (older evidence than before, or too old), and as :func:`check_continues`. A worker with a lease whose
-        evidence is :data:`SUSPECT` is in quarantine when this raises.
+        evidence is :data:`SUSPECT`, and who signed that it is its own, is in quarantine when this raises.
         """
         self._quarantine.require_worker(recipient_sha256)
         held = self._held(job_id, recipient_sha256)
@@ -121,7 +126,7 @@ class Leases:
             if held is not None:
                 _check_renewal(held[1], appraisal, policy, now)
         except KeyquorumError as error:
-            if held is not None and error.reason in SUSPECT:
+            if held is not None and error.reason in SUSPECT and _presents(held[1], presentation, job_id, digest, error):
                 self._suspect(*held, error, document, now)
             raise
         self._quarantine.require_hardware(appraisal.hardware)
@@ -231,6 +236,17 @@ class Leases:
         self.revoke(error.reason, hardware=before.hardware, recipient_sha256=lease.recipient_sha256)
         for hardware in before.hardware:
             self._appraisals.drop(hardware=hardware)
+
+
+def _presents(before: Appraisal, presentation: bytes, job_id: str, digest: bytes, error: KeyquorumError) -> bool:
+    """Whether the worker of an earlier appraisal signed that it hands in this evidence for this job."""
+    try:
+        worker = PublicIdentity.from_bytes(before.signing_key)
+        check_presentation(presentation, worker, job_id, digest.hex())
+    except KeyquorumError as doubt:
+        error.details["presentation"] = str(doubt.reason)
+        return False
+    return True
 
 
 def _place(sealed: bytes, *key: str) -> tuple[bytes, ...]:

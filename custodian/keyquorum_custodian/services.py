@@ -357,6 +357,7 @@ def _request(request: pb.ReleaseRequest) -> ReleaseRequest:
         request.leaf,
         Inclusion(request.leaf_index, request.tree_size, tuple(request.inclusion_proof)),
         _update(request.update) if request.HasField("update") else None,
+        request.presentation,
     )
 
 

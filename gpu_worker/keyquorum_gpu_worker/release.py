@@ -7,6 +7,7 @@ pinned roster's identities, the leaf must name exactly this job, key and evidenc
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import secrets
 import time
 from collections.abc import Callable, Iterable
@@ -19,6 +20,7 @@ from keyquorum_core.answers import Answers
 from keyquorum_core.attestation.evidence import WindowNonce
 from keyquorum_core.derivation import Combination
 from keyquorum_core.errors import KeyquorumError, Reason, UnavailableError
+from keyquorum_core.presentation import sign_presentation
 from keyquorum_core.release import Answer, Window, open_window
 from keyquorum_core.roster import Roster
 from keyquorum_gpu_worker.documents import JobDocuments
@@ -123,10 +125,15 @@ async def obtain_key(
         response = await link.unary(link.workers.GetChallenge, pb.GetChallengeRequest())
         challenge = await asyncio.to_thread(read_windows, response.window_statements, roster, int(clock()))
         evidence = await asyncio.to_thread(make_evidence, challenge, keys, sources)
+        digest = hashlib.sha256(evidence).hexdigest()
+        presentation = await asyncio.to_thread(sign_presentation, keys.identity, documents.job_id, digest)
         answers.ask(evidence=evidence, windows=challenge.windows.values())
         answers.rejected |= challenge.doubts
         said("asking for the key", {"windows": sorted(challenge.windows), "evidence": sources.name})
-        found = await _ask_once(link, documents, answers, evidence)
+        request = pb.WorkerReleaseRequest(
+            job_id=documents.job_id, request_id=secrets.token_hex(16), evidence=evidence, presentation=presentation
+        )
+        found = await _ask_once(link, request, answers)
         if found is not None:
             if found.blamed:
                 said("custodians answered wrongly", {"blamed": list(found.blamed)})
@@ -140,8 +147,7 @@ async def obtain_key(
         pause = min(5.0, 2 * pause)
 
 
-async def _ask_once(link: Link, documents: JobDocuments, answers: Answers, evidence: bytes) -> Combination | None:
-    request = pb.WorkerReleaseRequest(job_id=documents.job_id, request_id=secrets.token_hex(16), evidence=evidence)
+async def _ask_once(link: Link, request: pb.WorkerReleaseRequest, answers: Answers) -> Combination | None:
     try:
         async with aclosing(link.stream(link.workers.Release, request, timeout=_RELEASE_SECONDS)) as events:
             async for event in events:

@@ -34,6 +34,7 @@ from keyquorum_core.key_policy import KeyPolicy
 from keyquorum_core.keywrap import LoadedKeys
 from keyquorum_core.ledger.cosignatures import Cosigner
 from keyquorum_core.ledger.log_keys import LogSigner
+from keyquorum_core.presentation import sign_presentation
 from keyquorum_core.quorum import Quorum
 from keyquorum_core.release import Leaf
 from keyquorum_core.roster import Operator, Roster, RosterCustodian, sign_roster
@@ -222,10 +223,14 @@ class Committee:
         envelope = envelope or manifest.sign_manifest(self.manifest(), self.owner.identity)
         return self.logged(ReleaseRequest(envelope, b"", self.leaf(envelope, b"", **leaf).to_bytes()))
 
-    def worker_request(self, evidence: bytes, envelope: bytes | None = None, **leaf: object) -> ReleaseRequest:
-        """A worker asks, on an evidence document."""
+    def worker_request(
+        self, evidence: bytes, envelope: bytes | None = None, worker: Identity | None = None, **leaf: object
+    ) -> ReleaseRequest:
+        """A worker asks, on an evidence document; ``worker`` signs that it hands it in."""
         envelope = envelope or manifest.sign_manifest(self.manifest(), self.owner.identity)
-        return self.logged(ReleaseRequest(envelope, evidence, self.leaf(envelope, evidence, **leaf).to_bytes()))
+        said = self.leaf(envelope, evidence, **leaf)
+        presentation = sign_presentation(worker, said.job_id, said.evidence_sha256) if worker is not None else b""
+        return self.logged(ReleaseRequest(envelope, evidence, said.to_bytes(), presentation=presentation))
 
     def logged(self, request: ReleaseRequest) -> ReleaseRequest:
         """The request with its leaf in the ledger, whose newest checkpoint all nodes open here have then seen."""
@@ -243,6 +248,7 @@ class Committee:
             request_id=request_id,
             manifest=request.manifest,
             evidence=request.evidence,
+            presentation=request.presentation,
             leaf=request.leaf,
             leaf_index=request.inclusion.index,
             tree_size=request.inclusion.size,

@@ -13,6 +13,7 @@ from keyquorum_core import manifest
 from keyquorum_core.attestation.evidence import EvidenceDocument
 from keyquorum_core.errors import KeyquorumError, Reason, StateError, UnavailableError
 from keyquorum_core.key_policy import KeyPolicy
+from keyquorum_core.presentation import sign_presentation
 from keyquorum_core.release import Leaf, LeaseTerms, open_share
 from keyquorum_core.sealing import RecipientKey
 from keyquorum_core.signing import Identity
@@ -66,7 +67,7 @@ class Holder:
     def request(self, **evidence: Any) -> ReleaseRequest:
         evidence.setdefault("chip", CHIPS[0])
         document = self.committee.evidence(self.recipient, self.identity, **evidence)
-        return self.committee.worker_request(document, self.envelope)
+        return self.committee.worker_request(document, self.envelope, self.identity)
 
     def refused(
         self, node: Node, reason: Reason, request: ReleaseRequest | None = None, **evidence: Any
@@ -189,6 +190,30 @@ def test_evidence_that_no_hardware_signed_blames_nobody(holder: Holder, node: No
     holder.refused(node, Reason.SIGNATURE, holder.committee.worker_request(forged, holder.envelope))
     assert node.quarantine.entries() == ()
     node.gate.release(holder.request())
+
+
+@pytest.mark.parametrize("signer", ["nobody", "the other machine", "the worker, for other evidence", "for another job"])
+def test_g5_genuine_evidence_in_a_worker_s_name_that_it_did_not_hand_in_blames_nobody(
+    holder: Holder, node: Node, clock: Clock, signer: str
+) -> None:
+    """The coordinator has hardware of its own bind its evidence to the worker's keys, which are public."""
+    node.gate.release(holder.request())
+    clock.now += 100
+    framed = holder.request(policy=0x30000 | 1 << 19, chip=CHIPS[1])
+    leaf = Leaf.parse(framed.leaf)
+    presentation = {
+        "nobody": b"",
+        "the other machine": sign_presentation(Identity.generate(), leaf.job_id, leaf.evidence_sha256),
+        "the worker, for other evidence": sign_presentation(holder.identity, leaf.job_id, "0" * 64),
+        "for another job": sign_presentation(holder.identity, "a" * 26, leaf.evidence_sha256),
+    }[signer]
+    error = holder.refused(node, Reason.DEBUG_ENABLED, dataclasses.replace(framed, presentation=presentation))
+    assert error.details["presentation"] in (Reason.MALFORMED, Reason.SIGNATURE, Reason.WRONG_JOB)
+    assert "quarantine" not in error.details
+    assert node.quarantine.entries() == ()
+    node.gate.release(holder.request())
+    # The same evidence, handed in by the worker itself, is what shuts it out.
+    assert holder.refused(node, Reason.DEBUG_ENABLED, framed).details["quarantine"] == "1"
 
 
 def test_a_worker_without_a_lease_is_refused_and_not_quarantined(holder: Holder, node: Node) -> None:

@@ -33,6 +33,7 @@ class ReleaseRequest(_message.Message):
     TREE_SIZE_FIELD_NUMBER: _builtins.int
     INCLUSION_PROOF_FIELD_NUMBER: _builtins.int
     UPDATE_FIELD_NUMBER: _builtins.int
+    PRESENTATION_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
     manifest: _builtins.bytes
     """DSSE envelope of the job manifest, exact bytes."""
@@ -43,6 +44,8 @@ class ReleaseRequest(_message.Message):
     leaf_index: _builtins.int
     """Where the ledger shows the leaf: its index, and the size of the tree that the proof leads to."""
     tree_size: _builtins.int
+    presentation: _builtins.bytes
+    """With evidence: DSSE envelope, by the signing key in it, that the worker itself hands it in for this job."""
     @_builtins.property
     def inclusion_proof(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]:
         """32 bytes each, the leaf's sibling first."""
@@ -62,10 +65,11 @@ class ReleaseRequest(_message.Message):
         tree_size: _builtins.int = ...,
         inclusion_proof: _abc.Iterable[_builtins.bytes] | None = ...,
         update: Global___CheckpointUpdate | None = ...,
+        presentation: _builtins.bytes = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["update", b"update"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["evidence", b"evidence", "inclusion_proof", b"inclusion_proof", "leaf", b"leaf", "leaf_index", b"leaf_index", "manifest", b"manifest", "request_id", b"request_id", "tree_size", b"tree_size", "update", b"update"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["evidence", b"evidence", "inclusion_proof", b"inclusion_proof", "leaf", b"leaf", "leaf_index", b"leaf_index", "manifest", b"manifest", "presentation", b"presentation", "request_id", b"request_id", "tree_size", b"tree_size", "update", b"update"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
