@@ -13,8 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-import rfc8785
-
+from keyquorum_core import jcs
 from keyquorum_core.errors import MalformedError, Reason, RefusedError, StateError, UnavailableError
 from keyquorum_core.keywrap import LoadedKeys, load_keys, save_keys
 from keyquorum_core.names import PRINCIPAL, check
@@ -52,7 +51,7 @@ class PublicKeys:
 
     def to_bytes(self) -> bytes:
         """RFC 8785 JSON."""
-        return rfc8785.dumps(
+        return jcs.dumps(
             {
                 "name": self.name,
                 "role": self.role,

@@ -8,10 +8,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import rfc8785
-
 from keyquorum.atomic import make_folder, replace_file
 from keyquorum.profile import load_profile
+from keyquorum_core import jcs
 from keyquorum_core.errors import MalformedError, Reason
 from keyquorum_core.ledger.log_keys import LogKeys
 from keyquorum_core.roster import MAX_ROSTER, ROSTER_TYPE, Operator, Roster, open_card, sign_roster
@@ -56,7 +55,7 @@ def rule_of(document: object) -> Mapping[str, object]:
 
 def operators_file(operators: Mapping[str, PublicIdentity], threshold: int) -> bytes:
     """An ``operators.json``: who may sign rosters, for custodians and clients to pin."""
-    return rfc8785.dumps(
+    return jcs.dumps(
         {
             "threshold": threshold,
             "operators": {name: base64.b64encode(each.to_bytes()).decode() for name, each in operators.items()},

@@ -11,8 +11,7 @@ import stat
 from pathlib import Path
 from typing import Final
 
-import rfc8785
-
+from keyquorum_core import jcs
 from keyquorum_core.errors import Reason, RefusedError
 from keyquorum_core.ledger.log_keys import LogSigner
 from keyquorum_core.strictjson import Fields, loads
@@ -31,7 +30,7 @@ def log_origin(cluster: str) -> str:
 def encode_log_key(signer: LogSigner) -> bytes:
     """What ``log-key.json`` holds."""
     ed25519, ml_dsa_44 = signer.seeds()
-    return rfc8785.dumps({"origin": signer.origin, "ed25519": ed25519.hex(), "ml_dsa_44": ml_dsa_44.hex()})
+    return jcs.dumps({"origin": signer.origin, "ed25519": ed25519.hex(), "ml_dsa_44": ml_dsa_44.hex()})
 
 
 def load_log_key(path: Path) -> LogSigner:

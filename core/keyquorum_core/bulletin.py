@@ -15,8 +15,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Final, Generic, TypeVar
 
-import rfc8785
-
+from keyquorum_core import jcs
 from keyquorum_core.errors import MalformedError, Reason, RefusedError
 from keyquorum_core.names import CLUSTER, check, within
 from keyquorum_core.signing import Identity, PublicIdentity, open_multi, peek_payload, sign_many
@@ -76,9 +75,9 @@ class Bulletin:
     def payload(self) -> bytes:
         """RFC 8785 JSON. Raises :class:`MalformedError` for a body that has no such form, or is too large."""
         try:
-            data = rfc8785.dumps(
+            data = jcs.dumps(
                 {
-                    "body": self.body,  # type: ignore[dict-item]
+                    "body": self.body,
                     "cluster": self.cluster,
                     "expires_at": self.expires_at,
                     "issued_at": self.issued_at,
@@ -86,7 +85,7 @@ class Bulletin:
                     "version": self.version,
                 }
             )
-        except (rfc8785.CanonicalizationError, RecursionError) as error:
+        except (jcs.CanonicalizationError, RecursionError) as error:
             raise MalformedError(
                 Reason.MALFORMED, f"the {self.kind} cannot be written as RFC 8785 JSON", actual=type(error).__name__
             ) from None

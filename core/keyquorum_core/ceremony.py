@@ -21,8 +21,7 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Final
 
-import rfc8785
-
+from keyquorum_core import jcs
 from keyquorum_core.ceremony_plan import MAX_PLAN, CeremonyPlan
 from keyquorum_core.derivation import hkdf_sha256
 from keyquorum_core.errors import MalformedError, Reason, RefusedError
@@ -191,7 +190,7 @@ class PartsHeader:
 
     def to_payload(self) -> bytes:
         """RFC 8785 bytes of type ``PARTS_TYPE``."""
-        return rfc8785.dumps(
+        return jcs.dumps(
             {"plan_digest": self.plan_digest, "custodian": self.custodian, "recipients": dict(self.recipients)}
         )
 
@@ -242,11 +241,11 @@ class Commitments:
     def to_payload(self) -> bytes:
         """RFC 8785 bytes of type ``COMMITMENTS_TYPE``."""
         pairs = [[index, self.commitments[index].hex()] for index in sorted(self.commitments)]
-        return rfc8785.dumps(
+        return jcs.dumps(
             {
                 "plan_digest": self.plan_digest,
                 "custodian": self.custodian,
-                "commitments": pairs,  # type: ignore[dict-item]
+                "commitments": pairs,
                 "headers": dict(self.headers),
             }
         )
@@ -295,10 +294,10 @@ class EpochCertificate:
 
     def to_payload(self) -> bytes:
         """RFC 8785 bytes of type ``CERTIFICATE_TYPE``: the same at every custodian that signs them."""
-        return rfc8785.dumps(
+        return jcs.dumps(
             {
                 "absent": list(self.absent),
-                "plan": self.plan.as_dict(),  # type: ignore[dict-item]
+                "plan": self.plan.as_dict(),
                 "plan_digest": self.plan.digest,
                 "commitments": [value.hex() for value in self.commitments],
             }

@@ -15,8 +15,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Final
 
-import rfc8785
-
+from keyquorum_core import jcs
 from keyquorum_core.ceremony_states import PLAN_LIFETIME, PLAN_SKEW, REBUILDING, Kind
 from keyquorum_core.errors import MalformedError, Reason, RefusedError, StateError
 from keyquorum_core.key_policy import KeyPolicy
@@ -111,7 +110,7 @@ class CeremonyPlan:
 
     def to_payload(self) -> bytes:
         """RFC 8785 bytes of type ``PLAN_TYPE``."""
-        return rfc8785.dumps(self.as_dict())  # type: ignore[arg-type]
+        return jcs.dumps(self.as_dict())
 
     @property
     def digest(self) -> str:

@@ -14,10 +14,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
-import rfc8785
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCMSIV
 
+from keyquorum_core import jcs
 from keyquorum_core.artifact import KEY_BYTES
 from keyquorum_core.derivation import KEY_CHECK_SIZE
 from keyquorum_core.errors import MalformedError, Reason, RefusedError
@@ -91,7 +91,7 @@ class DataHeader:
     def to_bytes(self) -> bytes:
         """RFC 8785 JSON."""
         changing = {"epoch": self.epoch, "key_check": self.key_check, "wrap": _WRAP}
-        return bytes(rfc8785.dumps(self._lasting() | changing))
+        return jcs.dumps(self._lasting() | changing)
 
     @staticmethod
     def parse(data: bytes) -> DataHeader:
@@ -121,7 +121,7 @@ class DataHeader:
 
     def binding(self) -> bytes:
         """The associated data of the artifact: everything but the epoch and what goes with it."""
-        return transcript("keyquorum/v1/data", rfc8785.dumps(self._lasting()))
+        return transcript("keyquorum/v1/data", jcs.dumps(self._lasting()))
 
     def wrapping(self) -> bytes:
         """The associated data of the wrapped key: the whole header."""

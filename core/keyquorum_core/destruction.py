@@ -12,8 +12,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Final
 
-import rfc8785
-
+from keyquorum_core import jcs
 from keyquorum_core.ceremony import refused
 from keyquorum_core.ceremony_plan import CeremonyPlan
 from keyquorum_core.names import CUSTODIAN_ID, SHA256_HEX, check
@@ -44,7 +43,7 @@ class Consent:
 
     def to_payload(self) -> bytes:
         """RFC 8785 bytes of type ``CONSENT_TYPE``."""
-        return rfc8785.dumps({"plan_digest": self.plan_digest, "custodian": self.custodian})
+        return jcs.dumps({"plan_digest": self.plan_digest, "custodian": self.custodian})
 
     @classmethod
     def parse(cls, payload: bytes) -> Consent:
@@ -67,7 +66,7 @@ class DestructionReceipt:
 
     def to_payload(self) -> bytes:
         """RFC 8785 bytes of type ``DESTRUCTION_RECEIPT_TYPE``."""
-        return rfc8785.dumps(
+        return jcs.dumps(
             {
                 "plan_digest": self.plan_digest,
                 "custodian": self.custodian,

@@ -19,8 +19,7 @@ import re
 from dataclasses import dataclass
 from typing import Final
 
-import rfc8785
-
+from keyquorum_core import jcs
 from keyquorum_core import manifest as manifests
 from keyquorum_core.answers import JobBinding
 from keyquorum_core.derivation import context
@@ -129,24 +128,22 @@ class KeyRequest:
 
     def payload(self) -> bytes:
         """RFC 8785 JSON."""
-        return bytes(
-            rfc8785.dumps(
-                {
-                    "classification": self.classification,
-                    "epoch": self.epoch,
-                    "export_control": self.export_control,
-                    "issued_at": self.issued_at,
-                    "key_id": self.key_id,
-                    "name": self.name,
-                    "nonce": self.nonce,
-                    "not_after": self.not_after,
-                    "not_before": self.not_before,
-                    "owner": self.owner,
-                    "owner_hpke": base64.b64encode(self.owner_hpke).decode(),
-                    "owner_identity": base64.b64encode(self.owner_identity.to_bytes()).decode(),
-                    "purpose": self.purpose,
-                }
-            )
+        return jcs.dumps(
+            {
+                "classification": self.classification,
+                "epoch": self.epoch,
+                "export_control": self.export_control,
+                "issued_at": self.issued_at,
+                "key_id": self.key_id,
+                "name": self.name,
+                "nonce": self.nonce,
+                "not_after": self.not_after,
+                "not_before": self.not_before,
+                "owner": self.owner,
+                "owner_hpke": base64.b64encode(self.owner_hpke).decode(),
+                "owner_identity": base64.b64encode(self.owner_identity.to_bytes()).decode(),
+                "purpose": self.purpose,
+            }
         )
 
     @staticmethod

@@ -15,11 +15,11 @@ from dataclasses import dataclass, field
 from typing import Final
 
 import nacl.exceptions
-import rfc8785
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from nacl.pwhash import argon2id
 
+from keyquorum_core import jcs
 from keyquorum_core.errors import MalformedError, Reason, RefusedError, UnavailableError
 from keyquorum_core.names import PRINCIPAL, check
 from keyquorum_core.outer_kem import OuterKEMs, liboqs_kem
@@ -73,7 +73,7 @@ def wrap(
         raise MalformedError(Reason.TOO_LARGE, "too much to wrap", expected=f"at most {_MAX_SECRET} bytes")
     header = _header(purpose, rng(16), rng(12), opslimit, memlimit)
     ciphertext = _cipher(header, passphrase).encrypt(_nonce(header), secret, _aad(header))
-    return rfc8785.dumps({**header, "ciphertext": base64.b64encode(ciphertext).decode()})
+    return jcs.dumps({**header, "ciphertext": base64.b64encode(ciphertext).decode()})
 
 
 def unwrap(blob: bytes, passphrase: str, purpose: str) -> bytes:
@@ -126,7 +126,7 @@ def _header(purpose: str, salt: bytes, nonce: bytes, opslimit: int, memlimit: in
 
 
 def _aad(header: dict[str, str | int]) -> bytes:
-    return transcript(_FORMAT, rfc8785.dumps({**header}))
+    return transcript(_FORMAT, jcs.dumps({**header}))
 
 
 def _nonce(header: dict[str, str | int]) -> bytes:
@@ -180,7 +180,7 @@ def save_keys(
     check(PRINCIPAL, role, "role")
     check(PRINCIPAL, name, "name")
     ed25519, ml_dsa = identity.seeds()
-    secret = rfc8785.dumps(
+    secret = jcs.dumps(
         {
             "ed25519": ed25519.hex(),
             "ml_dsa_65": ml_dsa.hex(),

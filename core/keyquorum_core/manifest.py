@@ -11,12 +11,12 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import json
 import re
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Final, Protocol
 
+from keyquorum_core import jcs
 from keyquorum_core.errors import MalformedError, Reason, RefusedError
 from keyquorum_core.names import KEY_ID, PRINCIPAL, SHA256_HEX, check, within
 from keyquorum_core.provenance import MAX_PROVENANCE, Provenance, read_provenance
@@ -263,15 +263,9 @@ def _check_times(not_before: int, not_after: int, issued_at: int) -> None:
         )
 
 
-def _rfc8785(value: object) -> bytes:
-    """RFC 8785 for values whose member names are ASCII and whose numbers are integers: there the standard encoder
-    agrees with it (a test holds it to that) and is ten times faster. Every custodian does this before a release."""
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
-
-
 def payload(manifest: Manifest) -> bytes:
     """The in-toto statement, RFC 8785 JSON: what is signed, hashed and named by the job id."""
-    out = _rfc8785(
+    out = jcs.dumps(
         {
             "_type": STATEMENT_TYPE,
             "predicateType": PREDICATE_TYPE,

@@ -14,8 +14,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Final
 
-import rfc8785
-
+from keyquorum_core import jcs
 from keyquorum_core.errors import MalformedError, Reason
 from keyquorum_core.names import SHA256_HEX, check, within
 from keyquorum_core.signing import Identity, PublicIdentity, open_envelope, sign
@@ -137,21 +136,19 @@ class ProvenanceStatement:
 
     def payload(self) -> bytes:
         """RFC 8785 JSON."""
-        return bytes(
-            rfc8785.dumps(
-                {
-                    "columns_in": list(self.columns_in),
-                    "columns_out": list(self.columns_out),
-                    "epsilon_micro": self.epsilon_micro,
-                    "inputs": list(self.inputs),
-                    "issued_at": self.issued_at,
-                    "output_sha256": self.output_sha256,
-                    "pipeline_sha256": self.pipeline_sha256,
-                    "rows_in": self.rows_in,
-                    "rows_out": self.rows_out,
-                    "tool": self.tool,
-                }
-            )
+        return jcs.dumps(
+            {
+                "columns_in": list(self.columns_in),
+                "columns_out": list(self.columns_out),
+                "epsilon_micro": self.epsilon_micro,
+                "inputs": list(self.inputs),
+                "issued_at": self.issued_at,
+                "output_sha256": self.output_sha256,
+                "pipeline_sha256": self.pipeline_sha256,
+                "rows_in": self.rows_in,
+                "rows_out": self.rows_out,
+                "tool": self.tool,
+            }
         )
 
     def entry(self, subject: str) -> Provenance:

@@ -19,9 +19,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
 
-import rfc8785
-
-from keyquorum_core import derivation
+from keyquorum_core import derivation, jcs
 from keyquorum_core.ceremony import EpochCertificate, refused
 from keyquorum_core.ceremony_checks import right_seeds
 from keyquorum_core.ceremony_plan import CeremonyPlan
@@ -66,7 +64,7 @@ class RebuildRequest:
 
     def to_payload(self) -> bytes:
         """RFC 8785 bytes of type ``REBUILD_REQUEST_TYPE``."""
-        return rfc8785.dumps({"plan_digest": self.plan_digest, "custodian": self.custodian})
+        return jcs.dumps({"plan_digest": self.plan_digest, "custodian": self.custodian})
 
     @classmethod
     def parse(cls, payload: bytes) -> RebuildRequest:
@@ -88,7 +86,7 @@ class Gift:
 
     def to_payload(self) -> bytes:
         """RFC 8785 bytes of type ``GIFT_TYPE``."""
-        return rfc8785.dumps(
+        return jcs.dumps(
             {
                 "plan_digest": self.plan_digest,
                 "custodian": self.custodian,
@@ -124,7 +122,7 @@ class RebuildReceipt:
 
     def to_payload(self) -> bytes:
         """RFC 8785 bytes of type ``REBUILD_RECEIPT_TYPE``."""
-        return rfc8785.dumps(
+        return jcs.dumps(
             {
                 "plan_digest": self.plan_digest,
                 "custodian": self.custodian,

@@ -16,10 +16,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Final
 
-import rfc8785
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+from keyquorum_core import jcs
 from keyquorum_core.derivation import decode_contributions, encode_contributions
 from keyquorum_core.errors import MalformedError, Reason, RefusedError
 from keyquorum_core.key_policy import MAX_LEASE, MIN_LEASE
@@ -241,7 +241,7 @@ class Window:
 
     def payload(self) -> bytes:
         """RFC 8785 JSON."""
-        return rfc8785.dumps(
+        return jcs.dumps(
             {
                 "answer_key": self.answer_key,
                 "cluster": self.cluster,

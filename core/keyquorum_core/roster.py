@@ -15,8 +15,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Final, cast
 
-import rfc8785
-
+from keyquorum_core import jcs
 from keyquorum_core.errors import MalformedError, Reason, RefusedError
 from keyquorum_core.ledger.log_keys import LogKeys
 from keyquorum_core.ledger.notes import MAX_SIGNATURES
@@ -263,7 +262,7 @@ class Roster:
         operators = [
             {"identity": base64.b64encode(o.identity.to_bytes()).decode(), "name": o.name} for o in self.operators
         ]
-        return rfc8785.dumps(
+        return jcs.dumps(
             {
                 "cluster": self.cluster,
                 "committee": self.committee,
@@ -414,9 +413,7 @@ class EnrolmentCard:
 
     def payload(self) -> bytes:
         """RFC 8785 JSON."""
-        return rfc8785.dumps(
-            {"cluster": self.cluster, "custodian": self.custodian.as_json(), "issued_at": self.issued_at}
-        )
+        return jcs.dumps({"cluster": self.cluster, "custodian": self.custodian.as_json(), "issued_at": self.issued_at})
 
     @staticmethod
     def parse(payload: bytes) -> EnrolmentCard:

@@ -11,8 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
 
-import rfc8785
-
+from keyquorum_core import jcs
 from keyquorum_core.errors import MalformedError, Reason, RefusedError
 from keyquorum_core.names import JOB_ID, SHA256_HEX, check, within
 from keyquorum_core.signing import Identity, PublicIdentity, open_envelope, sign
@@ -85,7 +84,7 @@ class Opening:
 
     def payload(self) -> bytes:
         """RFC 8785 JSON."""
-        return rfc8785.dumps(
+        return jcs.dumps(
             {
                 "bundle_sha256": self.bundle_sha256,
                 "bundle_size": self.bundle_size,
@@ -172,7 +171,7 @@ class ResultStatement:
 
     def payload(self) -> bytes:
         """RFC 8785 JSON."""
-        return rfc8785.dumps(
+        return jcs.dumps(
             {
                 "artifacts": {kind: {"sha256": a.sha256, "size": a.size} for kind, a in self.artifacts.items()},
                 "exit_code": self.exit_code,

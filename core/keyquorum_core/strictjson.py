@@ -12,13 +12,12 @@ import json
 import re
 from typing import Any, NoReturn
 
-import rfc8785
-
+from keyquorum_core import jcs
 from keyquorum_core.errors import MalformedError, Reason
 
 __all__ = ["Fields", "canonical", "loads"]
 
-_STRING = re.compile(rb'"(?:[^"\\]|\\.)*"', re.DOTALL)
+_STRING = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"', re.DOTALL)
 _HEX = re.compile(r"[0-9a-f]*")
 _CONTROL = re.compile(r"[\x00-\x09\x0b-\x1f]")
 _BRACKET = re.compile(rb"[\[\]{}]")
@@ -205,6 +204,6 @@ class Fields:
 def canonical(payload: bytes, what: str, max_bytes: int) -> Fields:
     """The members of an RFC 8785 object; any other way of writing the same values is :class:`MalformedError`."""
     value = loads(payload, what, max_bytes=max_bytes)
-    if rfc8785.dumps(value) != payload:  # type: ignore[arg-type]  # loads gives JSON values only
+    if jcs.dumps(value) != payload:
         raise MalformedError(Reason.MALFORMED, f"{what} is not canonical JSON", expected="RFC 8785")
     return Fields(value, what)

@@ -16,8 +16,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Final
 
-import rfc8785
-
+from keyquorum_core import jcs
 from keyquorum_core.artifact import binding, decrypt_stream, encrypt_stream
 from keyquorum_core.errors import MalformedError, Reason, RefusedError
 from keyquorum_core.names import JOB_ID, SHA256_HEX, check, within
@@ -84,7 +83,7 @@ class Record:
 
     def to_bytes(self) -> bytes:
         """RFC 8785 JSON."""
-        return rfc8785.dumps({"time": self.time, "event": self.event, "values": dict(self.values)})
+        return jcs.dumps({"time": self.time, "event": self.event, "values": dict(self.values)})
 
     @staticmethod
     def parse(data: bytes) -> Record:
@@ -141,7 +140,7 @@ class Batch:
 
     def payload(self) -> bytes:
         """RFC 8785 JSON."""
-        return rfc8785.dumps({name: getattr(self, name) for name in Batch.__slots__})
+        return jcs.dumps({name: getattr(self, name) for name in Batch.__slots__})
 
     @staticmethod
     def parse(data: bytes) -> Batch:

@@ -5,8 +5,7 @@ from __future__ import annotations
 import base64
 from types import MappingProxyType
 
-import rfc8785
-
+from keyquorum_core import jcs
 from keyquorum_core.attestation.appraisal import Appraisal
 from keyquorum_core.attestation.appraisers import AppraisedItem
 from keyquorum_core.attestation.inventory import HardwareId, Machine
@@ -23,37 +22,35 @@ _MAX_HARDWARE = 512
 
 def encode(appraisal: Appraisal) -> bytes:
     machine = appraisal.machine
-    return bytes(
-        rfc8785.dumps(
-            {
-                "hpke_key": base64.b64encode(appraisal.hpke_key).decode(),
-                "signing_key": base64.b64encode(appraisal.signing_key).decode(),
-                "items": [
-                    {
-                        "type": item.type,
-                        "hardware": [[each.kind, each.id] for each in item.hardware],
-                        "product": item.product,
-                        "image": item.image,
-                        "measurement": item.measurement,
-                        "tcb": dict(item.tcb),
-                        "development": item.development,
-                        "not_before": item.not_before,
-                        "not_after": item.not_after,
-                    }
-                    for item in appraisal.items
-                ],
-                "machine": [machine.name, machine.region, machine.provider, machine.model, machine.owner],
-                "evidence_sha256": appraisal.evidence_sha256,
-                "reference_version": appraisal.reference_version,
-                "reference_digest": appraisal.reference_digest,
-                "inventory_version": appraisal.inventory_version,
-                "inventory_digest": appraisal.inventory_digest,
-                "attested_at": appraisal.attested_at,
-                "not_before": appraisal.not_before,
-                "not_after": appraisal.not_after,
-                "tpm_states": [encode_state(each) for each in appraisal.tpm_states],
-            }
-        )
+    return jcs.dumps(
+        {
+            "hpke_key": base64.b64encode(appraisal.hpke_key).decode(),
+            "signing_key": base64.b64encode(appraisal.signing_key).decode(),
+            "items": [
+                {
+                    "type": item.type,
+                    "hardware": [[each.kind, each.id] for each in item.hardware],
+                    "product": item.product,
+                    "image": item.image,
+                    "measurement": item.measurement,
+                    "tcb": dict(item.tcb),
+                    "development": item.development,
+                    "not_before": item.not_before,
+                    "not_after": item.not_after,
+                }
+                for item in appraisal.items
+            ],
+            "machine": [machine.name, machine.region, machine.provider, machine.model, machine.owner],
+            "evidence_sha256": appraisal.evidence_sha256,
+            "reference_version": appraisal.reference_version,
+            "reference_digest": appraisal.reference_digest,
+            "inventory_version": appraisal.inventory_version,
+            "inventory_digest": appraisal.inventory_digest,
+            "attested_at": appraisal.attested_at,
+            "not_before": appraisal.not_before,
+            "not_after": appraisal.not_after,
+            "tpm_states": [encode_state(each) for each in appraisal.tpm_states],
+        }
     )
 
 

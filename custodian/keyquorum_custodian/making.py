@@ -13,9 +13,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-import rfc8785
-
-from keyquorum_core import ceremony
+from keyquorum_core import ceremony, jcs
 from keyquorum_core.ceremony import Commitments, EpochCertificate, PartsHeader
 from keyquorum_core.ceremony_checks import check_commitments, check_present, check_seeds
 from keyquorum_core.ceremony_plan import CeremonyPlan, check_order, check_plan
@@ -307,7 +305,7 @@ def _encode_proposal(proposal: Proposal) -> bytes:
         {"from": part.sender, "to": part.to, "sealed": base64.b64encode(part.sealed).decode()}
         for part in proposal.parts
     ]
-    return rfc8785.dumps({"header": base64.b64encode(proposal.header).decode(), "parts": parts})
+    return jcs.dumps({"header": base64.b64encode(proposal.header).decode(), "parts": parts})
 
 
 def _decode_proposal(answer: bytes) -> tuple[bytes, tuple[SealedPart, ...]]:

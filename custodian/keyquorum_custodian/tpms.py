@@ -8,8 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-import rfc8785
-
+from keyquorum_core import jcs
 from keyquorum_core.attestation.tpm2_state import QuoteState
 from keyquorum_core.strictjson import Fields, loads
 from keyquorum_custodian.keystore import Keystore
@@ -38,7 +37,7 @@ class Tpms:
             self._unsaved[each.ak] = each
 
     def unsaved(self) -> list[tuple[str, bytes]]:
-        return [(ak, bytes(rfc8785.dumps({**encode_state(each)}))) for ak, each in self._unsaved.items()]
+        return [(ak, jcs.dumps({**encode_state(each)})) for ak, each in self._unsaved.items()]
 
     def saved(self) -> None:
         self._unsaved.clear()

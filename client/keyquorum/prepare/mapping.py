@@ -14,8 +14,8 @@ from typing import Any, BinaryIO, Final
 
 import pyarrow as pa
 import pyarrow.ipc as ipc
-import rfc8785
 
+from keyquorum_core import jcs
 from keyquorum_core.artifact import DecryptingReader, EncryptingWriter
 from keyquorum_core.errors import MalformedError, Reason, RefusedError
 from keyquorum_core.names import KEY_ID, PRINCIPAL, check
@@ -43,7 +43,7 @@ class MappingHeader:
 
     def to_bytes(self) -> bytes:
         members = {each: getattr(self, each) for each in self.__slots__}
-        return bytes(rfc8785.dumps(members))
+        return jcs.dumps(members)
 
     @staticmethod
     def parse(data: bytes) -> MappingHeader:

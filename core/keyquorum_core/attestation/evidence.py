@@ -13,8 +13,7 @@ import hashlib
 import re
 from dataclasses import dataclass
 
-import rfc8785
-
+from keyquorum_core import jcs
 from keyquorum_core.attestation.binding import gpu_digest, gpu_nonce, report_data
 from keyquorum_core.errors import MalformedError, Reason
 from keyquorum_core.release import challenge
@@ -102,7 +101,7 @@ class EvidenceDocument:
 
     def to_bytes(self) -> bytes:
         """The document as RFC 8785 JSON."""
-        return rfc8785.dumps(
+        return jcs.dumps(
             {
                 "v": 1,
                 "nonces": [

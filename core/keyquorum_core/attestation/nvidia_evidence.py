@@ -8,8 +8,7 @@ from __future__ import annotations
 import base64
 from dataclasses import dataclass
 
-import rfc8785
-
+from keyquorum_core import jcs
 from keyquorum_core.attestation.nvidia_report import MAX_REPORT_BYTES
 from keyquorum_core.attestation.reference_members import one_of
 from keyquorum_core.errors import MalformedError, Reason
@@ -56,7 +55,7 @@ class GpuEvidence:
     def to_bytes(self) -> bytes:
         """RFC 8785 JSON: the evidence of one item, which all other evidence binds
         (:func:`~keyquorum_core.attestation.binding.gpu_digest`)."""
-        return rfc8785.dumps(
+        return jcs.dumps(
             {
                 "v": 1,
                 "settings": {

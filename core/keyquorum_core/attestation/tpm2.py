@@ -27,8 +27,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
 
-import rfc8785
-
+from keyquorum_core import jcs
 from keyquorum_core.attestation.tpm2_events import MAX_EVENT_LOG_BYTES, Event, check_event_log, secure_boot
 from keyquorum_core.attestation.tpm2_keys import PublicKey, check_ak, read_key, verify_signature
 from keyquorum_core.attestation.tpm2_structures import (
@@ -119,7 +118,7 @@ class Tpm2Evidence:
             members["event_log"] = _base64(self.event_log)
         if self.ak_area:
             members["ak_tpm_public"] = _base64(self.ak_area)
-        return rfc8785.dumps(members)
+        return jcs.dumps(members)
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,8 +10,7 @@ from __future__ import annotations
 import base64
 from typing import Any
 
-import rfc8785
-
+from keyquorum_core import jcs
 from keyquorum_core.attestation.tpm2_credential import Credential
 from keyquorum_core.attestation.tpm2_endorsement import EkCertificate
 from keyquorum_core.attestation.tpm2_enrolment import Candidate, PendingEnrolment
@@ -39,7 +38,7 @@ _VERSION = 1
 
 
 def _dump(kind: str, **members: Any) -> bytes:
-    return rfc8785.dumps({"v": _VERSION, "kind": kind, **members})
+    return jcs.dumps({"v": _VERSION, "kind": kind, **members})
 
 
 def _open(data: bytes, kind: str) -> Fields:

@@ -14,9 +14,7 @@ import re
 from dataclasses import dataclass, fields
 from typing import Annotated, ClassVar, Final, Self, get_type_hints
 
-import rfc8785
-
-from keyquorum_core import release
+from keyquorum_core import jcs, release
 from keyquorum_core.errors import MalformedError, Reason
 from keyquorum_core.ledger.leaf_members import (
     Bool,
@@ -82,7 +80,7 @@ class LedgerLeaf:
     def to_bytes(self) -> bytes:
         """RFC 8785 JSON."""
         members = {name: getattr(self, name) for name in _members(type(self))}
-        return rfc8785.dumps({**members, "type": self.TYPE, "version": self.VERSION})
+        return jcs.dumps({**members, "type": self.TYPE, "version": self.VERSION})
 
     def hash(self) -> bytes:
         """RFC 6962 §2.1 leaf hash, 32 bytes."""
