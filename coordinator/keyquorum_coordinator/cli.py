@@ -49,7 +49,7 @@ def init(
     configuration. Never overwrites."""
     from keyquorum_coordinator.config import CoordinatorConfig
     from keyquorum_coordinator.init import initialise
-    from keyquorum_coordinator.log_key import log_origin
+    from keyquorum_coordinator.log_key import LOG_VKEY, log_origin
     from keyquorum_core.ledger.log_keys import LogSigner
 
     with refusals(as_json):
@@ -73,8 +73,8 @@ def init(
             typer.echo(json.dumps(out))
         else:
             typer.echo(f"Coordinator {name} made in {config.directory}, listening at {config.listen}")
-            typer.echo(f"Give {out['tls_certificate']} and this log key to the operators for the roster:")
-            typer.echo(f"  {signer.keys.encode()}")
+            typer.echo(f"Give the operators for the roster: {out['tls_certificate']}")
+            typer.echo(f"  and the ledger's public keys: {config.path(LOG_VKEY)}")
             typer.echo(f"Put their {config.roster} and {config.operators} into the folder, then serve.")
 
 

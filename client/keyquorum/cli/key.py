@@ -192,6 +192,6 @@ def _policy_rows(policy: KeyPolicy) -> list[tuple[str, str]]:
         ),
         ("rotates after", in_words(policy.rotate_after_seconds)),
         ("keeps retired epochs", in_words(policy.retain_seconds) if policy.retain_seconds else "no longer than needed"),
-        ("may miss a rotation", f"{policy.absent_at_most} custodians"),
+        ("may miss a rotation", f"{policy.absent_at_most} custodian{'s' if policy.absent_at_most != 1 else ''}"),
     ]
     return [*rows, ("canary", "yes: for drills only")] if policy.canary else rows

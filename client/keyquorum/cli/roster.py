@@ -34,7 +34,9 @@ def create(
         Path | None,
         typer.Option(help="The coordinator's log.vkey. Without it the roster's custodians release nothing."),
     ] = None,
-    log_url: Annotated[str, typer.Option(help="Where the ledger is read: http(s)://host[:port][/path].")] = "",
+    log_url: Annotated[
+        str, typer.Option(help="Where the ledger is read: http or https URL, without a slash at its end.")
+    ] = "",
     operator_pub: Annotated[
         list[Path] | None, typer.Option(help="Public key file of a further operator, that doesn't sign now.")
     ] = None,
