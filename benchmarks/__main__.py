@@ -17,7 +17,19 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks import artifact_rate, attestation, audit, gate, jobs, ledger, memory, policy, prepare, release
+from benchmarks import (
+    artifact_rate,
+    attestation,
+    audit,
+    ceremonies,
+    gate,
+    jobs,
+    ledger,
+    memory,
+    policy,
+    prepare,
+    release,
+)
 
 PARTS: dict[str, Callable[[Path], dict[str, object]]] = {
     "release": release.measure,
@@ -30,6 +42,7 @@ PARTS: dict[str, Callable[[Path], dict[str, object]]] = {
     "audit": audit.measure,
     "policy": policy.measure,
     "prepare": prepare.measure,
+    "ceremonies": ceremonies.measure,
 }
 
 

@@ -19,7 +19,7 @@ import re
 import secrets
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Final, cast
 
 from keyquorum_core import jcs
 from keyquorum_core.ceremony_plan import MAX_PLAN, CeremonyPlan
@@ -28,7 +28,7 @@ from keyquorum_core.errors import MalformedError, Reason, RefusedError
 from keyquorum_core.names import CUSTODIAN_ID, check
 from keyquorum_core.quorum import MAX_CUSTODIANS, MAX_SEEDS_EACH, Quorum
 from keyquorum_core.strictjson import Fields, canonical
-from keyquorum_core.transcript import H, u64be
+from keyquorum_core.transcript import H, H_each, u64be
 
 __all__ = [
     "CERTIFICATE_TYPE",
@@ -41,6 +41,7 @@ __all__ = [
     "EpochCertificate",
     "PartsHeader",
     "commitment",
+    "commitments_to",
     "derive_seeds",
     "new_parts",
     "seed",
@@ -92,6 +93,16 @@ def commitment(ceremony_id: str, index: int, seed: bytes) -> bytes:
     return H("keyquorum/v1/commitment", _id_bytes(ceremony_id), _u64(index), seed)
 
 
+def commitments_to(ceremony_id: str, seeds: Mapping[int, bytes]) -> dict[int, bytes]:
+    """:func:`commitment` to each of many seeds, by index."""
+    for index, value in seeds.items():
+        if len(value) != SEED_SIZE:
+            raise MalformedError(Reason.CEREMONY, "bad seed size", expected=SEED_SIZE, actual=len(value))
+        _u64(index)
+    rest = ((index.to_bytes(8, "big"), value) for index, value in seeds.items())
+    return dict(zip(seeds, H_each("keyquorum/v1/commitment", _id_bytes(ceremony_id), rest), strict=True))
+
+
 def derive_seeds(
     quorum: Quorum,
     ceremony_id: str,
@@ -116,14 +127,27 @@ def derive_seeds(
             raise refused("part of the wrong size", [name], expected=f"{PART_SIZE} bytes")
     if before is not None:
         check_indices("seeds of the epoch before", me, before, mine)
+        if any(len(value) != SEED_SIZE for value in before.values()):
+            raise MalformedError(Reason.CEREMONY, "bad seed size", expected=SEED_SIZE)
+    return _derive(ceremony_id, sorted(mine), [parts.get(name, {}) for name in quorum.ids], before)
+
+
+def _derive(
+    ceremony_id: str, indices: list[int], parts: list[Mapping[int, bytes]], before: Mapping[int, bytes] | None
+) -> dict[int, bytes]:
+    """:func:`seed` for many at once; ``parts`` in order of custodian id, each of its own seeds."""
+    inputs = {index: bytearray(before[index] if before is not None else b"") for index in indices}
+    for given in parts:
+        for index, part in given.items():
+            inputs[index] += part
+    shortest = PART_SIZE + (SEED_SIZE if before is not None else 0)
+    if any(len(value) < shortest for value in inputs.values()):
+        raise MalformedError(Reason.CEREMONY, "bad seed parts", expected=f"{PART_SIZE} bytes from each holder")
+    label = "keyquorum/v1/seed" if before is None else "keyquorum/v1/rotated-seed"
+    infos = H_each(label, _id_bytes(ceremony_id), ((_u64(index),) for index in indices))
     return {
-        index: seed(
-            ceremony_id,
-            index,
-            {name: parts[name][index] for name in quorum.holders(index) if name in taking_part},
-            None if before is None else before[index],
-        )
-        for index in sorted(mine)
+        index: hkdf_sha256(bytes(inputs[index]), salt=b"", info=info, length=SEED_SIZE)
+        for index, info in zip(indices, infos, strict=True)
     }
 
 
@@ -235,8 +259,7 @@ class Commitments:
         cls, plan: CeremonyPlan, custodian: str, seeds: Mapping[int, bytes], headers: Mapping[str, str]
     ) -> Commitments:
         """Commit to these seeds, made from the parts under ``headers``."""
-        made = {index: commitment(plan.ceremony_id, index, secret) for index, secret in seeds.items()}
-        return cls(plan.digest, custodian, made, dict(headers))
+        return cls(plan.digest, custodian, commitments_to(plan.ceremony_id, seeds), dict(headers))
 
     def to_payload(self) -> bytes:
         """RFC 8785 bytes of type ``COMMITMENTS_TYPE``."""
@@ -260,22 +283,27 @@ class Commitments:
         pairs = fields.list("commitments", max_items=MAX_SEEDS_EACH)
         headers = _digests(fields.object("headers"), "headers")
         fields.done()
-        out: dict[int, bytes] = {}
-        last = -1
-        for pair in pairs:
-            if not isinstance(pair, list) or len(pair) != 2:
-                raise MalformedError(Reason.MALFORMED, "commitments: bad entry", expected="[index, hex]")
-            entry = Fields({"index": pair[0], "commitment": pair[1]}, "commitments")
-            index = entry.integer("index")
-            if index <= last:
-                raise MalformedError(
-                    Reason.MALFORMED,
-                    "commitments: an index is repeated or out of order",
-                    expected=f"more than {last}",
-                    actual=index,
-                )
-            last, out[index] = index, entry.hex("commitment", _DIGEST_SIZE)
-        return cls(plan_digest, custodian, out, headers)
+        return cls(plan_digest, custodian, _read_commitments(pairs), headers)
+
+
+def _read_commitments(pairs: list[object]) -> dict[int, bytes]:
+    """``[index, hex]``, ascending; columns at a time, since there may be ten thousand."""
+    if not all(isinstance(pair, list) and len(pair) == 2 and type(pair[0]) is int for pair in pairs):
+        raise MalformedError(Reason.MALFORMED, "commitments: bad entry", expected="[index, hex]")
+    rows = cast(list[tuple[int, object]], pairs)
+    last = -1
+    for index, _ in rows:
+        if index <= last:
+            raise MalformedError(
+                Reason.MALFORMED,
+                "commitments: an index is repeated or out of order",
+                expected=f"more than {last}",
+                actual=index,
+            )
+        last = index
+    values = Fields({"commitment": [value for _, value in rows]}, "commitments")
+    digests = values.hexes("commitment", _DIGEST_SIZE, max_items=MAX_SEEDS_EACH)
+    return {index: digest for (index, _), digest in zip(rows, digests, strict=True)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -286,6 +314,7 @@ class EpochCertificate:
     plan: CeremonyPlan
     commitments: tuple[bytes, ...] = field(repr=False)
     absent: tuple[str, ...] = ()
+    _payload: bytes = field(default=b"", init=False, repr=False, compare=False)
 
     @property
     def signers(self) -> tuple[str, ...]:
@@ -294,14 +323,17 @@ class EpochCertificate:
 
     def to_payload(self) -> bytes:
         """RFC 8785 bytes of type ``CERTIFICATE_TYPE``: the same at every custodian that signs them."""
-        return jcs.dumps(
-            {
-                "absent": list(self.absent),
-                "plan": self.plan.as_dict(),
-                "plan_digest": self.plan.digest,
-                "commitments": [value.hex() for value in self.commitments],
-            }
-        )
+        if not self._payload:  # written once: there may be megabytes of it
+            written = jcs.dumps(
+                {
+                    "absent": list(self.absent),
+                    "plan": self.plan.as_dict(),
+                    "plan_digest": self.plan.digest,
+                    "commitments": [value.hex() for value in self.commitments],
+                }
+            )
+            object.__setattr__(self, "_payload", written)
+        return self._payload
 
     @property
     def digest(self) -> str:
@@ -312,27 +344,26 @@ class EpochCertificate:
     def parse(cls, payload: bytes) -> EpochCertificate:
         """Read a verified payload; raises :class:`MalformedError`, also for a digest or count at odds with its plan."""
         fields = canonical(payload, "epoch certificate", _MAX_CERTIFICATE)
-        plan = CeremonyPlan.read(fields.object("plan"))
+        plan = CeremonyPlan.parse(jcs.dumps(fields.object("plan").rest()))
         plan_digest = fields.hex("plan_digest", _DIGEST_SIZE).hex()
-        values = fields.texts("commitments", max_items=_MAX_SEEDS, max_length=2 * _DIGEST_SIZE)
+        commitments = fields.hexes("commitments", _DIGEST_SIZE, max_items=_MAX_SEEDS)
         absent = fields.texts("absent", max_items=MAX_CUSTODIANS, max_length=32)
         fields.done()
         if plan_digest != plan.digest:
             raise MalformedError(
                 Reason.CEREMONY, "certificate names another plan", expected=plan.digest, actual=plan_digest
             )
-        if len(values) != plan.quorum.seed_count:
+        if len(commitments) != plan.quorum.seed_count:
             raise MalformedError(
                 Reason.CEREMONY,
                 "certificate has the wrong number of commitments",
                 expected=plan.quorum.seed_count,
-                actual=len(values),
+                actual=len(commitments),
             )
-        commitments = tuple(
-            Fields({"commitment": value}, "epoch certificate").hex("commitment", 32) for value in values
-        )
         if list(absent) != sorted(set(absent) & set(plan.quorum.ids)):
             raise MalformedError(
                 Reason.CEREMONY, "certificate names absent custodians twice, out of order or from outside the committee"
             )
-        return cls(plan, commitments, absent)
+        made = cls(plan, commitments, absent)
+        object.__setattr__(made, "_payload", payload)
+        return made

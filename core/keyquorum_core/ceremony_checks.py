@@ -9,13 +9,20 @@ from __future__ import annotations
 import hmac
 from collections.abc import Collection, Mapping
 
-from keyquorum_core.ceremony import Commitments, EpochCertificate, check_indices, commitment, refused
+from keyquorum_core.ceremony import (
+    Commitments,
+    EpochCertificate,
+    check_indices,
+    commitment,
+    commitments_to,
+    refused,
+)
 from keyquorum_core.ceremony_plan import CeremonyPlan
 from keyquorum_core.ceremony_states import Kind
 from keyquorum_core.errors import Reason, RefusedError
 from keyquorum_core.quorum import Quorum
 
-__all__ = ["check_certificate", "check_commitments", "check_present", "check_seeds", "right_seeds"]
+__all__ = ["check_certificate", "check_commitments", "check_present", "check_seeds", "check_signed", "right_seeds"]
 
 
 def check_present(plan: CeremonyPlan, present: Collection[str]) -> tuple[str, ...]:
@@ -65,28 +72,37 @@ def check_commitments(plan: CeremonyPlan, quorum: Quorum, stated: Mapping[str, C
         _check_statement("commitments", plan, stated[name].plan_digest, stated[name].custodian, name)
         check_indices("commitments", name, stated[name].commitments, set(quorum.indices_of(name)))
     _check_headers(stated)
-    agreed: list[bytes] = []
-    for index in range(quorum.seed_count):
-        values: dict[bytes, list[str]] = {}
-        holders = [name for name in quorum.holders(index) if name in stated]
-        for name in holders:
-            values.setdefault(stated[name].commitments[index], []).append(name)
-        if len(values) > 1:
-            shown = [f"{', '.join(names)}: {value.hex()}" for value, names in values.items()]
-            raise RefusedError(
-                Reason.CEREMONY,
-                f"holders of seed {index} committed differently",
-                expected="one value from all holders",
-                actual="; ".join(shown),
-                next_step="The ceremony is void: one of those named lied. Keep its signed statements as evidence.",
-                details={
-                    "index": str(index),
-                    "custodians": ",".join(holders),
-                    **{f"commitment.{name}": value.hex() for value, names in values.items() for name in names},
-                },
-            )
-        agreed.append(next(iter(values)))
-    return EpochCertificate(plan, tuple(agreed), absent)
+    agreed: dict[int, bytes] = {}
+    for name in sorted(stated):
+        agreed.update(stated[name].commitments)
+    differing = [
+        index
+        for name in sorted(stated)
+        for index, value in stated[name].commitments.items()
+        if not hmac.compare_digest(agreed[index], value)
+    ]
+    if differing:
+        raise _differ(quorum, min(differing), stated)
+    return EpochCertificate(plan, tuple(agreed[index] for index in range(quorum.seed_count)), absent)
+
+
+def _differ(quorum: Quorum, index: int, stated: Mapping[str, Commitments]) -> RefusedError:
+    values: dict[bytes, list[str]] = {}
+    holders = [name for name in quorum.holders(index) if name in stated]
+    for name in holders:
+        values.setdefault(stated[name].commitments[index], []).append(name)
+    return RefusedError(
+        Reason.CEREMONY,
+        f"holders of seed {index} committed differently",
+        expected="one value from all holders",
+        actual="; ".join(f"{', '.join(names)}: {value.hex()}" for value, names in values.items()),
+        next_step="The ceremony is void: one of those named lied. Keep its signed statements as evidence.",
+        details={
+            "index": str(index),
+            "custodians": ",".join(holders),
+            **{f"commitment.{name}": value.hex() for value, names in values.items() for name in names},
+        },
+    )
 
 
 def _check_headers(stated: Mapping[str, Commitments]) -> None:
@@ -120,6 +136,12 @@ def check_certificate(payload: bytes, plan: CeremonyPlan, quorum: Quorum, signer
     :class:`RefusedError` with ``CEREMONY``.
     """
     certificate = EpochCertificate.parse(payload)
+    check_signed(certificate, plan, quorum, signers)
+    return certificate
+
+
+def check_signed(certificate: EpochCertificate, plan: CeremonyPlan, quorum: Quorum, signers: Collection[str]) -> None:
+    """As :func:`check_certificate`, for one whose payload was read: ``signers`` signed exactly those bytes."""
     if certificate.plan != plan or certificate.plan.quorum != quorum:
         raise RefusedError(
             Reason.CEREMONY,
@@ -135,7 +157,6 @@ def check_certificate(payload: bytes, plan: CeremonyPlan, quorum: Quorum, signer
             expected=", ".join(certificate.signers),
         )
     check_present(plan, certificate.signers)
-    return certificate
 
 
 def check_seeds(certificate: EpochCertificate, me: str, seeds: Mapping[int, bytes]) -> None:
@@ -158,12 +179,9 @@ def check_seeds(certificate: EpochCertificate, me: str, seeds: Mapping[int, byte
 
 def right_seeds(certificate: EpochCertificate, seeds: Mapping[int, bytes]) -> set[int]:
     """The indices whose seed is the one that the certificate commits to."""
-    ceremony_id = certificate.plan.ceremony_id
-    return {
-        index
-        for index, seed in seeds.items()
-        if hmac.compare_digest(commitment(ceremony_id, index, seed), certificate.commitments[index])
-    }
+    certified = certificate.commitments
+    made = commitments_to(certificate.plan.ceremony_id, seeds)
+    return {index for index, value in made.items() if hmac.compare_digest(value, certified[index])}
 
 
 def _check_statement(what: str, plan: CeremonyPlan, plan_digest: str, stated: str, signer: str) -> None:

@@ -13,6 +13,7 @@ import secrets
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
+from functools import lru_cache
 from typing import Final
 
 from keyquorum_core import jcs
@@ -83,11 +84,13 @@ class CeremonyPlan:
     ordered_by: OrderedBy = OrderedBy.OPERATORS
     certificate: str = ""
     target: str = ""
+    _payload: bytes = field(default=b"", init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         values = _read_plan(Fields(self.as_dict(), "ceremony plan"), self.quorum)
         object.__setattr__(self, "kind", values["kind"])
         object.__setattr__(self, "ordered_by", values["ordered_by"])
+        object.__setattr__(self, "_payload", jcs.dumps(self.as_dict()))
 
     def as_dict(self) -> dict[str, object]:
         """The payload's members, as JSON values."""
@@ -110,24 +113,26 @@ class CeremonyPlan:
 
     def to_payload(self) -> bytes:
         """RFC 8785 bytes of type ``PLAN_TYPE``."""
-        return jcs.dumps(self.as_dict())
+        return self._payload
 
     @property
     def digest(self) -> str:
         """SHA-256 of the payload, hex: what every later statement of the ceremony names."""
-        return hashlib.sha256(self.to_payload()).hexdigest()
+        return hashlib.sha256(self._payload).hexdigest()
 
     @classmethod
     def parse(cls, payload: bytes) -> CeremonyPlan:
         """Read a payload. Raises :class:`MalformedError`, or :class:`RefusedError` for its quorum rule."""
-        return cls.read(canonical(payload, "ceremony plan", MAX_PLAN))
+        return _parse(payload)
 
-    @classmethod
-    def read(cls, fields: Fields) -> CeremonyPlan:
-        """From an object's members, which are all taken."""
-        document = {"custodians": fields.raw("custodians"), "quorum": fields.raw("quorum")}
-        values = _read_plan(fields, load_quorum_document(document))
-        return cls(**values)  # type: ignore[arg-type]
+
+@lru_cache(maxsize=32)
+def _parse(payload: bytes) -> CeremonyPlan:
+    # Every statement of a ceremony names its plan, so that each is read many times.
+    fields = canonical(payload, "ceremony plan", MAX_PLAN)
+    document = {"custodians": fields.raw("custodians"), "quorum": fields.raw("quorum")}
+    values = _read_plan(fields, load_quorum_document(document))
+    return CeremonyPlan(**values)  # type: ignore[arg-type]
 
 
 def _read_plan(fields: Fields, quorum: Quorum) -> dict[str, object]:

@@ -231,13 +231,22 @@ def choose(certificate: EpochCertificate, me: str, given: Mapping[str, Mapping[i
     seeds: dict[int, bytes] = {}
     wrong: dict[str, int] = {}
     for sender, values in sorted(given.items()):
-        right = right_seeds(certificate, values) if values is not None else set()
-        seeds |= {index: values[index] for index in right} if values is not None else {}
+        right = _right(certificate, seeds, values) if values is not None else set()
+        seeds |= {index: values[index] for index in right - seeds.keys()} if values is not None else {}
         bad = len(shared_indices(quorum, me, sender)) - len(right)
         if bad:
             wrong[sender] = bad
     lacking = tuple(index for index in quorum.indices_of(me) if index not in seeds)
     return Rebuilt(seeds, wrong, lacking)
+
+
+def _right(certificate: EpochCertificate, known: Mapping[int, bytes], values: Mapping[int, bytes]) -> set[int]:
+    """The indices whose value is the certified one: equal to one that was found to be, or found to be now."""
+    new = {index: value for index, value in values.items() if index not in known}
+    again = values.keys() & known.keys()
+    return right_seeds(certificate, new) | {
+        index for index in again if hmac.compare_digest(values[index], known[index])
+    }
 
 
 def lacking_error(certificate: EpochCertificate, me: str, rebuilt: Rebuilt) -> RefusedError:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import base64
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
 from typing import Final, NoReturn
 
@@ -29,6 +29,7 @@ __all__ = [
     "PUBLIC_IDENTITY_SIZE",
     "Identity",
     "PublicIdentity",
+    "Unverified",
     "ed25519_public",
     "merge",
     "open_envelope",
@@ -242,9 +243,44 @@ def peek_type(envelope: bytes, what: str, max_bytes: int = MAX_ENVELOPE) -> str:
     return Fields(loads(envelope, name, max_bytes=max_bytes, max_depth=4), name).text("payloadType", max_length=128)
 
 
+class Unverified:
+    """A strict envelope that was read once, to find out from ``payload`` whose key to verify with."""
+
+    __slots__ = ("_payload_type", "_signatures", "payload")
+
+    payload: bytes
+    """UNVERIFIED until :meth:`open` or :meth:`open_multi` returns it."""
+
+    def __init__(self, envelope: bytes, payload_type: str, what: str, max_bytes: int = MAX_ENVELOPE) -> None:
+        """Raises :class:`MalformedError` for anything but a strict envelope of ``payload_type``."""
+        self.payload, self._signatures = _parse(envelope, payload_type, what, max_bytes)
+        self._payload_type = payload_type
+
+    def open(self, signer: PublicIdentity, what: str) -> bytes:
+        """As :func:`open_envelope`."""
+        signatures = self._signatures
+        if len(signatures) != 2:
+            raise RefusedError(
+                Reason.SIGNATURE_MISSING if len(signatures) < 2 else Reason.SIGNATURE_EXTRA,
+                f"{what} must carry exactly one Ed25519 and one ML-DSA-65 signature",
+                expected="2 signatures",
+                actual=f"{len(signatures)} signatures",
+                next_step="Sign it again with the whole identity.",
+            )
+        failed = signer.verifies(pae(self._payload_type, self.payload), signatures[0][1], signatures[1][1])
+        if failed:
+            raise _bad_signature(what, failed, signer)
+        return self.payload
+
+    def open_multi(self, signers: Mapping[str, PublicIdentity], threshold: int, what: str) -> tuple[str, ...]:
+        """The names that :func:`open_multi` returns beside the payload."""
+        _check_trusted(signers, threshold, what)
+        return _verify_pairs(pae(self._payload_type, self.payload), self._signatures, signers, threshold, what)
+
+
 def peek_payload(envelope: bytes, payload_type: str, what: str, max_bytes: int = MAX_ENVELOPE) -> bytes:
     """The payload, UNVERIFIED: only to find out whose key to verify with. Raises :class:`MalformedError`."""
-    return _parse(envelope, payload_type, what, max_bytes)[0]
+    return Unverified(envelope, payload_type, what, max_bytes).payload
 
 
 def open_envelope(
@@ -255,19 +291,7 @@ def open_envelope(
     Raises :class:`MalformedError` for anything but a strict envelope of ``payload_type``, :class:`RefusedError` with
     ``SIGNATURE_MISSING``, ``SIGNATURE_EXTRA`` or ``SIGNATURE`` (naming the algorithm).
     """
-    payload, signatures = _parse(envelope, payload_type, what, max_bytes)
-    if len(signatures) != 2:
-        raise RefusedError(
-            Reason.SIGNATURE_MISSING if len(signatures) < 2 else Reason.SIGNATURE_EXTRA,
-            f"{what} must carry exactly one Ed25519 and one ML-DSA-65 signature",
-            expected="2 signatures",
-            actual=f"{len(signatures)} signatures",
-            next_step="Sign it again with the whole identity.",
-        )
-    failed = signer.verifies(pae(payload_type, payload), signatures[0][1], signatures[1][1])
-    if failed:
-        raise _bad_signature(what, failed, signer)
-    return payload
+    return Unverified(envelope, payload_type, what, max_bytes).open(signer, what)
 
 
 def _bad_signature(what: str, algorithm: str, signer: PublicIdentity) -> RefusedError:
@@ -318,6 +342,12 @@ def open_multi(
     Signatures come in pairs. Refused: half a pair or too few signers (``SIGNATURE_MISSING``), a pair of nobody in
     ``signers`` or with one bad half (``SIGNATURE``), a signer twice or more pairs than signers (``SIGNATURE_EXTRA``).
     """
+    _check_trusted(signers, threshold, what)
+    found = Unverified(envelope, payload_type, what, max_bytes)
+    return found.payload, found.open_multi(signers, threshold, what)
+
+
+def _check_trusted(signers: Mapping[str, PublicIdentity], threshold: int, what: str) -> None:
     if not 1 <= threshold <= len(signers) <= MAX_SIGNERS or not _disjoint(signers.values()):
         raise MalformedError(
             Reason.ROSTER,
@@ -325,7 +355,15 @@ def open_multi(
             expected=f"1 ≤ threshold ≤ signers ≤ {MAX_SIGNERS}, no key shared",
             actual=f"threshold {threshold}, {len(signers)} signers",
         )
-    payload, signatures = _parse(envelope, payload_type, what, max_bytes)
+
+
+def _verify_pairs(
+    message: bytes,
+    signatures: Sequence[tuple[str, bytes]],
+    signers: Mapping[str, PublicIdentity],
+    threshold: int,
+    what: str,
+) -> tuple[str, ...]:
     if len(signatures) % 2:
         raise RefusedError(Reason.SIGNATURE_MISSING, f"{what} has half an identity's signatures")
     if len(signatures) > 2 * len(signers):
@@ -335,7 +373,6 @@ def open_multi(
             expected=f"at most {2 * len(signers)}",
             actual=len(signatures),
         )
-    message = pae(payload_type, payload)
     signed: list[str] = []
     for (hint, ed25519), (_, ml_dsa) in zip(signatures[::2], signatures[1::2], strict=True):
         # The hint only decides whom to try first.
@@ -360,7 +397,7 @@ def open_multi(
             expected=f"{threshold} of {', '.join(sorted(signers))}",
             actual=", ".join(sorted(signed)),
         )
-    return payload, tuple(sorted(signed))
+    return tuple(sorted(signed))
 
 
 def _disjoint(identities: Iterable[PublicIdentity]) -> bool:

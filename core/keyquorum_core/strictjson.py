@@ -179,9 +179,24 @@ class Fields:
                 self._fail(name, f"list of strings of 1…{max_length} characters without control characters", item)
         return tuple(str(item) for item in out)
 
+    def hexes(self, name: str, size: int, *, max_items: int) -> tuple[bytes, ...]:
+        """A list of :meth:`hex`, all of ``size`` bytes."""
+        values = self.list(name, max_items=max_items)
+        texts = [value for value in values if isinstance(value, str) and len(value) == 2 * size]
+        joined = "".join(texts)
+        if len(texts) != len(values) or not _HEX.fullmatch(joined):
+            self._fail(name, f"list of {size} bytes each as lower-case hex", values)
+        raw = bytes.fromhex(joined)
+        return tuple(raw[start : start + size] for start in range(0, len(raw), size))
+
     def raw(self, name: str) -> object:
         """The member as parsed, for readers with rules of their own."""
         return self._take(name, "value")
+
+    def rest(self) -> dict[str, object]:
+        """All that was not read yet, which is then read."""
+        taken, self._members = self._members, {}
+        return taken
 
     def names(self) -> tuple[str, ...]:
         """Member names not yet read."""

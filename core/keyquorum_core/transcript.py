@@ -7,8 +7,9 @@ The encoding is injective, so two different lists of values never hash alike.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterable, Iterator
 
-__all__ = ["H", "transcript", "u64be"]
+__all__ = ["H", "H_each", "transcript", "u64be"]
 
 
 def u64be(value: int) -> bytes:
@@ -30,3 +31,13 @@ def transcript(label: str, *parts: bytes) -> bytes:
 def H(label: str, *parts: bytes) -> bytes:
     """SHA-256 of :func:`transcript`, 32 bytes."""
     return hashlib.sha256(transcript(label, *parts)).digest()
+
+
+def H_each(label: str, first: bytes, rest: Iterable[tuple[bytes, ...]]) -> Iterator[bytes]:
+    """``H(label, first, *parts)`` for each of ``rest``, whose common beginning is hashed once."""
+    begun = hashlib.sha256(transcript(label, first))
+    for parts in rest:
+        one = begun.copy()
+        for part in parts:
+            one.update(len(part).to_bytes(8, "big") + part)
+        yield one.digest()

@@ -7,10 +7,13 @@ belongs to :mod:`making`, :mod:`rebuilding` or :mod:`destroying`. The table of m
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import hashlib
-from collections.abc import Collection, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Collection, Iterable, Sequence
+from dataclasses import dataclass, replace
 from typing import Final
+from weakref import WeakValueDictionary
 
 from keyquorum_core.ceremony_plan import CeremonyPlan, OrderedBy, OrderedPlan, check_date, open_plan
 from keyquorum_core.ceremony_states import MAKING, PLAN_SKEW, REBUILDING, Kind, State, Step
@@ -23,10 +26,11 @@ from keyquorum_custodian.config import AUTOMATIC
 from keyquorum_custodian.destroying import Destroying
 from keyquorum_custodian.differences import asked_by, difference
 from keyquorum_custodian.making import Making, Proposal
+from keyquorum_custodian.pacing import Work, at_once, on_the_spot
 from keyquorum_custodian.rebuilding import Rebuilding
 from keyquorum_custodian.seed_records import CeremonyRow
 
-__all__ = ["Ceremonies", "Proposed", "SealedPart"]
+__all__ = ["Ceremonies", "Proposed", "SealedPart", "Steps"]
 
 _MAX_ROSTERS: Final = 64
 
@@ -41,27 +45,31 @@ class Proposed:
     statement: bytes = b""
 
 
-class Ceremonies:
-    """One custodian's part in ceremonies; used from one thread."""
+class Steps:
+    """The steps of every ceremony, as coroutines that leave others their turns where ``seat.work`` does; used from the
+    keystore's thread. One step of a key's ceremonies at a time, so that nothing that a step looked at changes while it
+    waits."""
 
-    def __init__(self, seat: CeremonySeat, automatic: Collection[str] = AUTOMATIC) -> None:
+    def __init__(self, seat: CeremonySeat, approvals: Approvals) -> None:
         self._seat = seat
         self._keystore = seat.keystore
-        self.approvals = Approvals(seat.keystore, automatic, seat.clock)
+        self._approvals = approvals
         self._making = Making(seat)
         self._rebuilding = Rebuilding(seat)
         self._destroying = Destroying(seat)
+        self._turns: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
 
-    def resume(self) -> int:
-        """On start-up: finish what a death left half erased; returns how many epochs."""
-        half = [row for row in self._keystore.ceremonies() if row.state is State.ERASED]
-        for row in half:
-            self._destroying.finish(row)
-        return len(half)
+    @contextlib.asynccontextmanager
+    async def _turn(self, key_id: str) -> AsyncIterator[None]:
+        lock = self._turns.get(key_id)
+        if lock is None:
+            lock = self._turns[key_id] = asyncio.Lock()
+        async with lock:
+            yield
 
     # -- propose ---------------------------------------------------------------------------------------------------
 
-    def propose(self, envelope: bytes, certificate: bytes = b"", rosters: Sequence[bytes] = ()) -> Proposed:
+    async def propose(self, envelope: bytes, certificate: bytes = b"", rosters: Sequence[bytes] = ()) -> Proposed:
         """Take part in the ceremony of a plan, or say why not.
 
         ``certificate`` (rebuilding only): the envelope that the plan goes by; ``rosters``: envelopes of earlier
@@ -70,9 +78,12 @@ class Ceremonies:
         (waits for this custodian's operator, or was rejected), ``UNSUPPORTED`` (suite), ``EXISTS``, ``KEY_STATE``
         (stale, destroyed), ``STATE`` (cancelled, too soon), ``STORAGE``.
         """
-        seat = self._seat
-        roster = seat.roster
-        ordered = open_plan(envelope, roster.operator_identities(), roster.operator_threshold)
+        roster = self._seat.roster
+        ordered = await self._seat.work(open_plan, envelope, roster.operator_identities(), roster.operator_threshold)
+        async with self._turn(ordered.plan.key_id):
+            return await self._propose(ordered, certificate, rosters)
+
+    async def _propose(self, ordered: OrderedPlan, certificate: bytes, rosters: Sequence[bytes]) -> Proposed:
         plan = ordered.plan
         row = self._keystore.ceremony(plan.ceremony_id)
         if row is not None:
@@ -88,18 +99,18 @@ class Ceremonies:
         self._check_date(plan, waiting=row is not None)
         if rosters:
             self._learn_rosters(rosters)
-        self._check(plan, certificate)
+        await self._check(plan, certificate)
         kind = category(plan)
-        if not self.approvals.automatic(kind):
+        if not self._approvals.automatic(kind):
             if row is None:
                 self._ask(ordered, kind)
-            self.approvals.require(plan.ceremony_id, plan.digest)
-        fresh = row is None and self.approvals.automatic(kind)
+            self._approvals.require(plan.ceremony_id, plan.digest)
+        fresh = row is None and self._approvals.automatic(kind)
         row = _row(ordered, State.PROPOSED)
         if plan.kind in MAKING:
-            answer = self._making.propose(row, plan, fresh=fresh)
+            answer = await self._making.propose(row, plan, fresh=fresh)
         elif plan.kind in REBUILDING:
-            answer = self._rebuilding.propose(row, plan, certificate, fresh=fresh)
+            answer = await self._rebuilding.propose(row, plan, certificate, fresh=fresh)
         else:
             answer = self._destroying.propose(row, plan, fresh=fresh)
         return self._proposed(row, plan, answer)
@@ -116,11 +127,11 @@ class Ceremonies:
                 actual=plan.created_at,
             )
 
-    def _check(self, plan: CeremonyPlan, certificate: bytes) -> None:
+    async def _check(self, plan: CeremonyPlan, certificate: bytes) -> None:
         if plan.kind in MAKING:
-            self._making.check(plan)
+            await self._making.check(plan)
         elif plan.kind in REBUILDING:
-            self._rebuilding.check(plan, certificate)
+            await self._rebuilding.check(plan, certificate)
         else:
             self._destroying.check(plan)
 
@@ -129,7 +140,7 @@ class Ceremonies:
         lines = difference(self._seat, plan)
         with self._keystore.transaction():
             self._keystore.insert_ceremony(_row(ordered, State.PENDING), self._seat.now())
-            self.approvals.ask(plan.ceremony_id, kind, plan.digest, asked_by(ordered.signers), lines)
+            self._approvals.ask(plan.ceremony_id, kind, plan.digest, asked_by(ordered.signers), lines)
 
     def _proposed(self, row: CeremonyRow, plan: CeremonyPlan, answer: bytes) -> Proposed:
         if plan.kind in MAKING:
@@ -151,37 +162,39 @@ class Ceremonies:
 
     # -- the other steps -------------------------------------------------------------------------------------------
 
-    def deliver(self, ceremony_id: str, headers: list[bytes], parts: list[SealedPart]) -> bytes:
+    async def deliver(self, ceremony_id: str, headers: list[bytes], parts: list[SealedPart]) -> bytes:
         """See :meth:`Making.deliver`."""
-        self._of_kind(ceremony_id, MAKING, State.DELIVERED)
-        return self._making.deliver(ceremony_id, headers, parts)
+        async with self._step(ceremony_id, MAKING, State.DELIVERED):
+            return await self._making.deliver(ceremony_id, headers, parts)
 
-    def confirm(self, ceremony_id: str, commitments: list[bytes]) -> bytes:
+    async def confirm(self, ceremony_id: str, commitments: list[bytes]) -> bytes:
         """See :meth:`Making.confirm`."""
-        self._of_kind(ceremony_id, MAKING, State.CONFIRMED)
-        return self._making.confirm(ceremony_id, commitments)
+        async with self._step(ceremony_id, MAKING, State.CONFIRMED):
+            return await self._making.confirm(ceremony_id, commitments)
 
-    def activate(self, ceremony_id: str, certificate: bytes) -> None:
+    async def activate(self, ceremony_id: str, certificate: bytes) -> None:
         """See :meth:`Making.activate`."""
-        self._of_kind(ceremony_id, MAKING, State.ACTIVE)
-        self._making.activate(ceremony_id, certificate)
+        async with self._step(ceremony_id, MAKING, State.ACTIVE):
+            await self._making.activate(ceremony_id, certificate)
 
-    def give(self, ceremony_id: str, request: bytes) -> tuple[bytes, bytes]:
+    async def give(self, ceremony_id: str, request: bytes) -> tuple[bytes, bytes]:
         """See :meth:`Rebuilding.give`."""
-        self._of_kind(ceremony_id, REBUILDING, State.GIVEN)
-        return self._rebuilding.give(ceremony_id, request)
+        async with self._step(ceremony_id, REBUILDING, State.GIVEN):
+            return await self._rebuilding.give(ceremony_id, request)
 
-    def restore(self, ceremony_id: str, certificate: bytes, gifts: Sequence[tuple[bytes, SealedPart]]) -> bytes:
+    async def restore(self, ceremony_id: str, certificate: bytes, gifts: Sequence[tuple[bytes, SealedPart]]) -> bytes:
         """See :meth:`Rebuilding.restore`."""
-        self._of_kind(ceremony_id, REBUILDING, State.RESTORED)
-        return self._rebuilding.restore(ceremony_id, certificate, gifts)
+        async with self._step(ceremony_id, REBUILDING, State.RESTORED):
+            return await self._rebuilding.restore(ceremony_id, certificate, gifts)
 
-    def erase(self, ceremony_id: str, consents: list[bytes]) -> bytes:
+    async def erase(self, ceremony_id: str, consents: list[bytes]) -> bytes:
         """See :meth:`Destroying.erase`."""
-        self._of_kind(ceremony_id, {Kind.DESTROY}, State.ERASED)
-        return self._destroying.erase(ceremony_id, consents)
+        async with self._step(ceremony_id, {Kind.DESTROY}, State.ERASED):
+            return self._destroying.erase(ceremony_id, consents)
 
-    def _of_kind(self, ceremony_id: str, kinds: Iterable[Kind], target: State) -> None:
+    @contextlib.asynccontextmanager
+    async def _step(self, ceremony_id: str, kinds: Iterable[Kind], target: State) -> AsyncIterator[None]:
+        """The turn of a ceremony that has such a step. Raises ``NOT_FOUND``, ``STATE``."""
         row = self._seat.row(ceremony_id)
         if row.kind not in kinds:
             raise StateError(
@@ -190,21 +203,73 @@ class Ceremonies:
                 expected=" or ".join(sorted(kinds)),
                 actual=str(target),
             )
+        async with self._turn(row.key_id):
+            yield
 
-    def cancel(self, ceremony_id: str, cause: str = "") -> str:
+    async def cancel(self, ceremony_id: str, cause: str = "") -> str:
         """Give a ceremony up; returns the state it was in, or ``unknown``. Raises ``STATE`` for one that is over."""
         row = self._keystore.ceremony(ceremony_id)
         if row is None:
             return "unknown"
+        async with self._turn(row.key_id):
+            return self._cancel(self._seat.row(ceremony_id), cause)
+
+    def _cancel(self, row: CeremonyRow, cause: str) -> str:
         if row.state is State.CANCELLED:
             return str(row.cancelled_from or "unknown")
         check_move(row, State.CANCELLED)
         with self._keystore.transaction():
-            self._keystore.move_ceremony(ceremony_id, State.CANCELLED, self._seat.now(), cause[:500])
-            self.approvals.withdraw(ceremony_id)
+            self._keystore.move_ceremony(row.ceremony_id, State.CANCELLED, self._seat.now(), cause[:500])
+            self._approvals.withdraw(row.ceremony_id)
             if row.state is not State.CONFIRMED:
-                self._keystore.drop_secrets(ceremony_id)
+                self._keystore.drop_secrets(row.ceremony_id)
         return str(row.state)
+
+
+class Ceremonies:
+    """One custodian's part in ceremonies; used from the keystore's thread. Its steps are those of :class:`Steps`, done
+    on the spot; :meth:`steps` are for a server."""
+
+    def __init__(self, seat: CeremonySeat, automatic: Collection[str] = AUTOMATIC) -> None:
+        self._seat = seat
+        self._keystore = seat.keystore
+        self.approvals = Approvals(seat.keystore, automatic, seat.clock)
+        self._steps = self.steps(on_the_spot)
+
+    def steps(self, work: Work) -> Steps:
+        """The steps, with what takes long left to ``work``."""
+        return Steps(replace(self._seat, work=work), self.approvals)
+
+    def resume(self) -> int:
+        """On start-up: finish what a death left half erased; returns how many epochs."""
+        half = [row for row in self._keystore.ceremonies() if row.state is State.ERASED]
+        for row in half:
+            Destroying(self._seat).finish(row)
+        return len(half)
+
+    def propose(self, envelope: bytes, certificate: bytes = b"", rosters: Sequence[bytes] = ()) -> Proposed:
+        return at_once(self._steps.propose(envelope, certificate, rosters))
+
+    def deliver(self, ceremony_id: str, headers: list[bytes], parts: list[SealedPart]) -> bytes:
+        return at_once(self._steps.deliver(ceremony_id, headers, parts))
+
+    def confirm(self, ceremony_id: str, commitments: list[bytes]) -> bytes:
+        return at_once(self._steps.confirm(ceremony_id, commitments))
+
+    def activate(self, ceremony_id: str, certificate: bytes) -> None:
+        at_once(self._steps.activate(ceremony_id, certificate))
+
+    def give(self, ceremony_id: str, request: bytes) -> tuple[bytes, bytes]:
+        return at_once(self._steps.give(ceremony_id, request))
+
+    def restore(self, ceremony_id: str, certificate: bytes, gifts: Sequence[tuple[bytes, SealedPart]]) -> bytes:
+        return at_once(self._steps.restore(ceremony_id, certificate, gifts))
+
+    def erase(self, ceremony_id: str, consents: list[bytes]) -> bytes:
+        return at_once(self._steps.erase(ceremony_id, consents))
+
+    def cancel(self, ceremony_id: str, cause: str = "") -> str:
+        return at_once(self._steps.cancel(ceremony_id, cause))
 
     def certificate(self, key_id: str, epoch: int) -> bytes:
         """The certificate (DSSE envelope) of an epoch, also of one that is no longer. Raises ``UNKNOWN_KEY``."""

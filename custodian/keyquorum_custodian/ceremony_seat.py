@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import Protocol, TypeVar
 
 from keyquorum_core.ceremony import EpochCertificate, refused
 from keyquorum_core.ceremony_plan import CeremonyPlan
@@ -18,18 +19,32 @@ from keyquorum_core.errors import Reason, RefusedError, StateError
 from keyquorum_core.quorum import Quorum
 from keyquorum_core.roster import Roster
 from keyquorum_core.sealing import RecipientKey
-from keyquorum_core.signing import Identity, open_envelope, sign
+from keyquorum_core.signing import Identity, Unverified, open_envelope, sign
 from keyquorum_core.transcript import transcript
-from keyquorum_custodian.epochs import Epochs, open_certificate
+from keyquorum_custodian.certificates import Certificates
+from keyquorum_custodian.epochs import Epochs
 from keyquorum_custodian.keystore import Keystore
+from keyquorum_custodian.pacing import Work, on_the_spot
 from keyquorum_custodian.seed_records import CeremonyRow, EpochRow
 
 __all__ = ["CeremonySeat", "another_request", "check_move", "check_senders", "wrong_state"]
 
 
+class _Statement(Protocol):
+    @property
+    def custodian(self) -> str: ...
+
+
+S = TypeVar("S", bound=_Statement)
+
+
+def _nothing() -> None:
+    pass
+
+
 @dataclass(frozen=True, slots=True)
 class CeremonySeat:
-    """Used from one thread. ``clock`` gives unix seconds."""
+    """Used from the keystore's thread; what opens and signs statements, from any. ``clock`` gives unix seconds."""
 
     me: str
     identity: Identity
@@ -39,7 +54,9 @@ class CeremonySeat:
     quorum: Quorum
     keystore: Keystore
     epochs: Epochs
+    certificates: Certificates
     clock: Callable[[], float]
+    work: Work = on_the_spot
 
     def now(self) -> int:
         return int(self.clock())
@@ -84,15 +101,31 @@ class CeremonySeat:
             )
         return plan
 
-    def certificate_of(self, row: EpochRow) -> EpochCertificate:
+    async def certificate_of(self, row: EpochRow) -> EpochCertificate:
         """The certificate of an epoch in the keystore, verified."""
-        return open_certificate(row.certificate, self.keystore)[0]
+        return await self.certificates.open(row.certificate, self.work)
+
+    async def seeds(self, row: EpochRow | CeremonyRow) -> dict[int, bytes]:
+        """The seeds of an epoch, or that a ceremony made; others get their turns between two pieces."""
+        found: dict[int, bytes] = {}
+        for piece in self.keystore.seeds_in_pieces(row):
+            found |= piece
+            await self.work(_nothing)
+        return found
 
     def open_from(self, envelope: bytes, payload_type: str, custodian: str, what: str) -> bytes:
         """The payload of a statement that ``custodian``, by the roster in force, signed."""
         return open_envelope(
             envelope, payload_type, self.roster.custodian(custodian).identity, f"the {what} of {custodian}"
         )
+
+    def open_said(self, envelope: bytes, payload_type: str, parse: Callable[[bytes], S], what: str) -> S:
+        """A statement by the custodian that it says it is of, who signed it by the roster in force."""
+        unverified = Unverified(envelope, payload_type, what)
+        statement = parse(unverified.payload)
+        name = statement.custodian
+        unverified.open(self.roster.custodian(name).identity, f"the {what} of {name}")
+        return statement
 
     def sign(self, payload_type: str, payload: bytes) -> bytes:
         return sign(self.identity, payload_type, payload)

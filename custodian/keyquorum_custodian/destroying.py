@@ -20,7 +20,6 @@ from keyquorum_core.destruction import (
     check_consents,
 )
 from keyquorum_core.errors import KeyquorumError, Reason, RefusedError
-from keyquorum_core.signing import peek_payload
 from keyquorum_custodian.ceremony_seat import CeremonySeat, wrong_state
 from keyquorum_custodian.epochs import load_epoch
 from keyquorum_custodian.seed_records import DESTROYED, CeremonyRow
@@ -41,7 +40,7 @@ class Destroying:
         row = seat.keystore.epoch(plan.key_id, plan.epoch)
         if row is None:
             return  # it holds nothing that it could lose
-        certificate = seat.certificate_of(row)
+        certificate = seat.certificates.open_now(row.certificate)
         if certificate.digest != plan.certificate or certificate.plan.quorum != plan.quorum:
             raise RefusedError(
                 Reason.CEREMONY,
@@ -86,18 +85,17 @@ class Destroying:
             except KeyquorumError:  # nothing was changed on the disk, so nothing is changed here either
                 epoch = store.epoch(plan.key_id, plan.epoch)
                 if epoch is not None and epoch.state != DESTROYED:
-                    seat.epochs.add(load_epoch(store, epoch, seat.me))
+                    seat.epochs.add(load_epoch(store, epoch, seat.me, seat.certificates))
                 raise
         return self.finish(seat.row(ceremony_id))
 
     def _check_consents(self, plan: CeremonyPlan, envelopes: list[bytes]) -> None:
         stated: dict[str, Consent] = {}
         for envelope in envelopes:
-            name = Consent.parse(peek_payload(envelope, CONSENT_TYPE, "consent")).custodian
-            payload = self._seat.open_from(envelope, CONSENT_TYPE, name, "consent")
-            if name in stated:
-                raise refused(f"the consent of {name} came twice", [name])
-            stated[name] = Consent.parse(payload)
+            consent = self._seat.open_said(envelope, CONSENT_TYPE, Consent.parse, "consent")
+            if consent.custodian in stated:
+                raise refused(f"the consent of {consent.custodian} came twice", [consent.custodian])
+            stated[consent.custodian] = consent
         check_consents(plan, [custodian.id for custodian in self._seat.roster.custodians], stated)
 
     def _erase(self, row: CeremonyRow) -> None:
@@ -105,9 +103,8 @@ class Destroying:
         epoch = store.epoch(row.key_id, row.epoch)
         with store.transaction():
             erased = store.drop_secrets(epoch.ceremony_id) if epoch is not None else 0
-            for other in store.ceremonies():
-                if (other.key_id, other.epoch) == (row.key_id, row.epoch):
-                    erased += store.drop_secrets(other.ceremony_id)
+            for other in store.ceremonies_of(row.key_id, row.epoch):
+                erased += store.drop_secrets(other.ceremony_id)
             store.end_epoch(row.key_id, row.epoch, now)
             store.move_ceremony(row.ceremony_id, State.ERASED, now, f"{erased}")
 

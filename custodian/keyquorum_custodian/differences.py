@@ -28,11 +28,11 @@ def difference(seat: CeremonySeat, plan: CeremonyPlan) -> list[str]:
         return lines + _replaced(seat, plan)
     if plan.kind is Kind.REPAIR:
         return [*lines, f"custodian {plan.target} gets its seeds of this epoch back from those who hold them"]
-    newest = seat.keystore.epochs(plan.key_id)
-    if not newest:
+    newest = seat.keystore.newest_epoch(plan.key_id)
+    if newest is None:
         return [*lines, f"+ {key}: a new key, {plan.quorum.words()}", f"+ policy: {_policy(plan)}"]
-    before = seat.certificate_of(newest[-1]).plan
-    lines.append(f"- {key} epoch {before.epoch}: {newest[-1].state} becomes retired")
+    before = seat.certificates.open_now(newest.certificate).plan
+    lines.append(f"- {key} epoch {before.epoch}: {newest.state} becomes retired")
     lines.append(f"+ {key} epoch {plan.epoch}: active, the one that new jobs use")
     for what, old, new in (
         ("quorum", before.quorum.words(), plan.quorum.words()),
@@ -60,7 +60,7 @@ def _replaced(seat: CeremonySeat, plan: CeremonyPlan) -> list[str]:
     row = seat.keystore.epoch(plan.key_id, plan.epoch)
     lines = []
     if row is not None:
-        certified = seat.keystore.roster_payload(seat.certificate_of(row).plan.roster_digest)
+        certified = seat.keystore.roster_payload(seat.certificates.open_now(row.certificate).plan.roster_digest)
         then = Roster.parse(certified).custodians if certified is not None else ()
         lines = [f"- {_who(each)}" for each in then if each.id == plan.target]
     lines.append(f"+ {_who(seat.roster.custodian(plan.target))}")

@@ -9,7 +9,6 @@ takes under a microsecond, a quarter of what keying HMAC anew takes, and OpenSSL
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import threading
 from collections.abc import Iterator
 from typing import Final
@@ -17,16 +16,14 @@ from typing import Final
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.hmac import HMAC
 
-from keyquorum_core import ceremony
 from keyquorum_core.ceremony import EpochCertificate
-from keyquorum_core.ceremony_checks import check_certificate, check_seeds
+from keyquorum_core.ceremony_checks import check_seeds
 from keyquorum_core.errors import KeyquorumError, Reason, RefusedError, StateError, UnavailableError
-from keyquorum_core.roster import Roster
-from keyquorum_core.signing import open_multi, peek_payload
+from keyquorum_custodian.certificates import Certificates
 from keyquorum_custodian.keystore import Keystore
 from keyquorum_custodian.seed_records import ACTIVE, DESTROYED, RETIRED, EpochRow
 
-__all__ = ["ISSUE_GRACE", "Epochs", "HeldEpoch", "load_epoch", "open_certificate"]
+__all__ = ["ISSUE_GRACE", "Epochs", "HeldEpoch", "hold", "load_epoch"]
 
 CONTRIBUTION_LABEL: Final = b"keyquorum/v1/contribution"
 """As in :mod:`keyquorum_core.derivation`; a test holds the two together."""
@@ -208,37 +205,23 @@ class Epochs:
         self._held.clear()
 
 
-def open_certificate(envelope: bytes, keystore: Keystore) -> tuple[EpochCertificate, bytes]:
-    """An epoch certificate and its exact payload, signed by every custodian that it does not name as absent.
-
-    Their identities are those of the roster that its plan names, which this custodian knows by its digest. Raises
-    ``SIGNATURE…``, ``CEREMONY``, or ``ROSTER`` for a roster never seen here.
-    """
-    what = "epoch certificate"
-    limit = ceremony.MAX_CERTIFICATE
-    claimed = EpochCertificate.parse(peek_payload(envelope, ceremony.CERTIFICATE_TYPE, what, limit))
-    digest = claimed.plan.roster_digest
-    stored = keystore.roster_payload(digest)
-    if stored is None or hashlib.sha256(stored).hexdigest() != digest:
-        raise RefusedError(
-            Reason.ROSTER,
-            "the epoch certificate names a roster that this custodian never served under",
-            expected="a roster it accepted",
-            actual=digest,
-        )
-    identities = {custodian.id: custodian.identity for custodian in Roster.parse(stored).custodians}
-    needed = len(claimed.signers)
-    payload, signed = open_multi(envelope, ceremony.CERTIFICATE_TYPE, identities, needed, what, limit)
-    return check_certificate(payload, claimed.plan, claimed.plan.quorum, signed), payload
-
-
-def load_epoch(keystore: Keystore, row: EpochRow, me: str) -> HeldEpoch:
-    """Open an epoch's seeds and check each against the certificate.
+def load_epoch(keystore: Keystore, row: EpochRow, me: str, certificates: Certificates | None = None) -> HeldEpoch:
+    """Open an epoch's seeds and check each against the certificate, which ``certificates`` may have opened before.
 
     Raises the error of the check that failed, naming key and epoch, and the index where there is one.
     """
     try:
-        certificate, _ = open_certificate(row.certificate, keystore)
+        certificate = (certificates or Certificates(keystore)).open_now(row.certificate)
+        seeds = keystore.seeds(row)
+    except KeyquorumError as error:
+        raise _named(error, row) from None
+    return hold(certificate, row, seeds, me)
+
+
+def hold(certificate: EpochCertificate, row: EpochRow, seeds: dict[int, bytes], me: str) -> HeldEpoch:
+    """The epoch of ``row`` from its verified certificate and from seeds that are checked against it now; in any thread.
+    Raises as :func:`load_epoch`."""
+    try:
         plan = certificate.plan
         if (plan.key_id, plan.epoch, plan.ceremony_id) != (row.key_id, row.epoch, row.ceremony_id):
             raise RefusedError(
@@ -247,10 +230,13 @@ def load_epoch(keystore: Keystore, row: EpochRow, me: str) -> HeldEpoch:
                 expected=f"{row.key_id} epoch {row.epoch}",
                 actual=f"{plan.key_id} epoch {plan.epoch}",
             )
-        seeds = keystore.seeds(row)
         check_seeds(certificate, me, seeds)
     except KeyquorumError as error:
-        error.message = f"key {row.key_id} epoch {row.epoch}: {error.message}"
-        error.details |= {"key_id": row.key_id, "epoch": str(row.epoch)}
-        raise
+        raise _named(error, row) from None
     return HeldEpoch(certificate, seeds, retired_at=row.retired_at)
+
+
+def _named(error: KeyquorumError, row: EpochRow) -> KeyquorumError:
+    error.message = f"key {row.key_id} epoch {row.epoch}: {error.message}"
+    error.details |= {"key_id": row.key_id, "epoch": str(row.epoch)}
+    return error

@@ -25,7 +25,7 @@ from keyquorum_core.signing import peek_payload
 from keyquorum_core.strictjson import Fields, loads
 from keyquorum_core.transcript import transcript
 from keyquorum_custodian.ceremony_seat import CeremonySeat, check_move, check_senders, wrong_state
-from keyquorum_custodian.epochs import load_epoch, open_certificate
+from keyquorum_custodian.epochs import hold
 from keyquorum_custodian.seed_records import ACTIVE, CeremonyRow, EpochRow
 
 __all__ = ["Making", "Proposal"]
@@ -51,7 +51,7 @@ class Making:
 
     # -- propose ---------------------------------------------------------------------------------------------------
 
-    def check(self, plan: CeremonyPlan) -> None:
+    async def check(self, plan: CeremonyPlan) -> None:
         """Raise what speaks against a new plan: ``CEREMONY``, ``UNSUPPORTED``, ``EXISTS``, ``KEY_STATE``, ``STATE``."""
         seat = self._seat
         check_plan(plan, cluster=seat.roster.cluster, roster_digest=seat.roster_digest, quorum=seat.quorum)
@@ -63,25 +63,25 @@ class Making:
                 actual=plan.suite,
                 next_step="Choose another suite, or install the library it needs on every custodian.",
             )
-        known = seat.keystore.epochs(plan.key_id)
-        if known and known[-1].epoch >= plan.epoch:
+        newest = seat.keystore.newest_epoch(plan.key_id)
+        if newest is not None and newest.epoch >= plan.epoch:
             raise StateError(
                 Reason.EXISTS,
                 f"key {plan.key_id} exists" if plan.epoch == 1 else f"key {plan.key_id} has that epoch already",
-                expected="a new key id" if plan.epoch == 1 else f"epoch {known[-1].epoch + 1}",
-                actual=f"{plan.key_id} with epoch {known[-1].epoch}",
+                expected="a new key id" if plan.epoch == 1 else f"epoch {newest.epoch + 1}",
+                actual=f"{plan.key_id} with epoch {newest.epoch}",
             )
         rival = seat.keystore.live_ceremony(plan.key_id, plan.epoch)
         if rival is not None and rival.ceremony_id != plan.ceremony_id:
             raise _rival(rival)
-        if known and plan.epoch > 1:
-            self._check_follows(plan, known[-1])
+        if newest is not None and plan.epoch > 1:
+            await self._check_follows(plan, newest)
         elif plan.kind is Kind.ROTATE:
             raise self._stale(plan, None)
 
-    def _check_follows(self, plan: CeremonyPlan, newest: EpochRow) -> None:
+    async def _check_follows(self, plan: CeremonyPlan, newest: EpochRow) -> None:
         """The plan goes by the newest epoch there is here, and may follow it."""
-        before = self._seat.certificate_of(newest)
+        before = await self._seat.certificate_of(newest)
         if newest.epoch != plan.epoch - 1:
             raise self._stale(plan, newest)
         if before.digest != plan.certificate:
@@ -122,14 +122,10 @@ class Making:
             details={"stale": self._seat.me},
         )
 
-    def propose(self, row: CeremonyRow, plan: CeremonyPlan, *, fresh: bool) -> bytes:
+    async def propose(self, row: CeremonyRow, plan: CeremonyPlan, *, fresh: bool) -> bytes:
         """Draw a part for each seed I shall hold and seal each to its co-holders. ``fresh``: there is no row yet."""
         seat = self._seat
-        parts = ceremony.new_parts(plan.quorum, seat.me, os.urandom)
-        keys = {custodian.id: custodian.hpke for custodian in seat.roster.custodians}
-        sealed = seal_parts(plan, seat.me, parts, keys)
-        header = seat.sign(ceremony.PARTS_TYPE, parts_header(plan, seat.me, sealed).to_payload())
-        answer = _encode_proposal(Proposal(header, sealed))
+        parts, answer = await seat.work(self._draw, plan)
         with seat.keystore.transaction():
             if fresh:
                 seat.keystore.insert_ceremony(row, seat.now())
@@ -138,6 +134,14 @@ class Making:
             seat.keystore.insert_parts(row, parts)
             seat.keystore.save_answer(row.ceremony_id, Step.PROPOSE, hashlib.sha256(row.plan).digest(), answer)
         return answer
+
+    def _draw(self, plan: CeremonyPlan) -> tuple[dict[int, bytes], bytes]:
+        seat = self._seat
+        parts = ceremony.new_parts(plan.quorum, seat.me, os.urandom)
+        keys = {custodian.id: custodian.hpke for custodian in seat.roster.custodians}
+        sealed = seal_parts(plan, seat.me, parts, keys)
+        header = seat.sign(ceremony.PARTS_TYPE, parts_header(plan, seat.me, sealed).to_payload())
+        return parts, _encode_proposal(Proposal(header, sealed))
 
     def proposal(self, row: CeremonyRow, answer: bytes) -> Proposal:
         """The proposal in a stored answer, with what was delivered since."""
@@ -150,7 +154,7 @@ class Making:
 
     # -- deliver, confirm, activate --------------------------------------------------------------------------------
 
-    def deliver(self, ceremony_id: str, headers: list[bytes], parts: list[SealedPart]) -> bytes:
+    async def deliver(self, ceremony_id: str, headers: list[bytes], parts: list[SealedPart]) -> bytes:
         """Derive my seeds from everybody's parts; returns my signed commitments (DSSE envelope).
 
         ``headers`` are those of all who take part, ``parts`` those they addressed to me. Raises ``NOT_FOUND``,
@@ -163,32 +167,45 @@ class Making:
         if stored is not None:
             return stored
         plan = seat.plan(row, State.DELIVERED)
-        opened = self._open_headers(plan, headers)
-        given = {seat.me: seat.keystore.parts(row)}
-        for sender, part in self._parts_by_sender(plan, set(opened), parts).items():
-            given[sender] = open_parts(plan, opened[sender], sender, seat.me, part, seat.recipient)
-        seeds = ceremony.derive_seeds(
-            plan.quorum, plan.ceremony_id, seat.me, given, present=opened.keys(), before=self._before(plan)
-        )
-        digests = {name: header.digest for name, header in opened.items()}
-        commitments = Commitments.to_seeds(plan, seat.me, seeds, digests)
-        answer = seat.sign(ceremony.COMMITMENTS_TYPE, commitments.to_payload())
+        before = await self._before(plan)
+        seeds, answer = await seat.work(self._derive, plan, headers, parts, seat.keystore.parts(row), before)
         with seat.keystore.transaction():
             seat.keystore.replace_parts_by_seeds(row, seeds)
             seat.keystore.move_ceremony(ceremony_id, State.DELIVERED, seat.now())
             seat.keystore.save_answer(ceremony_id, Step.DELIVER, request, answer)
         return answer
 
-    def _before(self, plan: CeremonyPlan) -> Mapping[int, bytes] | None:
+    def _derive(
+        self,
+        plan: CeremonyPlan,
+        headers: list[bytes],
+        parts: list[SealedPart],
+        mine: dict[int, bytes],
+        before: Mapping[int, bytes] | None,
+    ) -> tuple[dict[int, bytes], bytes]:
+        """My seeds, and what I say about them."""
+        seat = self._seat
+        opened = self._open_headers(plan, headers)
+        given = {seat.me: mine}
+        for sender, part in self._parts_by_sender(plan, set(opened), parts).items():
+            given[sender] = open_parts(plan, opened[sender], sender, seat.me, part, seat.recipient)
+        seeds = ceremony.derive_seeds(
+            plan.quorum, plan.ceremony_id, seat.me, given, present=opened.keys(), before=before
+        )
+        digests = {name: header.digest for name, header in opened.items()}
+        commitments = Commitments.to_seeds(plan, seat.me, seeds, digests)
+        return seeds, seat.sign(ceremony.COMMITMENTS_TYPE, commitments.to_payload())
+
+    async def _before(self, plan: CeremonyPlan) -> Mapping[int, bytes] | None:
         """My seeds of the epoch that is rotated."""
         if plan.kind is not Kind.ROTATE:
             return None
         row = self._seat.keystore.epoch(plan.key_id, plan.epoch - 1)
         if row is None or row.state != ACTIVE:
             raise self._stale(plan, row)
-        return self._seat.keystore.seeds(row)
+        return await self._seat.seeds(row)
 
-    def confirm(self, ceremony_id: str, commitments: list[bytes]) -> bytes:
+    async def confirm(self, ceremony_id: str, commitments: list[bytes]) -> bytes:
         """Check that all holders of each seed committed alike; returns the epoch certificate with my signatures.
 
         Raises ``NOT_FOUND``, ``STATE``, ``CEREMONY`` (naming custodians and values), ``SIGNATURE…``, ``STORAGE``.
@@ -200,24 +217,28 @@ class Making:
         if stored is not None:
             return stored
         plan = seat.plan(row, State.CONFIRMED)
-        stated: dict[str, Commitments] = {}
-        for envelope in commitments:
-            name = Commitments.parse(peek_payload(envelope, ceremony.COMMITMENTS_TYPE, "commitments")).custodian
-            payload = seat.open_from(envelope, ceremony.COMMITMENTS_TYPE, name, "commitments")
-            if name in stated:
-                raise ceremony.refused(f"the commitments of {name} came twice", [name])
-            stated[name] = Commitments.parse(payload)
-        certificate = check_commitments(plan, plan.quorum, stated)
-        if seat.me in certificate.absent:
-            raise ceremony.refused("the commitments leave out one who made its own", [seat.me])
-        check_seeds(certificate, seat.me, seat.keystore.seeds(row))
-        answer = seat.sign(ceremony.CERTIFICATE_TYPE, certificate.to_payload())
+        answer = await seat.work(self._agree, plan, commitments, await seat.seeds(row))
         with seat.keystore.transaction():
             seat.keystore.move_ceremony(ceremony_id, State.CONFIRMED, seat.now())
             seat.keystore.save_answer(ceremony_id, Step.CONFIRM, request, answer)
         return answer
 
-    def activate(self, ceremony_id: str, certificate: bytes) -> None:
+    def _agree(self, plan: CeremonyPlan, commitments: list[bytes], seeds: dict[int, bytes]) -> bytes:
+        """The certificate that the commitments give, signed."""
+        seat = self._seat
+        stated: dict[str, Commitments] = {}
+        for envelope in commitments:
+            statement = seat.open_said(envelope, ceremony.COMMITMENTS_TYPE, Commitments.parse, "commitments")
+            if statement.custodian in stated:
+                raise ceremony.refused(f"the commitments of {statement.custodian} came twice", [statement.custodian])
+            stated[statement.custodian] = statement
+        certificate = check_commitments(plan, plan.quorum, stated)
+        if seat.me in certificate.absent:
+            raise ceremony.refused("the commitments leave out one who made its own", [seat.me])
+        check_seeds(certificate, seat.me, seeds)
+        return seat.sign(ceremony.CERTIFICATE_TYPE, certificate.to_payload())
+
+    async def activate(self, ceremony_id: str, certificate: bytes) -> None:
         """The certificate with everyone's signatures makes the epoch active, and the one before retired.
 
         Raises ``NOT_FOUND``, ``STATE``, ``EXISTS`` (another ceremony of this epoch is under way), ``SIGNATURE…``,
@@ -228,9 +249,9 @@ class Making:
         confirmed = store.answer(ceremony_id, Step.CONFIRM)
         if confirmed is None or (row.state is State.CANCELLED and row.cancelled_from is not State.CONFIRMED):
             raise wrong_state(row, State.ACTIVE)
-        found, payload = open_certificate(certificate, store)
-        signed = peek_payload(confirmed[1], ceremony.CERTIFICATE_TYPE, "my epoch certificate", ceremony.MAX_CERTIFICATE)
-        if payload != signed:
+        found = await seat.certificates.open(certificate, seat.work)
+        signed = await seat.work(_signed, confirmed[1])
+        if found.to_payload() != signed:
             raise RefusedError(
                 Reason.CEREMONY,
                 "this is not the certificate that this custodian confirmed",
@@ -243,20 +264,20 @@ class Making:
         rival = store.live_ceremony(row.key_id, row.epoch)
         if rival is not None and rival.ceremony_id != ceremony_id:
             raise _rival(rival)
-        self.enter(found, certificate, row)
+        await self._enter(found, certificate, row)
 
-    def enter(self, found: EpochCertificate, envelope: bytes, row: CeremonyRow) -> None:
+    async def _enter(self, found: EpochCertificate, envelope: bytes, row: CeremonyRow) -> None:
         """The epoch is active, in one change with everything that follows from it."""
         seat, store, now = self._seat, self._seat.keystore, self._seat.now()
         epoch = EpochRow(row.key_id, row.epoch, row.ceremony_id, envelope)
+        held = await seat.work(hold, found, epoch, await seat.seeds(row), seat.me)
         with store.transaction():
             store.move_ceremony(row.ceremony_id, State.ACTIVE, now)
             store.insert_epoch(epoch, now)
             store.retire_epochs(row.key_id, row.epoch, found.plan.created_at)
-            for other in store.ceremonies():
-                if (other.key_id, other.epoch) == (row.key_id, row.epoch) and other.ceremony_id != row.ceremony_id:
+            for other in store.ceremonies_of(row.key_id, row.epoch):
+                if other.ceremony_id != row.ceremony_id:
                     store.drop_secrets(other.ceremony_id)
-            held = load_epoch(store, epoch, seat.me)
         seat.epochs.add(held)
 
     # -- what the steps share --------------------------------------------------------------------------------------
@@ -265,12 +286,12 @@ class Making:
         """The headers by custodian; their authors are those who take part, which must do."""
         opened: dict[str, PartsHeader] = {}
         for envelope in envelopes:
-            name = PartsHeader.parse(peek_payload(envelope, ceremony.PARTS_TYPE, "parts header")).custodian
-            payload = self._seat.open_from(envelope, ceremony.PARTS_TYPE, name, "parts header")
+            header = self._seat.open_said(envelope, ceremony.PARTS_TYPE, PartsHeader.parse, "parts header")
+            name = header.custodian
             if name in opened:
                 raise ceremony.refused(f"the parts header of {name} came twice", [name])
-            opened[name] = PartsHeader.parse(payload)
-            check_header(plan, opened[name], name)
+            check_header(plan, header, name)
+            opened[name] = header
         check_present(plan, opened)
         if self._seat.me not in opened:
             raise ceremony.refused("the headers leave out one who made its own", [self._seat.me])
@@ -298,6 +319,11 @@ def _rival(row: CeremonyRow) -> StateError:
         actual=row.ceremony_id,
         next_step=f"Finish or cancel ceremony {row.ceremony_id}.",
     )
+
+
+def _signed(envelope: bytes) -> bytes:
+    """The certificate that this custodian signed, from its stored answer."""
+    return peek_payload(envelope, ceremony.CERTIFICATE_TYPE, "my epoch certificate", ceremony.MAX_CERTIFICATE)
 
 
 def _encode_proposal(proposal: Proposal) -> bytes:

@@ -26,6 +26,7 @@ from keyquorum_custodian.appraisals import Appraisals
 from keyquorum_custodian.bulletins import Bulletins
 from keyquorum_custodian.ceremonies import Ceremonies
 from keyquorum_custodian.ceremony_seat import CeremonySeat
+from keyquorum_custodian.certificates import Certificates
 from keyquorum_custodian.config import CustodianConfig, load_config
 from keyquorum_custodian.epochs import Epochs, load_epoch
 from keyquorum_custodian.gate import Gate
@@ -168,10 +169,10 @@ def _assemble(config: CustodianConfig, store: Keystore, clock: Callable[[], floa
     steady = KeptTime(clock, store)
     bulletins = _open_bulletins(config, roster, store, seat, steady)
     policy = CustodianPolicy(seat, QuorumFacts.of(roster.quorum_of()), bulletins, steady)
-    epochs = Epochs(store)
+    epochs, certificates = Epochs(store), Certificates(store)
     for row in store.epochs():
         if row.state != DESTROYED:
-            epochs.add(load_epoch(store, row, config.id))
+            epochs.add(load_epoch(store, row, config.id, certificates))
     windows = Windows(config.cluster, config.id, identity, clock)
     witness = Witness(
         LogTrust(roster.log_key, roster.witnesses(), roster.quorum_of()) if roster.log_key is not None else None,
@@ -202,7 +203,7 @@ def _assemble(config: CustodianConfig, store: Keystore, clock: Callable[[], floa
         clock=clock,
     )
     ceremony_seat = CeremonySeat(
-        config.id, identity, recipient, roster, digest, roster.quorum_of(), store, epochs, clock
+        config.id, identity, recipient, roster, digest, roster.quorum_of(), store, epochs, certificates, clock
     )
     ceremonies = Ceremonies(ceremony_seat, config.auto_approve)
     ceremonies.resume()

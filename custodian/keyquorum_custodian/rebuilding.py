@@ -33,7 +33,7 @@ from keyquorum_core.rebuilding import (
 from keyquorum_core.roster import Roster, RosterCustodian
 from keyquorum_core.transcript import transcript
 from keyquorum_custodian.ceremony_seat import CeremonySeat
-from keyquorum_custodian.epochs import load_epoch, open_certificate
+from keyquorum_custodian.epochs import hold
 from keyquorum_custodian.seed_records import ACTIVE, DESTROYED, RETIRED, Accusation, CeremonyRow, EpochRow
 
 __all__ = ["Rebuilding"]
@@ -47,13 +47,13 @@ class Rebuilding:
 
     # -- propose ---------------------------------------------------------------------------------------------------
 
-    def check(self, plan: CeremonyPlan, envelope: bytes) -> None:
+    async def check(self, plan: CeremonyPlan, envelope: bytes) -> None:
         """Raise what speaks against a new plan: ``CEREMONY``, ``KEY_STATE``, ``EXISTS``, ``ROSTER``, ``SIGNATURE…``.
 
         ``envelope`` is the certificate that the plan goes by.
         """
         seat = self._seat
-        certificate, _ = open_certificate(envelope, seat.keystore)
+        certificate = await seat.certificates.open(envelope, seat.work)
         check_plan(plan, cluster=seat.roster.cluster, roster_digest=seat.roster_digest, quorum=certificate.plan.quorum)
         for what, expected, actual in (
             ("certificate", plan.certificate, certificate.digest),
@@ -67,14 +67,14 @@ class Rebuilding:
                 )
         row = seat.keystore.epoch(plan.key_id, plan.epoch)
         if plan.target == seat.me:
-            self._check_lacks(plan, row, certificate)
+            await self._check_lacks(plan, row, certificate)
         else:
-            self._check_holds(plan, row, certificate)
+            await self._check_holds(plan, row, certificate)
 
-    def _check_lacks(self, plan: CeremonyPlan, row: EpochRow | None, certificate: EpochCertificate) -> None:
+    async def _check_lacks(self, plan: CeremonyPlan, row: EpochRow | None, certificate: EpochCertificate) -> None:
         if row is None:
             return
-        held = self._seat.certificate_of(row)
+        held = await self._seat.certificate_of(row)
         if row.state == DESTROYED:
             raise _destroyed(row)
         if held.digest != certificate.digest:
@@ -91,7 +91,7 @@ class Rebuilding:
             actual=row.state,
         )
 
-    def _check_holds(self, plan: CeremonyPlan, row: EpochRow | None, certificate: EpochCertificate) -> None:
+    async def _check_holds(self, plan: CeremonyPlan, row: EpochRow | None, certificate: EpochCertificate) -> None:
         seat = self._seat
         if row is None:
             raise StateError(
@@ -103,7 +103,7 @@ class Rebuilding:
             )
         if row.state == DESTROYED:
             raise _destroyed(row)
-        held = seat.certificate_of(row).digest
+        held = (await seat.certificate_of(row)).digest
         if held != certificate.digest:
             raise refused("this custodian holds that epoch by another certificate", [seat.me], expected=held)
         now = seat.roster.custodian(plan.target)
@@ -124,12 +124,13 @@ class Rebuilding:
             return None
         return next((each for each in Roster.parse(payload).custodians if each.id == custodian), None)
 
-    def propose(self, row: CeremonyRow, plan: CeremonyPlan, envelope: bytes, *, fresh: bool) -> bytes:
+    async def propose(self, row: CeremonyRow, plan: CeremonyPlan, envelope: bytes, *, fresh: bool) -> bytes:
         """Agree; the one to be rebuilt signs its request. ``fresh``: the row is not stored yet."""
         seat = self._seat
         answer = b""
         if plan.target == seat.me:
-            answer = seat.sign(REBUILD_REQUEST_TYPE, RebuildRequest(plan.digest, seat.me).to_payload())
+            request = RebuildRequest(plan.digest, seat.me).to_payload()
+            answer = await seat.work(seat.sign, REBUILD_REQUEST_TYPE, request)
         with seat.keystore.transaction():
             if fresh:
                 seat.keystore.insert_ceremony(row, seat.now())
@@ -140,7 +141,7 @@ class Rebuilding:
 
     # -- give, restore ---------------------------------------------------------------------------------------------
 
-    def give(self, ceremony_id: str, request: bytes) -> tuple[bytes, bytes]:
+    async def give(self, ceremony_id: str, request: bytes) -> tuple[bytes, bytes]:
         """A co-holder's gift: the signed statement (DSSE envelope) and the sealed blob it names.
 
         ``request`` is the target's. A repeated call seals anew: nothing depends on which blob arrives. Raises
@@ -149,8 +150,7 @@ class Rebuilding:
         seat = self._seat
         row = seat.row(ceremony_id)
         plan = CeremonyPlan.parse(row.plan) if row.state is State.GIVEN else seat.plan(row, State.GIVEN)
-        payload = seat.open_from(request, REBUILD_REQUEST_TYPE, plan.target, "rebuild request")
-        check_request(plan, RebuildRequest.parse(payload))
+        await seat.work(self._check_request, plan, request)
         epoch = seat.keystore.epoch(plan.key_id, plan.epoch)
         if epoch is None or epoch.state == DESTROYED:
             raise StateError(
@@ -158,15 +158,22 @@ class Rebuilding:
             )
         if not shared_indices(plan.quorum, seat.me, plan.target):
             raise refused("shares no seed with the one to be rebuilt", [seat.me])
-        recipient = seat.roster.custodian(plan.target).hpke
-        gift, sealed = seal_gift(plan, seat.me, seat.keystore.seeds(epoch), recipient)
-        statement = seat.sign(GIFT_TYPE, gift.to_payload())
+        statement, sealed = await seat.work(self._gift, plan, await seat.seeds(epoch))
         if row.state is not State.GIVEN:
             with seat.keystore.transaction():
                 seat.keystore.move_ceremony(ceremony_id, State.GIVEN, seat.now())
         return statement, sealed
 
-    def restore(self, ceremony_id: str, certificate: bytes, gifts: Sequence[tuple[bytes, SealedPart]]) -> bytes:
+    def _check_request(self, plan: CeremonyPlan, envelope: bytes) -> None:
+        payload = self._seat.open_from(envelope, REBUILD_REQUEST_TYPE, plan.target, "rebuild request")
+        check_request(plan, RebuildRequest.parse(payload))
+
+    def _gift(self, plan: CeremonyPlan, seeds: dict[int, bytes]) -> tuple[bytes, bytes]:
+        seat = self._seat
+        gift, sealed = seal_gift(plan, seat.me, seeds, seat.roster.custodian(plan.target).hpke)
+        return seat.sign(GIFT_TYPE, gift.to_payload()), sealed
+
+    async def restore(self, ceremony_id: str, certificate: bytes, gifts: Sequence[tuple[bytes, SealedPart]]) -> bytes:
         """Take my seeds from what co-holders gave, and the epoch into use; returns my signed receipt.
 
         Raises ``NOT_FOUND``, ``STATE``, ``CEREMONY`` (some seed nobody gave rightly, naming who lied; then nothing
@@ -178,12 +185,17 @@ class Rebuilding:
         if done is not None:  # rebuilt is rebuilt, by whichever gifts
             return done[1]
         plan = seat.plan(row, State.RESTORED)
-        found, _ = open_certificate(certificate, store)
+        found = await seat.certificates.open(certificate, seat.work)
         if found.digest != plan.certificate:
             raise RefusedError(
                 Reason.CEREMONY, "this is not the plan's certificate", expected=plan.certificate, actual=found.digest
             )
-        rebuilt = choose(found, seat.me, self._open_gifts(plan, gifts))
+        given = {}
+        for statement, part in gifts:  # one at a time: together they may be a million seeds
+            if part.sender in given:
+                raise refused("gave twice", [part.sender])
+            given[part.sender] = await seat.work(self._open_gift, plan, statement, part)
+        rebuilt = await seat.work(choose, found, seat.me, given)
         statements = {part.sender: (statement, part.sealed) for statement, part in gifts}
         accusations = [
             Accusation(ceremony_id, name, f"{count} seeds were not the certified ones", *statements[name])
@@ -195,28 +207,21 @@ class Rebuilding:
                     store.save_accusation(accusation, seat.now())
             raise lacking_error(found, seat.me, rebuilt)
         receipt = RebuildReceipt(plan.digest, seat.me, found.digest, len(rebuilt.seeds), rebuilt.wrong)
-        answer = seat.sign(REBUILD_RECEIPT_TYPE, receipt.to_payload())
+        answer = await seat.work(seat.sign, REBUILD_RECEIPT_TYPE, receipt.to_payload())
         request = seat.digest(Step.RESTORE, [*(transcript(n, *both) for n, both in statements.items())])
-        self._enter(row, found, certificate, rebuilt.seeds, accusations, request, answer)
+        await self._enter(row, found, certificate, rebuilt.seeds, accusations, request, answer)
         return answer
 
-    def _open_gifts(
-        self, plan: CeremonyPlan, gifts: Sequence[tuple[bytes, SealedPart]]
-    ) -> dict[str, dict[int, bytes] | None]:
-        """Seeds by giver; None for one that signed for its blob, which cannot be used."""
-        given: dict[str, dict[int, bytes] | None] = {}
-        for statement, part in gifts:
-            payload = self._seat.open_from(statement, GIFT_TYPE, part.sender, "gift")
-            if part.sender in given:
-                raise refused("gave twice", [part.sender])
-            check_gift(plan, Gift.parse(payload), part.sender, part.sealed)
-            try:
-                given[part.sender] = open_gift(plan, part, self._seat.recipient)
-            except KeyquorumError:
-                given[part.sender] = None
-        return given
+    def _open_gift(self, plan: CeremonyPlan, statement: bytes, part: SealedPart) -> dict[int, bytes] | None:
+        """The seeds that a co-holder gave; None from one that signed for its blob, which cannot be used."""
+        payload = self._seat.open_from(statement, GIFT_TYPE, part.sender, "gift")
+        check_gift(plan, Gift.parse(payload), part.sender, part.sealed)
+        try:
+            return open_gift(plan, part, self._seat.recipient)
+        except KeyquorumError:
+            return None
 
-    def _enter(
+    async def _enter(
         self,
         row: CeremonyRow,
         found: EpochCertificate,
@@ -234,13 +239,13 @@ class Rebuilding:
         )
         state = ACTIVE if followed_by is None else RETIRED
         epoch = EpochRow(plan.key_id, plan.epoch, plan.ceremony_id, envelope, state, followed_by)
+        held = await seat.work(hold, found, epoch, dict(sorted(seeds.items())), seat.me)
         with store.transaction():
             # What an unfinished making of this epoch left: the certificate says what counts.
-            for other in store.ceremonies():
-                if (other.key_id, other.epoch) == (plan.key_id, plan.epoch):
-                    store.drop_secrets(other.ceremony_id)
-                    if other.kind in MAKING and other.state not in (State.ACTIVE, State.CANCELLED):
-                        store.move_ceremony(other.ceremony_id, State.CANCELLED, now, f"rebuilt by {row.ceremony_id}")
+            for other in store.ceremonies_of(plan.key_id, plan.epoch):
+                store.drop_secrets(other.ceremony_id)
+                if other.kind in MAKING and other.state not in (State.ACTIVE, State.CANCELLED):
+                    store.move_ceremony(other.ceremony_id, State.CANCELLED, now, f"rebuilt by {row.ceremony_id}")
             store.insert_seeds(plan.ceremony_id, plan.key_id, plan.epoch, seeds)
             store.insert_epoch(epoch, now)
             if followed_by is None:
@@ -249,7 +254,6 @@ class Rebuilding:
                 store.save_accusation(accusation, now)
             store.move_ceremony(row.ceremony_id, State.RESTORED, now)
             store.save_answer(row.ceremony_id, Step.RESTORE, request, answer)
-            held = load_epoch(store, epoch, seat.me)
         seat.epochs.add(held)
 
 

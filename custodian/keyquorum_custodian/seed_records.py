@@ -8,7 +8,7 @@ step, its answer and the secrets it made or erased are one change.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Final
 
@@ -21,6 +21,7 @@ ACTIVE: Final = "active"
 RETIRED: Final = "retired"
 """A newer epoch of the key is active; what runs on this one still may."""
 DESTROYED: Final = "destroyed"
+_PIECE: Final = 512  # seeds read at a time: about 2 ms
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +88,10 @@ class SeedRecords(Vault):
 
     def ceremonies(self) -> tuple[CeremonyRow, ...]:
         return self._ceremonies("ORDER BY updated_at, ceremony_id")
+
+    def ceremonies_of(self, key_id: str, epoch: int) -> tuple[CeremonyRow, ...]:
+        """All that were ever about this epoch."""
+        return self._ceremonies("WHERE key_id = ? AND epoch = ? ORDER BY updated_at, ceremony_id", key_id, epoch)
 
     def ceremony(self, ceremony_id: str) -> CeremonyRow | None:
         return next(iter(self._ceremonies("WHERE ceremony_id = ?", ceremony_id)), None)
@@ -182,8 +187,7 @@ class SeedRecords(Vault):
 
     def insert_parts(self, row: CeremonyRow, parts: Mapping[int, bytes]) -> None:
         """Inside a transaction: this custodian's own parts by index."""
-        for index, part in parts.items():
-            self._put_indexed("parts", row.ceremony_id, row.key_id, row.epoch, index, part)
+        self._put_indexed("parts", row.ceremony_id, row.key_id, row.epoch, parts)
 
     def parts(self, row: CeremonyRow) -> dict[int, bytes]:
         """This custodian's own parts of a proposed ceremony."""
@@ -196,8 +200,7 @@ class SeedRecords(Vault):
 
     def insert_seeds(self, ceremony_id: str, key_id: str, epoch: int, seeds: Mapping[int, bytes]) -> None:
         """Inside a transaction: the seeds that ceremony ``ceremony_id`` made."""
-        for index, seed in seeds.items():
-            self._put_indexed("seeds", ceremony_id, key_id, epoch, index, seed)
+        self._put_indexed("seeds", ceremony_id, key_id, epoch, seeds)
 
     def drop_secrets(self, ceremony_id: str) -> int:
         """Inside a transaction: erase a ceremony's parts and seeds (``secure_delete`` overwrites the pages; see
@@ -209,30 +212,43 @@ class SeedRecords(Vault):
         """The seeds a ceremony made, by index, opened."""
         return self._indexed("seeds", row.ceremony_id, row.key_id, row.epoch)
 
-    def _put_indexed(self, table: str, ceremony_id: str, key_id: str, epoch: int, index: int, secret: bytes) -> None:
-        sealed = self._seal(secret, table, ceremony_id, key_id, epoch, index)
-        self._db.execute(f"INSERT INTO {table} VALUES (?, ?, ?)", (ceremony_id, index, sealed))  # noqa: S608
+    def seeds_in_pieces(self, row: EpochRow | CeremonyRow) -> Iterator[dict[int, bytes]]:
+        """:meth:`seeds`, some hundreds at a time; each piece is read when it is asked for."""
+        after = -1
+        while piece := self._indexed("seeds", row.ceremony_id, row.key_id, row.epoch, after, _PIECE):
+            yield piece
+            after = max(piece)
 
-    def _indexed(self, table: str, ceremony_id: str, key_id: str, epoch: int) -> dict[int, bytes]:
-        rows = self._rows(f"SELECT idx, sealed FROM {table} WHERE ceremony_id = ? ORDER BY idx", ceremony_id)  # noqa: S608
-        return {
-            number(index): self._unseal(blob(sealed), table, ceremony_id, key_id, epoch, number(index))
-            for index, sealed in rows
-        }
+    def _put_indexed(self, table: str, ceremony_id: str, key_id: str, epoch: int, secrets: Mapping[int, bytes]) -> None:
+        sealed = self._seal_each(table, ceremony_id, key_id, epoch, secrets)
+        rows = ((ceremony_id, index, value) for index, value in zip(secrets, sealed, strict=True))
+        self._db.executemany(f"INSERT INTO {table} VALUES (?, ?, ?)", rows)  # noqa: S608
+
+    def _indexed(
+        self, table: str, ceremony_id: str, key_id: str, epoch: int, after: int = -1, limit: int = -1
+    ) -> dict[int, bytes]:
+        query = f"SELECT idx, sealed FROM {table} WHERE ceremony_id = ? AND idx > ? ORDER BY idx LIMIT ?"  # noqa: S608
+        rows = self._rows(query, ceremony_id, after, limit)
+        sealed = {number(index): blob(value) for index, value in rows}
+        return dict(zip(sealed, self._unseal_each(table, ceremony_id, key_id, epoch, sealed), strict=True))
 
     # -- epochs ----------------------------------------------------------------------------------------------------
 
     def epochs(self, key_id: str = "") -> tuple[EpochRow, ...]:
         """All epochs, destroyed ones too, or those of one key, in order."""
-        rows = self._rows(
-            "SELECT key_id, epoch, ceremony_id, certificate, state, retired_at FROM epochs"
-            " WHERE ? IN ('', key_id) ORDER BY key_id, epoch",
-            key_id,
-        )
-        return tuple(EpochRow(*row) for row in rows)  # type: ignore[arg-type]
+        return self._epochs("WHERE ? IN ('', key_id) ORDER BY key_id, epoch", key_id)
+
+    def newest_epoch(self, key_id: str) -> EpochRow | None:
+        """The last of a key's epochs, whatever became of it."""
+        return next(iter(self._epochs("WHERE key_id = ? ORDER BY epoch DESC LIMIT 1", key_id)), None)
 
     def epoch(self, key_id: str, epoch: int) -> EpochRow | None:
-        return next((row for row in self.epochs(key_id) if row.epoch == epoch), None)
+        return next(iter(self._epochs("WHERE key_id = ? AND epoch = ?", key_id, epoch)), None)
+
+    def _epochs(self, where: str, *values: object) -> tuple[EpochRow, ...]:
+        columns = "key_id, epoch, ceremony_id, certificate, state, retired_at"
+        rows = self._rows(f"SELECT {columns} FROM epochs {where}", *values)  # noqa: S608
+        return tuple(EpochRow(*row) for row in rows)  # type: ignore[arg-type]
 
     def insert_epoch(self, row: EpochRow, now: int) -> None:
         """Inside a transaction."""

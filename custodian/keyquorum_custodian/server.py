@@ -26,6 +26,7 @@ from keyquorum_custodian.init import ADMIN_CERTIFICATE
 from keyquorum_custodian.logs import logger
 from keyquorum_custodian.metrics import Metrics
 from keyquorum_custodian.node import Node
+from keyquorum_custodian.pacing import Beside
 from keyquorum_custodian.services import AdminService, CeremoniesService, CustodianService, report
 from keyquorum_custodian.witness_http import WitnessListener
 from keyquorum_protos.v1 import custodian_pb2_grpc
@@ -57,6 +58,7 @@ class CustodianServer:
         self._witness: WitnessListener | None = None
         self.metrics = Metrics(node.config.id, node.config.jurisdiction)
         self._custodian = CustodianService(node, self.metrics)
+        self._beside = Beside()
         self.address = ""
         self.admin_address = ""
         self.witness_address = ""
@@ -69,7 +71,7 @@ class CustodianServer:
 
         def add_services(server: grpc.aio.Server) -> None:
             custodian_pb2_grpc.add_CustodianServicer_to_server(self._custodian, server)
-            custodian_pb2_grpc.add_CeremoniesServicer_to_server(CeremoniesService(node), server)
+            custodian_pb2_grpc.add_CeremoniesServicer_to_server(CeremoniesService(node, self._beside), server)
 
         self.address = await self._listen(
             node.config.listen,
@@ -194,6 +196,7 @@ class CustodianServer:
             await state.enter_graceful_shutdown()
         self._custodian.end_streams()
         await asyncio.gather(*(server.stop(grace) for server in self._servers))
+        await asyncio.to_thread(self._beside.close)
         if self._witness is not None:
             await self._witness.stop()
         for task in self._tasks:

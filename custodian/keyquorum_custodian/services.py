@@ -20,6 +20,7 @@ from keyquorum_custodian.gate import ReleaseRequest
 from keyquorum_custodian.logs import logger
 from keyquorum_custodian.metrics import Metrics
 from keyquorum_custodian.node import Node
+from keyquorum_custodian.pacing import Work, on_the_spot
 from keyquorum_custodian.seed_records import ApprovalRow
 from keyquorum_custodian.witness import CheckpointUpdate, Inclusion
 from keyquorum_protos.v1 import custodian_pb2 as pb
@@ -151,14 +152,15 @@ class CustodianService(rpc.CustodianServicer):
 
 
 class CeremoniesService(rpc.CeremoniesServicer):
-    """The steps of a ceremony; each is logged, since each is rare."""
+    """The steps of a ceremony; each is logged, since each is rare. ``work`` does what takes long."""
 
-    def __init__(self, node: Node) -> None:
+    def __init__(self, node: Node, work: Work = on_the_spot) -> None:
         self._node = node
+        self._steps = node.ceremonies.steps(work)
         self._log = logger()
 
     async def Propose(self, request: pb.ProposeRequest, context: _Context) -> pb.ProposeResponse:
-        proposed = self._node.ceremonies.propose(request.plan, request.certificate, list(request.rosters))
+        proposed = await self._steps.propose(request.plan, request.certificate, list(request.rosters))
         self._log.info("ceremony proposed", ceremony=proposed.ceremony_id)
         if proposed.proposal is None:
             return pb.ProposeResponse(statement=proposed.statement)
@@ -169,39 +171,39 @@ class CeremoniesService(rpc.CeremoniesServicer):
 
     async def Deliver(self, request: pb.DeliverRequest, context: _Context) -> pb.DeliverResponse:
         parts = [SealedPart(getattr(part, "from"), part.to, part.sealed) for part in request.parts]
-        commitments = self._node.ceremonies.deliver(request.ceremony_id, list(request.headers), parts)
+        commitments = await self._steps.deliver(request.ceremony_id, list(request.headers), parts)
         self._log.info("ceremony delivered", ceremony=request.ceremony_id)
         return pb.DeliverResponse(commitments=commitments)
 
     async def Confirm(self, request: pb.ConfirmRequest, context: _Context) -> pb.ConfirmResponse:
-        certificate = self._node.ceremonies.confirm(request.ceremony_id, list(request.commitments))
+        certificate = await self._steps.confirm(request.ceremony_id, list(request.commitments))
         self._log.info("ceremony confirmed", ceremony=request.ceremony_id)
         return pb.ConfirmResponse(certificate=certificate)
 
     async def Activate(self, request: pb.ActivateRequest, context: _Context) -> pb.ActivateResponse:
-        self._node.ceremonies.activate(request.ceremony_id, request.certificate)
+        await self._steps.activate(request.ceremony_id, request.certificate)
         self._log.info("epoch active", ceremony=request.ceremony_id)
         return pb.ActivateResponse()
 
     async def Give(self, request: pb.GiveRequest, context: _Context) -> pb.GiveResponse:
-        statement, sealed = self._node.ceremonies.give(request.ceremony_id, request.request)
+        statement, sealed = await self._steps.give(request.ceremony_id, request.request)
         self._log.info("seeds given", ceremony=request.ceremony_id)
         return pb.GiveResponse(statement=statement, sealed=sealed)
 
     async def Restore(self, request: pb.RestoreRequest, context: _Context) -> pb.RestoreResponse:
         me = self._node.config.id
         gifts = [(gift.statement, SealedPart(getattr(gift, "from"), me, gift.sealed)) for gift in request.gifts]
-        receipt = self._node.ceremonies.restore(request.ceremony_id, request.certificate, gifts)
+        receipt = await self._steps.restore(request.ceremony_id, request.certificate, gifts)
         self._log.info("seeds restored", ceremony=request.ceremony_id)
         return pb.RestoreResponse(receipt=receipt)
 
     async def Erase(self, request: pb.EraseRequest, context: _Context) -> pb.EraseResponse:
-        receipt = self._node.ceremonies.erase(request.ceremony_id, list(request.consents))
+        receipt = await self._steps.erase(request.ceremony_id, list(request.consents))
         self._log.warning("epoch destroyed", ceremony=request.ceremony_id)
         return pb.EraseResponse(receipt=receipt)
 
     async def Cancel(self, request: pb.CancelRequest, context: _Context) -> pb.CancelResponse:
-        was = self._node.ceremonies.cancel(request.ceremony_id, request.cause)
+        was = await self._steps.cancel(request.ceremony_id, request.cause)
         self._log.warning("ceremony cancelled", ceremony=request.ceremony_id[:64], was=was)
         return pb.CancelResponse(was=was)
 

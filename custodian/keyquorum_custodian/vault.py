@@ -13,7 +13,7 @@ from __future__ import annotations
 import contextlib
 import os
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -112,6 +112,27 @@ class Vault:
                 next_step="Restore the keystore from a backup, or have the custodian repaired.",
             ) from None
 
+    def _seal_each(
+        self, table: str, name: str, key_id: str, epoch: int, secrets: Mapping[int, bytes]
+    ) -> Iterator[bytes]:
+        """:meth:`_seal` for each of many, by index."""
+        begun = _associated_before_index(table, name, key_id, epoch)
+        nonces = os.urandom(_NONCE * len(secrets))
+        for number, (index, secret) in enumerate(secrets.items()):
+            nonce = nonces[_NONCE * number : _NONCE * (number + 1)]
+            yield nonce + self._kek.encrypt(nonce, secret, begun + u64be(index))
+
+    def _unseal_each(
+        self, table: str, name: str, key_id: str, epoch: int, sealed: Mapping[int, bytes]
+    ) -> Iterator[bytes]:
+        """:meth:`_unseal` for each of many, by index."""
+        begun = _associated_before_index(table, name, key_id, epoch)
+        for index, value in sealed.items():
+            try:
+                yield self._kek.decrypt(value[:_NONCE], value[_NONCE:], begun + u64be(index))
+            except (InvalidTag, ValueError):
+                yield self._unseal(value, table, name, key_id, epoch, index)  # says which one it is
+
     def _rows(self, query: str, *values: object) -> list[tuple[object, ...]]:
         with storage(self.path):
             return self._db.execute(query, values).fetchall()
@@ -152,6 +173,10 @@ def _associated(table: str, name: str, key_id: str, epoch: int, index: int) -> b
     return transcript(
         "keyquorum/v1/keystore", table.encode(), name.encode(), key_id.encode(), u64be(epoch), u64be(index)
     )
+
+
+def _associated_before_index(table: str, name: str, key_id: str, epoch: int) -> bytes:
+    return _associated(table, name, key_id, epoch, 0)[:-8]
 
 
 def blob(value: object) -> bytes:

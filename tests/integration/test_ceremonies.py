@@ -18,6 +18,7 @@ from keyquorum_core.errors import Reason, UnavailableError
 from keyquorum_core.key_policy import KeyPolicy
 from keyquorum_core.ledger.leaves import NOTHING, Ceremony, parse_leaf
 from keyquorum_core.ledger.tiles import Bundle, decode_bundle
+from keyquorum_custodian.ceremonies import Steps
 from keyquorum_protos.v1 import coordinator_pb2 as pb
 from tests.support.ceremonies import order
 from tests.support.ceremony_scene import CeremonyScene, open_scene, refusal
@@ -120,16 +121,15 @@ async def test_a_custodian_that_missed_only_the_end_is_told_of_it(
     scene: CeremonyScene, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await scene.generate()
-    ceremonies = type(scene.committee.nodes["no-1"].ceremonies)
-    activate = ceremonies.activate
+    activate = Steps.activate
 
-    def lost(self: Any, ceremony_id: str, certificate: bytes) -> None:
+    async def lost(self: Any, ceremony_id: str, certificate: bytes) -> None:
         if self._seat.me == "no-1":
             raise UnavailableError(Reason.UNAVAILABLE, "the network is down")
-        activate(self, ceremony_id, certificate)
+        await activate(self, ceremony_id, certificate)
 
     with monkeypatch.context() as patch:
-        patch.setattr(ceremonies, "activate", lost)
+        patch.setattr(Steps, "activate", lost)
         events = await scene.run(await scene.plan(Kind.ROTATE))
         assert "no-1" in events[-1].note
     assert (await scene.epochs())[0].stale == ["no-1"]

@@ -19,7 +19,7 @@ from keyquorum_core.ceremony_states import Kind
 from keyquorum_core.derivation import hkdf_sha256
 from keyquorum_core.errors import KeyquorumError, MalformedError, Reason, RefusedError
 from keyquorum_core.quorum import Quorum
-from keyquorum_core.transcript import H, u64be
+from keyquorum_core.transcript import H, H_each, u64be
 from tests.support.quorums import committee, quorums
 
 ID = "000102030405060708090a0b0c0d0e0f"
@@ -162,6 +162,41 @@ def test_values_are_pinned() -> None:
     assert ceremony.commitment(ID, 3, bytes(32)).hex() == (
         "cbad78537917d9f3e596998036938f3b810c624f5fce22c65548c7db61d51cf2"
     )
+
+
+def test_many_at_once_are_as_each_alone() -> None:
+    seeds = {index: bytes([index]) * 32 for index in (0, 3, 250)}
+    assert ceremony.commitments_to(ID, seeds) == {
+        index: ceremony.commitment(ID, index, value) for index, value in seeds.items()
+    }
+    assert list(H_each("label", b"first", [(b"a", b""), (), (b"", b"b")])) == [
+        H("label", b"first", b"a", b""),
+        H("label", b"first"),
+        H("label", b"first", b"", b"b"),
+    ]
+    parts = all_parts(QUORUM)
+    for me in QUORUM.ids:
+        for before in (None, {index: bytes([index]) * 32 for index in QUORUM.indices_of(me)}):
+            found = ceremony.derive_seeds(QUORUM, ID, me, received(QUORUM, parts, me), before=before)
+            assert found == {
+                index: ceremony.seed(
+                    ID,
+                    index,
+                    {name: parts[name][index] for name in QUORUM.holders(index)},
+                    before[index] if before is not None else None,
+                )
+                for index in QUORUM.indices_of(me)
+            }
+
+
+@pytest.mark.parametrize("size", [0, 31, 33])
+def test_many_at_once_refuse_what_one_would(size: int) -> None:
+    with pytest.raises(MalformedError, match="bad seed size"):
+        ceremony.commitments_to(ID, {0: bytes(32), 1: bytes(size)})
+    given = received(QUORUM, all_parts(QUORUM), "ch-1")
+    before = dict.fromkeys(QUORUM.indices_of("ch-1"), bytes(size))
+    with pytest.raises(MalformedError, match="bad seed size"):
+        ceremony.derive_seeds(QUORUM, ID, "ch-1", given, before=before)
 
 
 def test_parts_are_fresh() -> None:

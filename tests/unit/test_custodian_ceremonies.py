@@ -496,9 +496,8 @@ def test_start_up_refuses_seeds_that_are_not_the_certificate_s(tmp_path: Path) -
     assert row is not None
     with store.transaction():
         store._db.execute("DELETE FROM seeds WHERE idx = 1")
-        store._put_indexed(
-            "seeds", row.ceremony_id, "key-1", 1, 1, b"\x07" * 32
-        )  # well sealed, and not the seed everybody committed to
+        # Well sealed, and not the seed that everybody committed to.
+        store.insert_seeds(row.ceremony_id, "key-1", 1, {1: b"\x07" * 32})
     committee.close()
     with pytest.raises(RefusedError) as caught:
         open_node(committee.directory(ME), PASSPHRASE)

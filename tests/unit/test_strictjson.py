@@ -116,9 +116,14 @@ def fields(**members: object) -> Fields:
         (lambda f: f.hex("x", 2).hex(), ["00ff"], ["00FF", "00f", "00ff00", "", "zzzz", 1, "\u0660" * 4]),
         (lambda f: f.list("x", max_items=2, min_items=1), [[1], [1, None]], [[], [1, 2, 3], "ab", {}, None]),
         (lambda f: list(f.texts("x", max_items=2, max_length=2)), [[], ["a"], ["a", "bc"]], [["abc"], [""], [1]]),
+        (
+            lambda f: [each.hex() for each in f.hexes("x", 2, max_items=2)],
+            [[], ["00ff"], ["00ff", "1234"]],
+            [["00ff", "123"], ["00ff12", "34"], ["00FF"], ["00ff", 1], [None], ["00ff"] * 3, "00ff", {}],
+        ),
         (lambda f: f.object("x").names() == (), [], [[], None, "x", 1]),
     ],
-    ids=["text", "empty text", "literal", "integer", "boolean", "hex", "list", "texts", "object"],
+    ids=["text", "empty text", "literal", "integer", "boolean", "hex", "list", "texts", "hexes", "object"],
 )  # fmt: skip
 def test_each_reader_takes_its_type_in_its_bounds(
     read: Callable[[Fields], object], good: list[object], bad: list[object]
