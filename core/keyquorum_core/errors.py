@@ -87,6 +87,7 @@ class Reason(StrEnum):
     # service
     QUOTA = "QUOTA"
     SEALED = "SEALED"
+    ATTEMPTS = "ATTEMPTS"
     STATE = "STATE"
     NOT_FOUND = "NOT_FOUND"
     EXISTS = "EXISTS"

@@ -257,6 +257,8 @@ class DescribeResponse(_message.Message):
     LEDGER_ALARMS_FIELD_NUMBER: _builtins.int
     REVOCATIONS_VERSION_FIELD_NUMBER: _builtins.int
     REVOCATIONS_DIGEST_FIELD_NUMBER: _builtins.int
+    SEALED_FIELD_NUMBER: _builtins.int
+    SCHEME_FIELD_NUMBER: _builtins.int
     custodian: _builtins.str
     jurisdiction: _builtins.str
     cluster: _builtins.str
@@ -275,6 +277,10 @@ class DescribeResponse(_message.Message):
     revocations_version: _builtins.int
     """The revocations that it accepted last; 0 and empty where it never did."""
     revocations_digest: _builtins.str
+    sealed: _builtins.bool
+    """Its private keys and seeds are not open: it serves status only. The members on keys and ledger are then empty."""
+    scheme: _builtins.str
+    """What opens its keystore: passphrase, slip39, pkcs11, pkcs11-seeds."""
     @_builtins.property
     def keys(self) -> _containers.RepeatedCompositeFieldContainer[Global___KeyEpoch]: ...
     def __init__(
@@ -294,10 +300,12 @@ class DescribeResponse(_message.Message):
         ledger_alarms: _builtins.int = ...,
         revocations_version: _builtins.int = ...,
         revocations_digest: _builtins.str = ...,
+        sealed: _builtins.bool = ...,
+        scheme: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cluster", b"cluster", "custodian", b"custodian", "jurisdiction", b"jurisdiction", "keys", b"keys", "ledger_alarms", b"ledger_alarms", "ledger_size", b"ledger_size", "ledger_witnessed_at", b"ledger_witnessed_at", "now", b"now", "revocations_digest", b"revocations_digest", "revocations_version", b"revocations_version", "roster_digest", b"roster_digest", "roster_version", b"roster_version", "trusts_development_hardware", b"trusts_development_hardware", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cluster", b"cluster", "custodian", b"custodian", "jurisdiction", b"jurisdiction", "keys", b"keys", "ledger_alarms", b"ledger_alarms", "ledger_size", b"ledger_size", "ledger_witnessed_at", b"ledger_witnessed_at", "now", b"now", "revocations_digest", b"revocations_digest", "revocations_version", b"revocations_version", "roster_digest", b"roster_digest", "roster_version", b"roster_version", "scheme", b"scheme", "sealed", b"sealed", "trusts_development_hardware", b"trusts_development_hardware", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1130,6 +1138,7 @@ class StatusResponse(_message.Message):
     ACCUSED_FIELD_NUMBER: _builtins.int
     LEASES_FIELD_NUMBER: _builtins.int
     QUARANTINED_FIELD_NUMBER: _builtins.int
+    SEALING_FIELD_NUMBER: _builtins.int
     releases: _builtins.int
     refusals: _builtins.int
     started_at: _builtins.int
@@ -1152,6 +1161,10 @@ class StatusResponse(_message.Message):
     def leases(self) -> _containers.RepeatedCompositeFieldContainer[Global___LeaseState]:
         """Those that have not ended."""
 
+    @_builtins.property
+    def sealing(self) -> Global___SealState:
+        """Only while sealed."""
+
     def __init__(
         self,
         *,
@@ -1166,14 +1179,124 @@ class StatusResponse(_message.Message):
         accused: _abc.Iterable[Global___Accused] | None = ...,
         leases: _abc.Iterable[Global___LeaseState] | None = ...,
         quarantined: _builtins.int = ...,
+        sealing: Global___SealState | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["description", b"description"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["description", b"description", "sealing", b"sealing"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["accused", b"accused", "bulletins", b"bulletins", "ceremonies", b"ceremonies", "description", b"description", "leases", b"leases", "pending", b"pending", "quarantined", b"quarantined", "refusals", b"refusals", "releases", b"releases", "started_at", b"started_at", "warnings", b"warnings"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["accused", b"accused", "bulletins", b"bulletins", "ceremonies", b"ceremonies", "description", b"description", "leases", b"leases", "pending", b"pending", "quarantined", b"quarantined", "refusals", b"refusals", "releases", b"releases", "sealing", b"sealing", "started_at", b"started_at", "warnings", b"warnings"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___StatusResponse: _TypeAlias = StatusResponse  # noqa: Y015
+
+@_typing.final
+class SealState(_message.Message):
+    """How far a sealed custodian is from being open. Says of shares how many, never whose."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SHARES_HELD_FIELD_NUMBER: _builtins.int
+    SHARES_NEEDED_FIELD_NUMBER: _builtins.int
+    FORGOTTEN_AT_FIELD_NUMBER: _builtins.int
+    FAILED_ATTEMPTS_FIELD_NUMBER: _builtins.int
+    NEXT_ATTEMPT_AT_FIELD_NUMBER: _builtins.int
+    shares_held: _builtins.int
+    shares_needed: _builtins.int
+    """0 where no shares are asked for."""
+    forgotten_at: _builtins.int
+    """When the shares held are forgotten unless the rest comes, unix seconds; 0 while none is held."""
+    failed_attempts: _builtins.int
+    """Wrong secrets since the last right one, and when the next may be tried, unix seconds; 0: now."""
+    next_attempt_at: _builtins.int
+    def __init__(
+        self,
+        *,
+        shares_held: _builtins.int = ...,
+        shares_needed: _builtins.int = ...,
+        forgotten_at: _builtins.int = ...,
+        failed_attempts: _builtins.int = ...,
+        next_attempt_at: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["failed_attempts", b"failed_attempts", "forgotten_at", b"forgotten_at", "next_attempt_at", b"next_attempt_at", "shares_held", b"shares_held", "shares_needed", b"shares_needed"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SealState: _TypeAlias = SealState  # noqa: Y015
+
+@_typing.final
+class UnsealRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SECRET_FIELD_NUMBER: _builtins.int
+    secret: _builtins.str
+    def __init__(
+        self,
+        *,
+        secret: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["secret", b"secret"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___UnsealRequest: _TypeAlias = UnsealRequest  # noqa: Y015
+
+@_typing.final
+class UnsealResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    OPEN_FIELD_NUMBER: _builtins.int
+    SEALING_FIELD_NUMBER: _builtins.int
+    open: _builtins.bool
+    """The keystore is open; the custodian serves in a moment."""
+    @_builtins.property
+    def sealing(self) -> Global___SealState: ...
+    def __init__(
+        self,
+        *,
+        open: _builtins.bool = ...,
+        sealing: Global___SealState | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["sealing", b"sealing"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["open", b"open", "sealing", b"sealing"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___UnsealResponse: _TypeAlias = UnsealResponse  # noqa: Y015
+
+@_typing.final
+class SealRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SealRequest: _TypeAlias = SealRequest  # noqa: Y015
+
+@_typing.final
+class SealResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SealResponse: _TypeAlias = SealResponse  # noqa: Y015
 
 @_typing.final
 class Accused(_message.Message):

@@ -713,6 +713,16 @@ class CustodianAdminStub:
                 request_serializer=keyquorum__protos_dot_v1_dot_custodian__pb2.LiftQuarantineRequest.SerializeToString,
                 response_deserializer=keyquorum__protos_dot_v1_dot_custodian__pb2.ListQuarantineResponse.FromString,
                 _registered_method=True)
+        self.Unseal = channel.unary_unary(
+                '/keyquorum.v1.CustodianAdmin/Unseal',
+                request_serializer=keyquorum__protos_dot_v1_dot_custodian__pb2.UnsealRequest.SerializeToString,
+                response_deserializer=keyquorum__protos_dot_v1_dot_custodian__pb2.UnsealResponse.FromString,
+                _registered_method=True)
+        self.Seal = channel.unary_unary(
+                '/keyquorum.v1.CustodianAdmin/Seal',
+                request_serializer=keyquorum__protos_dot_v1_dot_custodian__pb2.SealRequest.SerializeToString,
+                response_deserializer=keyquorum__protos_dot_v1_dot_custodian__pb2.SealResponse.FromString,
+                _registered_method=True)
 
 
 class CustodianAdminServicer:
@@ -771,6 +781,20 @@ class CustodianAdminServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Unseal(self, request, context):
+        """One secret that opens a sealed custodian: its passphrase, its token's PIN, or one share of k.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Seal(self, request, context):
+        """Forget every seed and private key, and serve status only until unsealed. Sealing what is sealed is fine.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_CustodianAdminServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -813,6 +837,16 @@ def add_CustodianAdminServicer_to_server(servicer, server):
                     servicer.LiftQuarantine,
                     request_deserializer=keyquorum__protos_dot_v1_dot_custodian__pb2.LiftQuarantineRequest.FromString,
                     response_serializer=keyquorum__protos_dot_v1_dot_custodian__pb2.ListQuarantineResponse.SerializeToString,
+            ),
+            'Unseal': grpc.unary_unary_rpc_method_handler(
+                    servicer.Unseal,
+                    request_deserializer=keyquorum__protos_dot_v1_dot_custodian__pb2.UnsealRequest.FromString,
+                    response_serializer=keyquorum__protos_dot_v1_dot_custodian__pb2.UnsealResponse.SerializeToString,
+            ),
+            'Seal': grpc.unary_unary_rpc_method_handler(
+                    servicer.Seal,
+                    request_deserializer=keyquorum__protos_dot_v1_dot_custodian__pb2.SealRequest.FromString,
+                    response_serializer=keyquorum__protos_dot_v1_dot_custodian__pb2.SealResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -1032,6 +1066,60 @@ class CustodianAdmin:
             '/keyquorum.v1.CustodianAdmin/LiftQuarantine',
             keyquorum__protos_dot_v1_dot_custodian__pb2.LiftQuarantineRequest.SerializeToString,
             keyquorum__protos_dot_v1_dot_custodian__pb2.ListQuarantineResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Unseal(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/keyquorum.v1.CustodianAdmin/Unseal',
+            keyquorum__protos_dot_v1_dot_custodian__pb2.UnsealRequest.SerializeToString,
+            keyquorum__protos_dot_v1_dot_custodian__pb2.UnsealResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Seal(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/keyquorum.v1.CustodianAdmin/Seal',
+            keyquorum__protos_dot_v1_dot_custodian__pb2.SealRequest.SerializeToString,
+            keyquorum__protos_dot_v1_dot_custodian__pb2.SealResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -242,6 +242,10 @@ class CustodianAdminStub:
     ListQuarantine: _grpc.UnaryUnaryMultiCallable[_custodian_pb2.ListQuarantineRequest, _custodian_pb2.ListQuarantineResponse]
     """Workers that get nothing here since their attestation failed anew."""
     LiftQuarantine: _grpc.UnaryUnaryMultiCallable[_custodian_pb2.LiftQuarantineRequest, _custodian_pb2.ListQuarantineResponse]
+    Unseal: _grpc.UnaryUnaryMultiCallable[_custodian_pb2.UnsealRequest, _custodian_pb2.UnsealResponse]
+    """One secret that opens a sealed custodian: its passphrase, its token's PIN, or one share of k."""
+    Seal: _grpc.UnaryUnaryMultiCallable[_custodian_pb2.SealRequest, _custodian_pb2.SealResponse]
+    """Forget every seed and private key, and serve status only until unsealed. Sealing what is sealed is fine."""
 
 @_typing.type_check_only
 class CustodianAdminAsyncStub(CustodianAdminStub):
@@ -260,6 +264,10 @@ class CustodianAdminAsyncStub(CustodianAdminStub):
     ListQuarantine: _aio.UnaryUnaryMultiCallable[_custodian_pb2.ListQuarantineRequest, _custodian_pb2.ListQuarantineResponse]  # type: ignore[assignment]
     """Workers that get nothing here since their attestation failed anew."""
     LiftQuarantine: _aio.UnaryUnaryMultiCallable[_custodian_pb2.LiftQuarantineRequest, _custodian_pb2.ListQuarantineResponse]  # type: ignore[assignment]
+    Unseal: _aio.UnaryUnaryMultiCallable[_custodian_pb2.UnsealRequest, _custodian_pb2.UnsealResponse]  # type: ignore[assignment]
+    """One secret that opens a sealed custodian: its passphrase, its token's PIN, or one share of k."""
+    Seal: _aio.UnaryUnaryMultiCallable[_custodian_pb2.SealRequest, _custodian_pb2.SealResponse]  # type: ignore[assignment]
+    """Forget every seed and private key, and serve status only until unsealed. Sealing what is sealed is fine."""
 
 class CustodianAdminServicer(metaclass=_abc_1.ABCMeta):
     """On a listener of its own. Caller role: operator."""
@@ -323,5 +331,21 @@ class CustodianAdminServicer(metaclass=_abc_1.ABCMeta):
         request: _custodian_pb2.LiftQuarantineRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_custodian_pb2.ListQuarantineResponse, _abc.Awaitable[_custodian_pb2.ListQuarantineResponse]]: ...
+
+    @_abc_1.abstractmethod
+    def Unseal(
+        self,
+        request: _custodian_pb2.UnsealRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_custodian_pb2.UnsealResponse, _abc.Awaitable[_custodian_pb2.UnsealResponse]]:
+        """One secret that opens a sealed custodian: its passphrase, its token's PIN, or one share of k."""
+
+    @_abc_1.abstractmethod
+    def Seal(
+        self,
+        request: _custodian_pb2.SealRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_custodian_pb2.SealResponse, _abc.Awaitable[_custodian_pb2.SealResponse]]:
+        """Forget every seed and private key, and serve status only until unsealed. Sealing what is sealed is fine."""
 
 def add_CustodianAdminServicer_to_server(servicer: CustodianAdminServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
