@@ -11,7 +11,7 @@ from typing import Any
 
 from keyquorum_core.bulletin import peek_bulletin
 from keyquorum_core.ceremony_plan import CeremonyPlan
-from keyquorum_core.errors import KeyquorumError, Reason
+from keyquorum_core.errors import KeyquorumError, Reason, StateError, UnavailableError
 from keyquorum_core.revocations import REVOCATIONS
 from keyquorum_custodian import __version__
 from keyquorum_custodian.bulletins import Accepted
@@ -288,6 +288,16 @@ class AdminService(rpc.CustodianAdminServicer):
         row = approvals.decide(request.request_id, request.subject, approve=request.approve)
         self._log.warning("operator decided", request=row.request_id, kind=row.kind, approved=request.approve)
         return pb.DecideResponse(decided=_approval_out(row))
+
+    async def Unseal(self, request: pb.UnsealRequest, context: _Context) -> pb.UnsealResponse:
+        raise StateError(
+            Reason.STATE, "this custodian is open: there is nothing to unseal", expected="sealed", actual="serving"
+        )
+
+    async def Seal(self, request: pb.SealRequest, context: _Context) -> pb.SealResponse:
+        raise UnavailableError(
+            Reason.UNSUPPORTED, "this custodian cannot be sealed while it runs", next_step="Stop its process instead."
+        )
 
 
 def _approval_out(row: ApprovalRow) -> pb.PendingApproval:
