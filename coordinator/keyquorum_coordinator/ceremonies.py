@@ -123,8 +123,8 @@ class Ceremonies:
 
     async def key(self, key_id: str) -> KeyEpoch:
         """The newest epoch. Raises :class:`StateError` (``UNKNOWN_KEY``)."""
-        found = await self.keys(key_id)
-        if not found or not key_id:
+        found = await self._database.read(lambda session: _epochs(session, key_id, 1)) if key_id else []
+        if not found:
             raise StateError(Reason.UNKNOWN_KEY, "no such key", actual=key_id[:64])
         return found[0]
 
@@ -355,10 +355,11 @@ def _refuse_rivals(session: Session, plan: CeremonyPlan) -> None:
 _DOING: Final[Mapping[Kind, str]] = {Kind.GENERATE: "made", Kind.ROTATE: "made", Kind.DESTROY: "destroyed"}
 
 
-def _epochs(session: Session, key_id: str) -> list[KeyEpoch]:
-    query = select(KeyRow).order_by(KeyRow.key_id, KeyRow.epoch.desc()).limit(10_000)
+def _epochs(session: Session, key_id: str, limit: int = 10_000) -> list[KeyEpoch]:
+    query = select(KeyRow).order_by(KeyRow.key_id, KeyRow.epoch.desc()).limit(limit)
     lacking: dict[tuple[str, int], list[str]] = {}
-    for each in session.scalars(select(StaleRow).order_by(StaleRow.custodian)):
+    stale = select(StaleRow).order_by(StaleRow.custodian)
+    for each in session.scalars(stale.where(StaleRow.key_id == key_id) if key_id else stale):
         lacking.setdefault((each.key_id, each.epoch), []).append(each.custodian)
     return [
         KeyEpoch(

@@ -73,7 +73,7 @@ class Destroying(Driver):
             session.execute(update(KeyRow).where(*where).values(state="destroyed", ended_at=now))
             session.execute(delete(StaleRow).where(StaleRow.key_id == plan.key_id, StaleRow.epoch == plan.epoch))
 
-        await self.database.write(work)
+        await self.write(work)
         total = len(receipts)
         erased = sum(receipt.erased for receipt in receipts.values())
         note = f"{erased} seeds erased, {total} receipts"

@@ -1,8 +1,9 @@
 """What driving any ceremony takes: asking custodians, keeping their answers, going from step to step, giving up.
 
 The coordinator carries sealed parts and signed statements between custodians and is trusted with none of it; it checks
-what it carries so that a stop names the right custodian. Every answer is stored before the next step, so that a killed
-coordinator goes on where it was; and every step can be repeated, so that another one can go on as well.
+what it carries so that a stop names the right custodian. The answers to a step are stored with the move to the next, in
+one write, so that a killed coordinator goes on from the step that it was at; asked again, a custodian repeats what it
+answered. And every step can be repeated, so that another coordinator can go on as well.
 The steps and where they may lead are :mod:`keyquorum_core.ceremony_states`.
 """
 
@@ -13,7 +14,6 @@ import contextlib
 import time
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from functools import partial
 from typing import TypeVar
 
 import grpc.aio
@@ -41,6 +41,9 @@ __all__ = ["APPROVAL_POLL", "ENDED", "Asked", "Driver", "OvertakenError", "Progr
 ENDED = (Step.DONE, Step.CANCELLED)
 APPROVAL_POLL = 2.0
 """Seconds between two looks at whether a custodian's operator has approved."""
+GRACE = 5.0
+"""Seconds that the silent have, at least, once the others' answers are enough: :meth:`Driver.ask`."""
+_GRACE_TIMES = 3.0
 _CANCEL_TIMEOUT = 5.0
 _RETRIES = (0.5, 1.0, 2.0)  # seconds between attempts on a custodian that cannot be reached
 
@@ -98,11 +101,13 @@ class Driver:
         self.envelope = plan_envelope
         self.tell = tell
         self.clock = clock
-        self._writes: list[asyncio.Task[None]] = []
+        self._stored: dict[Step, dict[str, bytes]] = {}
+        self._unsaved: dict[tuple[Step, str], bytes] = {}
 
     async def drive(self) -> None:
         """From where it is to its end, or to an error that says where it stopped."""
         try:
+            self._stored = await self.database.read(self._stored_answers)
             await self.run()
         except OvertakenError:
             raise
@@ -122,14 +127,22 @@ class Driver:
 
     # -- asking -------------------------------------------------------------------------------------------------------
 
-    async def ask(self, step: Step, names: Iterable[str], call: Call) -> Asked:
+    async def ask(
+        self,
+        step: Step,
+        names: Iterable[str],
+        call: Call,
+        *,
+        enough: Callable[[Mapping[str, bytes]], bool] = lambda answers: False,
+    ) -> Asked:
         """Ask custodians at once; those whose answers are stored are not asked again.
 
         Where a custodian's operator has to approve, it is asked again until that happened, or until another's refusal
-        makes waiting pointless.
+        makes waiting pointless. Once those that answered are ``enough``, the silent have :data:`GRACE`, or thrice what
+        the slowest answer took, to answer as well; who waits for its operator is not silent.
         """
         wanted = [name for name in names if name in self.links]
-        stored = await self.database.read(lambda session: self._stored_answers(session, step))
+        stored = self._stored.get(step, {})
         answers = {name: stored[name] for name in wanted if name in stored}
         errors: dict[str, KeyquorumError] = {}
         waiting: set[str] = set()
@@ -145,20 +158,42 @@ class Driver:
                 if not isinstance(error, UnavailableError) and "stale" not in error.details:
                     hopeless.set()
                 return
-            data = answers[link.id] = answer.SerializeToString()
-            # On its way to the disk while others are still waited for.
-            self._writes.append(
-                asyncio.create_task(self.database.write(partial(self._store_answer, step, link.id, data)))
-            )
+            answers[link.id] = self._unsaved[step, link.id] = answer.SerializeToString()
             self.tell(Progress(self.plan.ceremony_id, step, link.id, len(answers), total))
 
-        await asyncio.gather(*(one(self.links[name]) for name in wanted if name not in answers))
-        await self._written()
+        under_way = {name: asyncio.create_task(one(self.links[name])) for name in wanted if name not in answers}
+        started = time.monotonic()
+        try:
+            while under_way:
+                silent = under_way.keys() - waiting if enough(answers) else set()
+                patience = max(GRACE, _GRACE_TIMES * (time.monotonic() - started)) if silent else None
+                await asyncio.wait(under_way.values(), timeout=patience, return_when=asyncio.FIRST_COMPLETED)
+                done = [name for name, task in under_way.items() if task.done()]
+                for name in done:
+                    under_way.pop(name).result()
+                for name in () if done else silent:
+                    under_way.pop(name).cancel()
+                    errors[name] = _silent(name, time.monotonic() - started)
+        finally:
+            for task in under_way.values():
+                task.cancel()
         return Asked(answers, errors)
 
-    async def _written(self) -> None:
-        writes, self._writes = self._writes, []
-        await asyncio.gather(*writes)
+    async def write(self, work: Callable[[Session], object]) -> None:
+        """One transaction, and in it the answers that are not stored yet."""
+        answers = dict(self._unsaved)
+
+        def both(session: Session) -> None:
+            for (step, custodian), data in answers.items():
+                session.merge(
+                    CeremonyAnswerRow(ceremony_id=self.plan.ceremony_id, step=step, custodian=custodian, answer=data)
+                )
+            session.flush()
+            work(session)
+
+        await self.database.write(both)
+        for key in answers:
+            del self._unsaved[key]
 
     async def ask_all(self, step: Step, names: Iterable[str], call: Call) -> Mapping[str, bytes]:
         """As :meth:`ask`; raises one error for all that failed."""
@@ -216,7 +251,7 @@ class Driver:
             self.enter_leaf(session, NOTHING, str(error.reason))
             self.drop_answers(session)
 
-        await self.database.write(work)
+        await self.write(work)
 
     async def _note(self, error: KeyquorumError) -> None:
         """What keeps a ceremony that can only go forward where it is."""
@@ -225,7 +260,7 @@ class Driver:
             self.row(session).error = dump_error(error)
 
         with contextlib.suppress(KeyquorumError):
-            await self.database.write(work)
+            await self.write(work)
 
     # -- stored -------------------------------------------------------------------------------------------------------
 
@@ -264,13 +299,13 @@ class Driver:
             if certificate is not None:
                 row.certificate = certificate
 
-        await self.database.write(work)
+        await self.write(work)
 
     async def _waits_for(self, names: Iterable[str]) -> None:
         def work(session: Session) -> None:
             self.row(session).waiting = " ".join(sorted(names))
 
-        await self.database.write(work)
+        await self.write(work)
 
     def enter_leaf(self, session: Session, certificate_sha256: str, reason: str = "") -> None:
         """What the ledger shows of the ceremony's end, in the transaction that makes it."""
@@ -287,18 +322,24 @@ class Driver:
         )
         enter(session, leaf, self.plan.ceremony_id)
 
-    def _stored_answers(self, session: Session, step: Step) -> dict[str, bytes]:
-        query = select(CeremonyAnswerRow).where(
-            CeremonyAnswerRow.ceremony_id == self.plan.ceremony_id, CeremonyAnswerRow.step == step
-        )
-        return {row.custodian: row.answer for row in session.scalars(query)}
-
-    def _store_answer(self, step: Step, custodian: str, data: bytes, session: Session) -> None:
-        session.merge(CeremonyAnswerRow(ceremony_id=self.plan.ceremony_id, step=step, custodian=custodian, answer=data))
+    def _stored_answers(self, session: Session) -> dict[Step, dict[str, bytes]]:
+        query = select(CeremonyAnswerRow).where(CeremonyAnswerRow.ceremony_id == self.plan.ceremony_id)
+        found: dict[Step, dict[str, bytes]] = {}
+        for row in session.scalars(query):
+            found.setdefault(Step(row.step), {})[row.custodian] = row.answer
+        return found
 
     def drop_answers(self, session: Session) -> None:
         # Sealed parts have no use any more, and what is not kept cannot be attacked later.
         session.execute(delete(CeremonyAnswerRow).where(CeremonyAnswerRow.ceremony_id == self.plan.ceremony_id))
+
+
+def _silent(custodian: str, seconds: float) -> UnavailableError:
+    return UnavailableError(
+        Reason.TIMEOUT,
+        f"{custodian} has said nothing for {seconds:.1f} s, and the others' answers are enough",
+        next_step="See whether it hangs; what it missed can be repaired",
+    )
 
 
 @contextlib.contextmanager

@@ -24,7 +24,7 @@ from keyquorum_core.ceremony import (
     EpochCertificate,
     PartsHeader,
 )
-from keyquorum_core.ceremony_checks import check_certificate, check_commitments, check_present
+from keyquorum_core.ceremony_checks import check_certificate, check_commitments, check_present, check_signed
 from keyquorum_core.ceremony_states import Kind, Step, phase
 from keyquorum_core.errors import KeyquorumError, Reason, RefusedError, UnavailableError
 from keyquorum_core.signing import merge, open_multi
@@ -37,16 +37,18 @@ class Making(Driver):
     """One generate or rotate ceremony."""
 
     async def run(self) -> None:
-        stored = await self.database.read(lambda session: self.row(session).certificate or b"")
-        certificate = stored or await self._agree()
-        if not stored:
+        certificate = await self.database.read(lambda session: self.row(session).certificate or b"")
+        if certificate:
+            found = await asyncio.to_thread(self._opened, certificate)
+        else:
+            certificate, found = await self._agree()
             await self.enter(Step.ACTIVATE, certificate=certificate)
-        found = self._opened(certificate)
         request = pb.ActivateRequest(ceremony_id=self.plan.ceremony_id, certificate=certificate)
         asked = await self.ask(
             Step.ACTIVATE,
             found.signers,
             lambda link: link.ceremonies.Activate(request, timeout=self._attempt(Step.ACTIVATE)),
+            enough=self.plan.quorum.is_qualified,
         )
         late = self._late(asked)
         await self._finish(certificate, found, late)
@@ -65,8 +67,8 @@ class Making(Driver):
             raise stopped(Step.ACTIVATE, asked.errors)
         return {name: f"{error.reason}: {error.message}" for name, error in asked.errors.items()}
 
-    async def _agree(self) -> bytes:
-        """Up to the whole certificate, an envelope signed by everyone who takes part."""
+    async def _agree(self) -> tuple[bytes, EpochCertificate]:
+        """Up to the whole certificate, and its envelope, signed by everyone who takes part."""
         plan = self.plan
         proposed = await self._propose()
         deliveries = await asyncio.to_thread(self._deliveries, proposed)
@@ -94,7 +96,7 @@ class Making(Driver):
                 lambda link: link.ceremonies.Confirm(confirm, timeout=self._attempt(Step.CONFIRM)),
             ),
         )
-        return await asyncio.to_thread(self._whole_certificate, expected, confirmed)
+        return await asyncio.to_thread(self._whole_certificate, expected, confirmed), expected
 
     async def _propose(self) -> dict[str, pb.ProposeResponse]:
         """The proposals of those who take part.
@@ -108,6 +110,7 @@ class Making(Driver):
             Step.PROPOSE,
             settled or self.plan.quorum.ids,
             lambda link: link.ceremonies.Propose(propose, timeout=self._attempt(Step.PROPOSE)),
+            enough=lambda answers: not settled and self._may_go_on(answers),
         )
         answers = parse(Step.PROPOSE, pb.ProposeResponse, asked.answers)
         went_by = next((set(each.went_by) for _, each in sorted(answers.items()) if each.went_by), set(settled))
@@ -120,6 +123,19 @@ class Making(Driver):
         except KeyquorumError as error:
             raise stopped(Step.PROPOSE, absent or {error.details.get("custodians", ""): error}) from None
         return present
+
+    def _may_go_on(self, answers: Mapping[str, bytes]) -> bool:
+        """Those who answered can make the epoch without the rest, and none of the rest took part before."""
+        if self.plan.kind is not Kind.ROTATE:
+            return False
+        proposed = parse(Step.PROPOSE, pb.ProposeResponse, answers)
+        if any(set(each.went_by) - set(answers) for each in proposed.values()):
+            return False
+        try:
+            check_present(self.plan, answers)
+        except KeyquorumError:
+            return False
+        return True
 
     # -- what is carried ----------------------------------------------------------------------------------------------
 
@@ -147,26 +163,26 @@ class Making(Driver):
                     out[parts.to].parts.append(parts)
         return out
 
-    def _expected_certificate(self, delivered: Mapping[str, pb.DeliverResponse]) -> bytes:
+    def _expected_certificate(self, delivered: Mapping[str, pb.DeliverResponse]) -> EpochCertificate:
         stated = {}
         for name, response in delivered.items():
             with blaming(Step.DELIVER, name):
                 payload = self.signed(response.commitments, COMMITMENTS_TYPE, name, "commitments")
                 stated[name] = Commitments.parse(payload)
         try:
-            return check_commitments(self.plan, self.plan.quorum, stated).to_payload()
+            return check_commitments(self.plan, self.plan.quorum, stated)
         except KeyquorumError as error:
             raise stopped(Step.DELIVER, {error.details.get("custodians", "the custodians"): error}) from None
 
-    def _whole_certificate(self, expected: bytes, confirmed: Mapping[str, pb.ConfirmResponse]) -> bytes:
+    def _whole_certificate(self, expected: EpochCertificate, confirmed: Mapping[str, pb.ConfirmResponse]) -> bytes:
         for name, response in confirmed.items():
             with blaming(Step.CONFIRM, name):
                 payload = self.signed(response.certificate, CERTIFICATE_TYPE, name, "epoch certificate")
-                if payload != expected:
+                if payload != expected.to_payload():
                     raise RefusedError(Reason.CEREMONY, "the certificate it signed is not the one all commitments give")
         certificates = [confirmed[name].certificate for name in sorted(confirmed)]
         whole = merge(certificates, "epoch certificate", max_bytes=MAX_CERTIFICATE)
-        self._opened(whole)
+        check_signed(expected, self.plan, self.plan.quorum, confirmed)  # each signature was verified above
         return whole
 
     def _opened(self, certificate: bytes) -> EpochCertificate:
@@ -206,7 +222,7 @@ class Making(Driver):
                     StaleRow(key_id=plan.key_id, epoch=plan.epoch, custodian=name, since=now, cause=cause[:500])
                 )
 
-        await self.database.write(work)
+        await self.write(work)
 
 
 def _may_be_absent(kind: Kind, error: KeyquorumError) -> bool:

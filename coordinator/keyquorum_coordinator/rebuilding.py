@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 from sqlalchemy import delete, select
 from sqlalchemy.orm import Session
@@ -38,6 +38,7 @@ class Rebuilding(Driver):
             Step.PROPOSE,
             names,
             lambda link: link.ceremonies.Propose(propose, timeout=phase(plan.kind, Step.PROPOSE).attempt),
+            enough=lambda answered: plan.target in answered and self._uncovered(answered) is None,
         )
         if plan.target not in asked.answers or self._refused(asked.errors):
             raise stopped(Step.PROPOSE, asked.errors or {plan.target: _not_in_roster(plan.target)})
@@ -64,18 +65,26 @@ class Rebuilding(Driver):
 
     def _check_covered(self, step: Step, givers: Mapping[str, object], errors: Mapping[str, KeyquorumError]) -> None:
         """Every seed of the target has a giver."""
+        index = self._uncovered(givers)
+        if index is not None:
+            holders = [name for name in self.plan.quorum.holders(index) if name != self.plan.target]
+            missing = {name: errors[name] for name in holders if name in errors}
+            raise stopped(step, missing or {",".join(holders): _nobody_holds(index, self.plan.target)})
+
+    def _uncovered(self, givers: Collection[str]) -> int | None:
+        """The first of the target's seeds that none of the givers holds."""
         quorum, target = self.plan.quorum, self.plan.target
-        for index in quorum.indices_of(target):
-            holders = [name for name in quorum.holders(index) if name != target]
-            if not any(name in givers for name in holders):
-                missing = {name: errors[name] for name in holders if name in errors}
-                raise stopped(step, missing or {",".join(holders): _nobody_holds(index, target)})
+        covered = {index for name in givers if name != target for index in quorum.indices_of(name)}
+        return next((index for index in quorum.indices_of(target) if index not in covered), None)
 
     async def _gifts(self, givers: list[str], request: bytes) -> list[pb.Gift]:
         plan = self.plan
         give = pb.GiveRequest(ceremony_id=plan.ceremony_id, request=request)
         asked = await self.ask(
-            Step.GIVE, givers, lambda link: link.ceremonies.Give(give, timeout=phase(plan.kind, Step.GIVE).attempt)
+            Step.GIVE,
+            givers,
+            lambda link: link.ceremonies.Give(give, timeout=phase(plan.kind, Step.GIVE).attempt),
+            enough=lambda answered: self._uncovered(answered) is None,
         )
         if self._refused(asked.errors):
             raise stopped(Step.GIVE, asked.errors)
@@ -125,7 +134,7 @@ class Rebuilding(Driver):
                 )
             )
 
-        await self.database.write(work)
+        await self.write(work)
         note = f"gave wrong seeds: {wrong}" if wrong else ""
         self.tell(Progress(plan.ceremony_id, Step.DONE, plan.target, 1, 1, certificate, note=note))
 

@@ -1,31 +1,47 @@
 """A coordinator killed at every write of every kind of ceremony, before it and after it: enumerated, none left out.
 
-Started again it goes on by itself from what it stored, and ends where it would have ended, once.
+Started again it goes on by itself from what it stored, and ends where it would have ended, once. A step's answers are
+stored together, so it is killed at every call to a custodian as well, with that answer in hand and nowhere else: all of
+them in ``make soak``, one of each kind of call in the suite.
 """
 
 from __future__ import annotations
 
 import asyncio
+import os
+import shutil
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 from sqlalchemy import select
 
+from keyquorum_coordinator import driving
 from keyquorum_coordinator.ceremonies import Ceremonies
+from keyquorum_coordinator.certificates import keep_roster
 from keyquorum_coordinator.database import CeremonyRow, Database, KeyRow, OutboxRow, StaleRow
 from keyquorum_core.ceremony_plan import OrderedBy
+from keyquorum_core.ceremony_states import Kind
 from keyquorum_core.derivation import root
-from keyquorum_core.errors import KeyquorumError
+from keyquorum_core.errors import KeyquorumError, Reason, StateError
 from keyquorum_core.key_policy import KeyPolicy
+from keyquorum_core.roster import ROSTER_TYPE, Roster
+from keyquorum_core.signing import peek_payload
 from tests.support.ceremonies import Destroy, Make, Rebuild
-from tests.support.custodian import THREE, TWO_OF_THREE, Committee, build_committee
-from tests.support.direct import DirectFanout, end_of, open_database
+from tests.support.custodian import THREE, Committee, build_committee, new_roster
+from tests.support.direct import DirectFanout, DirectLink, end_of, open_database
 from tests.support.fuses import Death, Fuse
 
 LOST = "no-1"
+SOAK = bool(os.environ.get("KEYQUORUM_SOAK"))
+FIRST_ROSTER = "first-roster.json"
 POLICY = KeyPolicy(retain_seconds=0)
+
+
+def generation(committee: Committee) -> bytes:
+    return Make(committee, committee.plan()).envelope
 
 
 def rotation(committee: Committee) -> bytes:
@@ -36,8 +52,16 @@ def repair(committee: Committee) -> bytes:
     return Rebuild(committee, "key-1", 2, LOST).envelope
 
 
+def replacement(committee: Committee) -> bytes:
+    return Rebuild(committee, "key-1", 1, LOST, kind=Kind.REPLACE).envelope
+
+
 def destruction(committee: Committee) -> bytes:
     return Destroy(committee, "key-1", 1, ordered_by=OrderedBy.POLICY).envelope
+
+
+def nothing(committee: Committee) -> None:
+    pass
 
 
 def generated(committee: Committee) -> None:
@@ -54,21 +78,93 @@ def rotated(committee: Committee) -> None:
     Make.rotate(committee, "key-1").activate()
 
 
+def another_in_its_place(committee: Committee) -> None:
+    generated(committee)
+    committee.close()
+    (committee.folder / FIRST_ROSTER).write_bytes(committee.roster_envelope)
+    shutil.rmtree(committee.directory(LOST))
+    new_roster(committee, replace=LOST)
+
+
+@dataclass(frozen=True)
+class Case:
+    """``writes``: the order, who waits for its operator and no longer does, and every move. ``calls``: by step, to each
+    that takes part in it, those to be approved twice; and where a certificate is asked for, that."""
+
+    prepare: Callable[[Committee], None]
+    order: Callable[[Committee], bytes]
+    writes: int
+    calls: tuple[int, ...]
+    epochs: tuple[int, ...] = (1,)
+    """Those that derive before, and as they did afterwards."""
+    custodians: tuple[tuple[str, str], ...] = THREE
+
+
 TWO = (("ch-1", "CH"), ("is-1", "IS"))
-CASES: dict[str, tuple[Any, Any, Callable[[Committee], None], Callable[[Committee], bytes], int]] = {
-    # committee, rule, what there is, what is ordered, writes: the order, an answer each, and every move
-    "rotate": (TWO, {"at_least": 2}, generated, rotation, 1 + 4 * 2 + 4),
-    "repair": (THREE, TWO_OF_THREE, stale, repair, 1 + (3 + 2 + 1) + 3),
-    "destroy": (THREE, TWO_OF_THREE, rotated, destruction, 1 + (3 + 3) + 2),
+CASES = {
+    "generate": Case(nothing, generation, 1 + 4, (3, 3, 3, 3), epochs=()),
+    "rotate": Case(generated, rotation, 1 + 4, (2, 2, 2, 2), custodians=TWO),
+    "repair": Case(stale, repair, 1 + 3, (1, 3, 2, 1)),
+    "replace": Case(another_in_its_place, replacement, 1 + 3 * 2 + 3, (1, 3 * 2, 2, 1)),
+    "destroy": Case(rotated, destruction, 1 + 2, (3, 3), epochs=(2,)),
 }
 
 
-async def killed(committee: Committee, database_file: Path, plan: bytes, fuse: Fuse) -> None:
+class ApprovingLink(DirectLink):
+    """The operator of whoever waits for one approves, right after it was asked."""
+
+    async def call(self, method: str, request: Any) -> Any:
+        try:
+            return await super().call(method, request)
+        except StateError as error:
+            if error.reason is Reason.APPROVAL:
+                approvals = self._committee.open(self.id).ceremonies.approvals
+                for row in approvals.pending():
+                    approvals.decide(row.request_id, row.subject, approve=True)
+            raise
+
+
+def mortal(fuse: Fuse) -> type[DirectLink]:
+    """Links whose coordinator dies at a call, before it leaves or with the answer in hand."""
+
+    class MortalLink(ApprovingLink):
+        async def call(self, method: str, request: Any) -> Any:
+            fuse.writes += 1
+            mine = fuse.writes == fuse.number
+            if mine and fuse.when == "before":
+                raise Death
+            answer = await super().call(method, request)
+            if mine:
+                raise Death
+            return answer
+
+    return MortalLink
+
+
+@pytest.fixture(autouse=True)
+def operators_are_awake(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(driving, "APPROVAL_POLL", 0.0)
+
+
+def opened(committee: Committee, file: Path) -> Any:
+    """The coordinator's database; it was there when the roster before this one was in force."""
+    database = open_database(file)
+    earlier = committee.folder / FIRST_ROSTER
+    if earlier.exists():
+        envelope = earlier.read_bytes()
+        roster = Roster.parse(peek_payload(envelope, ROSTER_TYPE, "roster"))
+        database.run_write(lambda session: keep_roster(session, roster, envelope))
+    return database
+
+
+async def killed(
+    committee: Committee, database_file: Path, plan: bytes, at_write: Fuse, link: type[DirectLink] = ApprovingLink
+) -> None:
     """Drive a ceremony until the coordinator dies, or to its end; nothing of it is left but its files."""
     asyncio.get_running_loop().set_exception_handler(_unless_death)
-    database = open_database(database_file)
-    database.fuse = fuse
-    ceremonies = Ceremonies(database, DirectFanout(committee))  # type: ignore[arg-type]
+    database = opened(committee, database_file)
+    database.fuse = at_write
+    ceremonies = Ceremonies(database, DirectFanout(committee, link))  # type: ignore[arg-type]
     try:
         async for _ in ceremonies.run(plan):
             pass
@@ -87,8 +183,8 @@ def _unless_death(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> N
 
 async def started_again(committee: Committee, database_file: Path, plan: bytes) -> Database:
     """What `serve` does, and then what a caller does whose call broke off."""
-    database = open_database(database_file)
-    ceremonies = Ceremonies(database, DirectFanout(committee))  # type: ignore[arg-type]
+    database: Database = opened(committee, database_file)
+    ceremonies = Ceremonies(database, DirectFanout(committee, ApprovingLink))  # type: ignore[arg-type]
     await ceremonies.resume()
     assert (await end_of(ceremonies, plan)).step == "done"
     await ceremonies.close()
@@ -107,33 +203,63 @@ def derived(committee: Committee, epoch: int) -> bytes:
     return root(together, b"c" * 32)
 
 
-@pytest.mark.parametrize("when", ["before", "after"])
-@pytest.mark.parametrize("what", list(CASES))
-async def test_killed_at_any_write_of_any_ceremony_a_coordinator_finishes_it(
-    tmp_path: Path, what: str, when: str
-) -> None:
-    custodians, rule, prepare, order, expected = CASES[what]
-    template = build_committee(tmp_path / "template", custodians, rule)
-    prepare(template)
+@pytest.fixture(scope="module", params=list(CASES))
+def what(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Case, Committee]:
+    case = CASES[request.param]
+    template = build_committee(tmp_path_factory.mktemp(request.param), case.custodians, {"at_least": 2})
+    case.prepare(template)
     template.close()
+    return request.param, case, template
+
+
+async def dies_and_is_started_again(
+    folder: Path, kind: str, case: Case, template: Committee, die: Callable[[Committee, Path, bytes], Any]
+) -> None:
+    committee = template.copy(folder)
+    committee.open_all()
+    before = [derived(committee, epoch) for epoch in case.epochs]
+    plan, file = case.order(committee), folder.with_suffix(".db")
+    await die(committee, file, plan)
+    database = await started_again(committee, file, plan)
+    assert [derived(committee, epoch) for epoch in case.epochs] == before
+    check(database, committee, kind)
+    database.close()
+    committee.close()
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+async def test_killed_at_any_write_of_any_ceremony_a_coordinator_finishes_it(
+    what: tuple[str, Case, Committee], tmp_path: Path, when: str
+) -> None:
+    kind, case, template = what
     whole = template.copy(tmp_path / "whole")
     whole.open_all()
-    fuse = Fuse()
-    await killed(whole, tmp_path / "whole.db", order(whole), fuse)
-    assert fuse.writes == expected
+    writes, calls = Fuse(), Fuse()
+    await killed(whole, tmp_path / "whole.db", case.order(whole), writes, mortal(calls))
+    assert (writes.writes, calls.writes) == (case.writes, sum(case.calls))
     whole.close()
-    for number in range(1, expected + 1):
-        committee = template.copy(tmp_path / f"{number}-{when}")
-        committee.open_all()
-        epochs = (2,) if what == "destroy" else (1,)
-        before = [derived(committee, epoch) for epoch in epochs]
-        plan, file = order(committee), tmp_path / f"{number}-{when}.db"
-        await killed(committee, file, plan, Fuse(number, when))
-        database = await started_again(committee, file, plan)
-        assert [derived(committee, epoch) for epoch in epochs] == before
-        check(database, committee, what)
-        database.close()
-        committee.close()
+    for number in range(1, case.writes + 1):
+        fuse = Fuse(number, when)
+
+        async def die(committee: Committee, file: Path, plan: bytes, fuse: Fuse = fuse) -> None:
+            await killed(committee, file, plan, fuse)
+
+        await dies_and_is_started_again(tmp_path / f"{number}", kind, case, template, die)
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+async def test_killed_at_any_call_of_any_ceremony_a_coordinator_finishes_it(
+    what: tuple[str, Case, Committee], tmp_path: Path, when: str
+) -> None:
+    kind, case, template = what
+    last_of_each = [sum(case.calls[: step + 1]) for step in range(len(case.calls))]
+    for number in range(1, sum(case.calls) + 1) if SOAK else last_of_each:
+        fuse = Fuse(number, when)
+
+        async def die(committee: Committee, file: Path, plan: bytes, fuse: Fuse = fuse) -> None:
+            await killed(committee, file, plan, Fuse(), mortal(fuse))
+
+        await dies_and_is_started_again(tmp_path / f"{number}", kind, case, template, die)
 
 
 def check(database: Database, committee: Committee, what: str) -> None:
@@ -145,12 +271,15 @@ def check(database: Database, committee: Committee, what: str) -> None:
             len(session.scalars(select(OutboxRow)).all()),
         )
     )
-    keys = [(2, "active")] if what == "rotate" else []
+    keys = {"generate": [(1, "active")], "rotate": [(2, "active")]}.get(what, [])
     assert with_rows == (["done"], keys, [], 1), "one ceremony, ended once, told once"
     if what == "rotate":
         assert derived(committee, 2)
-    if what == "repair":
-        assert committee.open(LOST).epochs.active("key-1", 2).indices == committee.quorum.indices_of(LOST)
+    if what == "generate":
+        assert derived(committee, 1)
+    if what in ("repair", "replace"):
+        rebuilt = committee.open(LOST).epochs.active("key-1", 2 if what == "repair" else 1)
+        assert rebuilt.indices == committee.quorum.indices_of(LOST)
     if what == "destroy":
         states = {committee.open(name).keystore.epochs("key-1")[0].state for name in committee.ids}
         assert states == {"destroyed"}

@@ -264,8 +264,8 @@ async def test_another_coordinator_finishes_what_the_first_began(
     plan = await scene.plan(Kind.ROTATE)
     ask = Driver.ask
 
-    async def lost(self: Driver, at: Any, names: Any, call: Any) -> Any:
-        asked = await ask(self, at, names, call)
+    async def lost(self: Driver, at: Any, names: Any, call: Any, **options: Any) -> Any:
+        asked = await ask(self, at, names, call, **options)
         if at == step:
             raise UnavailableError(Reason.STORAGE, "the coordinator's disk is gone")
         return asked

@@ -83,17 +83,18 @@ async def test_a_key_is_made_certified_and_listed(
 def test_a_certificate_over_a_mebibyte_is_made_whole() -> None:
     quorum = Quorum({"at_least": 8}, [Custodian(f"c-{number}", "CH") for number in range(16)])
     plan = CeremonyPlan(new_ceremony_id(), "k1", 1, "MLKEM768_X25519", "demo", "0" * 64, quorum, 1)
-    payload = EpochCertificate(plan, (bytes(32),) * quorum.seed_count).to_payload()
+    certificate = EpochCertificate(plan, (bytes(32),) * quorum.seed_count)
     identities = {name: Identity.generate() for name in quorum.ids}
     generate = object.__new__(Making)
     generate.plan = plan
     generate.identities = {name: identity.public for name, identity in identities.items()}
     confirmed = {
-        name: custodian_pb.ConfirmResponse(certificate=sign(identity, CERTIFICATE_TYPE, payload))
+        name: custodian_pb.ConfirmResponse(certificate=sign(identity, CERTIFICATE_TYPE, certificate.to_payload()))
         for name, identity in identities.items()
     }
-    whole = generate._whole_certificate(payload, confirmed)
+    whole = generate._whole_certificate(certificate, confirmed)
     assert len(whole) > 1 << 20
+    assert generate._opened(whole) == certificate
 
 
 async def drain(call: Any) -> None:
