@@ -270,7 +270,8 @@ def check_order(
     ``before`` is the certified plan that ``plan.certificate`` names, ``activated_at`` and ``retired_at`` (None: it is
     active) what happened to its epoch here, in unix seconds. Rotation: the epoch is as old as the policy says, and
     nothing but the epoch's number changes. Destruction: it is retired, and was kept as long as the policy says. Repair
-    is always in order: it changes nothing but what a custodian lacks. Raises :class:`RefusedError` (``CEREMONY``) for a
+    is always in order: it changes nothing but what a custodian lacks. A canary's epochs are for drills, which need not
+    wait. Raises :class:`RefusedError` (``CEREMONY``) for a
     plan that changes more than it may, :class:`StateError` (``STATE``) for one that comes too soon.
     """
     if plan.ordered_by is not OrderedBy.POLICY:
@@ -290,13 +291,16 @@ def check_order(
             )
     policy = before.policy
     if plan.kind is Kind.ROTATE:
+        if policy.canary:
+            return
         if policy.rotate_after_seconds == 0:
             raise _too_soon(plan, "the key's policy has no rotation by itself", "an operator's order")
         _not_before(plan, activated_at + policy.rotate_after_seconds, now)
     elif plan.kind is Kind.DESTROY:
         if retired_at is None:
             raise _too_soon(plan, "the epoch is in use", "a retired epoch, or an operator's order")
-        _not_before(plan, retired_at + policy.retain_seconds, now)
+        if not policy.canary:
+            _not_before(plan, retired_at + policy.retain_seconds, now)
 
 
 def _not_before(plan: CeremonyPlan, due: int, now: int) -> None:

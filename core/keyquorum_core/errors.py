@@ -63,6 +63,7 @@ class Reason(StrEnum):
     BLAME = "BLAME"
     CEREMONY = "CEREMONY"
     APPROVAL = "APPROVAL"
+    CANARY = "CANARY"
     # sealing and artifacts
     UNSEAL = "UNSEAL"
     ARTIFACT = "ARTIFACT"

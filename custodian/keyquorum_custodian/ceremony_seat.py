@@ -21,6 +21,7 @@ from keyquorum_core.roster import Roster
 from keyquorum_core.sealing import RecipientKey
 from keyquorum_core.signing import Identity, Unverified, open_envelope, sign
 from keyquorum_core.transcript import transcript
+from keyquorum_custodian.canary import CanaryFaults
 from keyquorum_custodian.certificates import Certificates
 from keyquorum_custodian.epochs import Epochs
 from keyquorum_custodian.keystore import Keystore
@@ -56,6 +57,7 @@ class CeremonySeat:
     epochs: Epochs
     certificates: Certificates
     clock: Callable[[], float]
+    canary: CanaryFaults
     work: Work = on_the_spot
 
     def now(self) -> int:

@@ -229,6 +229,7 @@ def approve(
 def owner_add(
     file: Annotated[Path, typer.Argument(help="The owner's NAME.pub.json.")],
     directory: _Directory,
+    canary: Annotated[bool, typer.Option("--canary", help="For drills: it gets canary keys, and no other.")] = False,
     as_json: _Json = False,
 ) -> None:
     """Accept an owner's manifests from now on; a running custodian notices by itself."""
@@ -238,11 +239,13 @@ def owner_add(
 
     with _refusals(as_json):
         config = load_config(directory)
-        name, identity = add_owner(config.path(config.owners), read_bytes(file, "the owner's public identity"))
+        public = read_bytes(file, "the owner's public identity")
+        name, identity = add_owner(config.path(config.owners), public, canary=canary)
         if as_json:
-            typer.echo(json.dumps({"owner": name, "fingerprint": identity.fingerprint}))
+            typer.echo(json.dumps({"owner": name, "fingerprint": identity.fingerprint, "canary": canary}))
         else:
-            typer.echo(f"Owner {name} is known by fingerprint {identity.fingerprint}")
+            drills = ", for drills only" if canary else ""
+            typer.echo(f"Owner {name} is known by fingerprint {identity.fingerprint}{drills}")
 
 
 @owner_app.command("list")
@@ -253,12 +256,17 @@ def owner_list(directory: _Directory, as_json: _Json = False) -> None:
 
     with _refusals(as_json):
         config = load_config(directory)
-        owners = Owners(config.path(config.owners)).all()
+        known = Owners(config.path(config.owners))
+        owners = known.all()
         if as_json:
-            listed = [{"owner": name, "fingerprint": owners[name].fingerprint} for name in sorted(owners)]
+            listed = [
+                {"owner": name, "fingerprint": owners[name].fingerprint, "canary": known.for_drills(name)}
+                for name in sorted(owners)
+            ]
             typer.echo(json.dumps({"owners": listed}))
         for name in () if as_json else sorted(owners):
-            typer.echo(f"{name}  {owners[name].fingerprint}")
+            drills = "  for drills only" if known.for_drills(name) else ""
+            typer.echo(f"{name}  {owners[name].fingerprint}{drills}")
 
 
 @bulletin_app.command("accept")

@@ -153,6 +153,13 @@ class Epochs:
                 other.retired_at = held.created_at
         self._held[held.key_id, held.epoch] = held
 
+    def replace(self, held: HeldEpoch) -> None:
+        """The same epoch, opened anew."""
+        before = self._held.get((held.key_id, held.epoch))
+        self._held[held.key_id, held.epoch] = held
+        if before is not None:
+            before.wipe()
+
     def remove(self, key_id: str, epoch: int) -> None:
         """Wipe it, once no release holds it. Raises ``UNAVAILABLE``."""
         held = self._held.get((key_id, epoch))

@@ -38,6 +38,7 @@ from keyquorum_core.revocations import Revocations
 from keyquorum_core.sealing import seal, suite_of
 from keyquorum_core.signing import MAX_ENVELOPE, PublicIdentity
 from keyquorum_custodian.appraisals import Appraisals
+from keyquorum_custodian.canary import CanaryFaults, spoilt
 from keyquorum_custodian.epochs import Epochs, HeldEpoch
 from keyquorum_custodian.keystore import Keystore, ReleaseRecord
 from keyquorum_custodian.leases import Lease, Leases
@@ -127,6 +128,7 @@ class Gate:
         owners: Owners,
         epochs: Epochs,
         appraisals: Appraisals,
+        canary: CanaryFaults,
         leases: Leases,
         withdrawn: Withdrawn,
         roster_digest: str,
@@ -142,6 +144,7 @@ class Gate:
         self._owners = owners
         self._epochs = epochs
         self._appraisals = appraisals
+        self._canary = canary
         self._leases = leases
         self._withdrawn = withdrawn
         self._roster_digest = roster_digest
@@ -270,9 +273,12 @@ class Gate:
 
     def _check_key(self, case: _Case) -> None:
         """The epoch is in use here: active, or retired after the manifest was issued. For its owner's own data an
-        epoch serves until it is destroyed: what was made under it has to be read to be taken to the next."""
+        epoch serves until it is destroyed: what was made under it has to be read to be taken to the next. A canary is
+        for those owners only who are for drills, and they for canaries."""
         signed = case.verified.manifest
         case.epoch = self._epochs.active(signed.key_id, signed.epoch)
+        if self._owners.for_drills(signed.owner) is not case.epoch.policy.canary:
+            raise _not_for_drills(signed.owner, case.epoch)
         if not isinstance(signed, KeyRequest):
             case.epoch.check_serves(signed.issued_at)
 
@@ -282,6 +288,8 @@ class Gate:
         if case.no_update is not None:
             raise case.no_update
         self._witness.require_shown(case.leaf_hash, case.request.inclusion)
+        if case.epoch.policy.canary:
+            self._canary.require_one_history(case.epoch.key_id)
 
     def _check_recipient(self, case: _Case) -> None:
         """Who gets the share: the owner named in what it signed, or, for a job, a worker on evidence that this
@@ -363,7 +371,10 @@ class Gate:
         policy = epoch.policy
         terms = NO_LEASE if case.appraisal is None else LeaseTerms(policy.lease_seconds, policy.reattest_seconds)
         with epoch.lease():
-            share = encode_share(epoch.contributions(verified.context), terms)
+            contributions = epoch.contributions(verified.context)
+            if policy.canary and self._canary.lies(epoch.key_id):
+                contributions = spoilt(contributions)
+            share = encode_share(contributions, terms)
         sealed = seal(case.recipient, share, share_info(leaf_hash, self.custodian_id, case.recipient))
         answer = sign_answer(
             window.answer_key,
@@ -403,6 +414,17 @@ class Gate:
             if new:
                 self._leases.grant(lease, case.appraisal)
         return new
+
+
+def _not_for_drills(owner: str, epoch: HeldEpoch) -> RefusedError:
+    canary = epoch.policy.canary
+    return RefusedError(
+        Reason.CANARY,
+        "a canary key serves drills, and nothing else" if canary else "an owner for drills gets canary keys only",
+        expected="an owner added with --canary" if canary else "a canary key",
+        actual=owner if canary else epoch.key_id,
+        next_step="Use a key that was not made with --canary." if canary else "Use a key made with --canary.",
+    )
 
 
 def _check_size(what: str, data: bytes, limit: int) -> None:

@@ -12,7 +12,7 @@ from typing import Final
 from keyquorum_core.errors import MalformedError, Reason, StateError
 from keyquorum_custodian.keystore import Keystore
 
-__all__ = ["Alarm", "LedgerStore", "StoredCheckpoint"]
+__all__ = ["Alarm", "LedgerStore", "ScratchLedgerStore", "StoredCheckpoint"]
 
 _ALARM: Final = "number, kind, evidence, known, shown, raised_at, cleared_at, why"
 _MAX_WHY: Final = 400
@@ -105,3 +105,29 @@ class LedgerStore:
             )
         if not changed:
             raise StateError(Reason.NOT_FOUND, "there is no such open ledger alarm", actual=number)
+
+
+class ScratchLedgerStore(LedgerStore):
+    """The same, of a log that a drill made, in memory and gone with it."""
+
+    def __init__(self) -> None:
+        self._newest: StoredCheckpoint | None = None
+        self._raised: list[Alarm] = []
+
+    def newest(self, log: str) -> StoredCheckpoint | None:
+        return self._newest
+
+    def accept(self, log: str, checkpoint: StoredCheckpoint, now: int) -> None:
+        self._newest = checkpoint
+
+    def alarms(self) -> tuple[Alarm, ...]:
+        return tuple(self._raised)
+
+    def raise_alarm(self, kind: str, evidence: bytes, known: bytes, shown: bytes, now: int) -> bool:
+        if any(alarm.evidence == evidence for alarm in self._raised):
+            return False
+        self._raised.append(Alarm(len(self._raised) + 1, kind, evidence, known, shown, now, None, None))
+        return True
+
+    def clear_alarm(self, number: int, why: str, now: int) -> None:
+        raise StateError(Reason.STATE, "a drill's alarm ends with its fault", actual=number)

@@ -24,6 +24,7 @@ from keyquorum_core.sealing import suite_available
 from keyquorum_core.signing import peek_payload
 from keyquorum_core.strictjson import Fields, loads
 from keyquorum_core.transcript import transcript
+from keyquorum_custodian.canary import spoilt
 from keyquorum_custodian.ceremony_seat import CeremonySeat, check_move, check_senders, wrong_state
 from keyquorum_custodian.epochs import hold
 from keyquorum_custodian.seed_records import ACTIVE, CeremonyRow, EpochRow
@@ -90,6 +91,14 @@ class Making:
                 "ceremony plan goes by another certificate of the epoch before",
                 expected=before.digest,
                 actual=plan.certificate,
+            )
+        if before.plan.policy.canary != plan.policy.canary:
+            raise RefusedError(
+                Reason.CANARY,
+                "whether a key is a canary is decided with its first epoch",
+                expected=f"canary {str(before.plan.policy.canary).lower()}",
+                actual=f"canary {str(plan.policy.canary).lower()}",
+                next_step="Make another key.",
             )
         if plan.kind is Kind.GENERATE:
             return
@@ -168,7 +177,8 @@ class Making:
             return stored
         plan = seat.plan(row, State.DELIVERED)
         before = await self._before(plan)
-        seeds, answer = await seat.work(self._derive, plan, headers, parts, seat.keystore.parts(row), before)
+        lies = plan.policy.canary and seat.canary.lies(plan.key_id)
+        seeds, answer = await seat.work(self._derive, plan, headers, parts, seat.keystore.parts(row), before, lies)
         with seat.keystore.transaction():
             seat.keystore.replace_parts_by_seeds(row, seeds)
             seat.keystore.move_ceremony(ceremony_id, State.DELIVERED, seat.now())
@@ -182,8 +192,9 @@ class Making:
         parts: list[SealedPart],
         mine: dict[int, bytes],
         before: Mapping[int, bytes] | None,
+        lies: bool,
     ) -> tuple[dict[int, bytes], bytes]:
-        """My seeds, and what I say about them."""
+        """My seeds, and what I say about them; ``lies``: a drill wants it wrong."""
         seat = self._seat
         opened = self._open_headers(plan, headers)
         given = {seat.me: mine}
@@ -193,7 +204,7 @@ class Making:
             plan.quorum, plan.ceremony_id, seat.me, given, present=opened.keys(), before=before
         )
         digests = {name: header.digest for name, header in opened.items()}
-        commitments = Commitments.to_seeds(plan, seat.me, seeds, digests)
+        commitments = Commitments.to_seeds(plan, seat.me, spoilt(seeds) if lies else seeds, digests)
         return seeds, seat.sign(ceremony.COMMITMENTS_TYPE, commitments.to_payload())
 
     async def _before(self, plan: CeremonyPlan) -> Mapping[int, bytes] | None:

@@ -24,6 +24,7 @@ from keyquorum_core.roster import Roster, open_roster
 from keyquorum_core.succession import open_successor
 from keyquorum_custodian.appraisals import Appraisals
 from keyquorum_custodian.bulletins import Bulletins
+from keyquorum_custodian.canary import CanaryFaults
 from keyquorum_custodian.ceremonies import Ceremonies
 from keyquorum_custodian.ceremony_seat import CeremonySeat
 from keyquorum_custodian.certificates import Certificates
@@ -33,7 +34,7 @@ from keyquorum_custodian.gate import Gate
 from keyquorum_custodian.init import TLS_CERTIFICATE, TLS_KEY
 from keyquorum_custodian.keystore import Keystore
 from keyquorum_custodian.leases import Leases
-from keyquorum_custodian.ledger_store import Alarm
+from keyquorum_custodian.ledger_store import Alarm, LedgerStore
 from keyquorum_custodian.logs import logger
 from keyquorum_custodian.policy import POLICY_KINDS, CustodianPolicy, KeptTime, policy_kinds
 from keyquorum_custodian.quarantine import Quarantine, QuarantineEntry
@@ -71,6 +72,7 @@ class Node:
     withdrawn: Withdrawn
     gate: Gate
     ceremonies: Ceremonies
+    canary: CanaryFaults
     tls_identity: TlsIdentity
     clock: Callable[[], float]
     started_at: int
@@ -177,7 +179,7 @@ def _assemble(config: CustodianConfig, store: Keystore, clock: Callable[[], floa
     witness = Witness(
         LogTrust(roster.log_key, roster.witnesses(), roster.quorum_of()) if roster.log_key is not None else None,
         cosigner,
-        store,
+        LedgerStore(store),
         clock,
         max_age=config.max_cosignature_age,
         on_alarm=_say,
@@ -186,11 +188,13 @@ def _assemble(config: CustodianConfig, store: Keystore, clock: Callable[[], floa
     quarantine = Quarantine(store, _say_quarantined)
     leases = Leases(store, appraisals, quarantine)
     withdrawn = Withdrawn(bulletins, leases, appraisals)
+    canary = CanaryFaults(config.id, store, epochs, certificates, recipient, roster.quorum_of(), roster.log_key, clock)
     gate = Gate(
         config.id,
         roster_expires_at=roster.expires_at,
         owners=Owners(config.path(config.owners)),
         epochs=epochs,
+        canary=canary,
         leases=leases,
         withdrawn=withdrawn,
         roster_digest=digest,
@@ -203,7 +207,7 @@ def _assemble(config: CustodianConfig, store: Keystore, clock: Callable[[], floa
         clock=clock,
     )
     ceremony_seat = CeremonySeat(
-        config.id, identity, recipient, roster, digest, roster.quorum_of(), store, epochs, certificates, clock
+        config.id, identity, recipient, roster, digest, roster.quorum_of(), store, epochs, certificates, clock, canary
     )
     ceremonies = Ceremonies(ceremony_seat, config.auto_approve)
     ceremonies.resume()
@@ -222,6 +226,7 @@ def _assemble(config: CustodianConfig, store: Keystore, clock: Callable[[], floa
         withdrawn=withdrawn,
         gate=gate,
         ceremonies=ceremonies,
+        canary=canary,
         tls_identity=tls_identity,
         clock=clock,
         started_at=now,

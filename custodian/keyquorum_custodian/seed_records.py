@@ -271,6 +271,10 @@ class SeedRecords(Vault):
             "UPDATE epochs SET state = 'destroyed', ended_at = ? WHERE key_id = ? AND epoch = ?", (now, key_id, epoch)
         )
 
+    def forget_epoch(self, key_id: str, epoch: int) -> None:
+        """Inside a transaction: as if it had never been here. Only a drill's canary is ever forgotten."""
+        self._db.execute("DELETE FROM epochs WHERE key_id = ? AND epoch = ?", (key_id, epoch))
+
     # -- approvals -------------------------------------------------------------------------------------------------
 
     def ask_approval(self, row: ApprovalRow) -> None:

@@ -22,6 +22,7 @@ from grpc_reflection.v1alpha import reflection
 
 from keyquorum_core.errors import KeyquorumError, Reason, UnavailableError
 from keyquorum_custodian import __version__
+from keyquorum_custodian.canary_service import CanaryService
 from keyquorum_custodian.init import ADMIN_CERTIFICATE
 from keyquorum_custodian.logs import logger
 from keyquorum_custodian.metrics import Metrics
@@ -29,7 +30,7 @@ from keyquorum_custodian.node import Node
 from keyquorum_custodian.pacing import Beside
 from keyquorum_custodian.services import AdminService, CeremoniesService, CustodianService, report
 from keyquorum_custodian.witness_http import WitnessListener
-from keyquorum_protos.v1 import custodian_pb2_grpc
+from keyquorum_protos.v1 import custodian_pb2_grpc, drills_pb2_grpc
 from keyquorum_protos.wire import tls
 from keyquorum_protos.wire.files import read_bytes
 from keyquorum_protos.wire.guard import ANY_ROLE, Guard
@@ -38,6 +39,7 @@ __all__ = ["CustodianServer", "serve"]
 
 _CUSTODIAN = "keyquorum.v1.Custodian"
 _CEREMONIES = "keyquorum.v1.Ceremonies"
+_CANARY = "keyquorum.v1.CanaryFaults"
 _ADMIN = "keyquorum.v1.CustodianAdmin"
 _OPEN_ROLES = {"/grpc.health.v1.Health/": ANY_ROLE, "/grpc.reflection.v1alpha.ServerReflection/": ANY_ROLE}
 _FLUSH_SECONDS = 1.0
@@ -72,12 +74,13 @@ class CustodianServer:
         def add_services(server: grpc.aio.Server) -> None:
             custodian_pb2_grpc.add_CustodianServicer_to_server(self._custodian, server)
             custodian_pb2_grpc.add_CeremoniesServicer_to_server(CeremoniesService(node, self._beside), server)
+            drills_pb2_grpc.add_CanaryFaultsServicer_to_server(CanaryService(node), server)
 
         self.address = await self._listen(
             node.config.listen,
             coordinators,
-            {f"/{_CUSTODIAN}/": frozenset({"coordinator"}), f"/{_CEREMONIES}/": frozenset({"coordinator"})},
-            (_CUSTODIAN, _CEREMONIES),
+            {f"/{name}/": frozenset({"coordinator"}) for name in (_CUSTODIAN, _CEREMONIES, _CANARY)},
+            (_CUSTODIAN, _CEREMONIES, _CANARY),
             add_services,
         )
         operator = read_bytes(node.config.path(ADMIN_CERTIFICATE), "the operator's certificate", 64 << 10)

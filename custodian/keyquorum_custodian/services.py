@@ -5,16 +5,19 @@ from __future__ import annotations
 import asyncio
 import secrets
 import time
-from collections.abc import AsyncIterable, AsyncIterator
-from dataclasses import dataclass
+from collections.abc import AsyncIterable, AsyncIterator, Iterator
+from dataclasses import dataclass, field
 from typing import Any
 
 from keyquorum_core.bulletin import peek_bulletin
-from keyquorum_core.ceremony_plan import CeremonyPlan
+from keyquorum_core.ceremony_plan import PLAN_TYPE, CeremonyPlan
 from keyquorum_core.errors import KeyquorumError, Reason, StateError, UnavailableError
+from keyquorum_core.release import Leaf
 from keyquorum_core.revocations import REVOCATIONS
+from keyquorum_core.signing import peek_payload
 from keyquorum_custodian import __version__
 from keyquorum_custodian.bulletins import Accepted
+from keyquorum_custodian.canary import FaultKind
 from keyquorum_custodian.ceremonies import SealedPart
 from keyquorum_custodian.gate import ReleaseRequest
 from keyquorum_custodian.logs import logger
@@ -30,6 +33,7 @@ from keyquorum_protos.wire.errors import to_status
 __all__ = ["AdminService", "CeremoniesService", "CustodianService", "report"]
 
 _Context = Any
+_MAX_HELD = 256
 
 
 def report(method: str, reference: str, error: BaseException) -> None:
@@ -47,11 +51,45 @@ def report(method: str, reference: str, error: BaseException) -> None:
 
 @dataclass(eq=False, slots=True)
 class _Stream:
-    """A release stream under way: the task that serves it, and whether it waits for the next request."""
+    """A release stream under way: the task that serves it, whether it waits for the next request, and the answers that
+    a drill holds back, with the loop's time at which each is due."""
 
     task: asyncio.Task[Any] | None
+    requests: AsyncIterator[pb.ReleaseRequest]
     reading: bool = False
     ending: bool = False
+    held: list[tuple[float, pb.ReleaseAnswer]] = field(default_factory=list)
+    _pending: asyncio.Future[pb.ReleaseRequest] | None = None
+
+    def hold(self, answer: pb.ReleaseAnswer, seconds: float) -> None:
+        if len(self.held) < _MAX_HELD:
+            self.held.append((asyncio.get_running_loop().time() + seconds, answer))
+            self.held.sort(key=lambda each: each[0])
+
+    def due(self) -> Iterator[pb.ReleaseAnswer]:
+        while self.held and self.held[0][0] <= asyncio.get_running_loop().time():
+            yield self.held.pop(0)[1]
+
+    async def next(self) -> pb.ReleaseRequest | None:
+        """The next request; None when an answer that is held back is due before it. Raises ``StopAsyncIteration``."""
+        self.reading = True
+        try:
+            if not self.held and self._pending is None:
+                return await anext(self.requests)
+            if self._pending is None:
+                self._pending = asyncio.ensure_future(anext(self.requests))
+            wait = self.held[0][0] - asyncio.get_running_loop().time() if self.held else None
+            done, _ = await asyncio.wait({self._pending}, timeout=wait if wait is None else max(0.0, wait))
+            if not done:
+                return None
+            request, self._pending = self._pending, None
+            return request.result()
+        finally:
+            self.reading = False
+
+    def close(self) -> None:
+        if self._pending is not None:
+            self._pending.cancel()
 
 
 class CustodianService(rpc.CustodianServicer):
@@ -66,24 +104,40 @@ class CustodianService(rpc.CustodianServicer):
     async def Release(
         self, request_iterator: AsyncIterable[pb.ReleaseRequest], context: _Context
     ) -> AsyncIterator[pb.ReleaseAnswer]:
-        requests = aiter(request_iterator)
-        stream = _Stream(asyncio.current_task())
+        stream = _Stream(asyncio.current_task(), aiter(request_iterator))
         self._streams.add(stream)
         try:
             while not stream.ending:
-                stream.reading = True
+                for late in stream.due():
+                    yield late
                 try:
-                    request = await anext(requests)
+                    request = await stream.next()
                 except StopAsyncIteration:
                     return
-                finally:
-                    stream.reading = False
-                yield self._answer(request)
+                if request is None:
+                    continue
+                answer = self._answer(request)
+                if not (self._node.canary.any and self._keeps_back(request, answer, stream)):
+                    yield answer
         except asyncio.CancelledError:
             if not stream.ending:
                 raise
         finally:
+            stream.close()
             self._streams.discard(stream)
+
+    def _keeps_back(self, request: pb.ReleaseRequest, answer: pb.ReleaseAnswer, stream: _Stream) -> bool:
+        """A drill has this custodian give no answer for the canary that the leaf names, or a late one. Nobody else's
+        answers wait for that."""
+        try:
+            fault = self._node.canary.of(Leaf.parse(request.leaf).key_id) if request.leaf else None
+        except KeyquorumError:
+            return False
+        if fault is None or fault.kind not in (FaultKind.SILENT, FaultKind.SLOW):
+            return False
+        if fault.kind is FaultKind.SLOW:
+            stream.hold(answer, fault.delay_ms / 1000)
+        return True
 
     def end_streams(self) -> None:
         """End every release stream once the request in hand is answered: coordinators never end theirs."""
@@ -159,7 +213,17 @@ class CeremoniesService(rpc.CeremoniesServicer):
         self._steps = node.ceremonies.steps(work)
         self._log = logger()
 
+    async def _hold(self, ceremony_id: str) -> None:
+        """Where a drill has this custodian be late or silent about a canary's ceremony, be that."""
+        if self._node.canary.any:
+            row = self._node.keystore.ceremony(ceremony_id)
+            if row is not None:
+                await self._node.canary.hold(row.key_id)
+
     async def Propose(self, request: pb.ProposeRequest, context: _Context) -> pb.ProposeResponse:
+        if self._node.canary.any:
+            plan = peek_payload(request.plan, PLAN_TYPE, "ceremony plan")
+            await self._node.canary.hold(CeremonyPlan.parse(plan).key_id)
         proposed = await self._steps.propose(request.plan, request.certificate, list(request.rosters))
         self._log.info("ceremony proposed", ceremony=proposed.ceremony_id)
         if proposed.proposal is None:
@@ -170,27 +234,32 @@ class CeremoniesService(rpc.CeremoniesServicer):
         )
 
     async def Deliver(self, request: pb.DeliverRequest, context: _Context) -> pb.DeliverResponse:
+        await self._hold(request.ceremony_id)
         parts = [SealedPart(getattr(part, "from"), part.to, part.sealed) for part in request.parts]
         commitments = await self._steps.deliver(request.ceremony_id, list(request.headers), parts)
         self._log.info("ceremony delivered", ceremony=request.ceremony_id)
         return pb.DeliverResponse(commitments=commitments)
 
     async def Confirm(self, request: pb.ConfirmRequest, context: _Context) -> pb.ConfirmResponse:
+        await self._hold(request.ceremony_id)
         certificate = await self._steps.confirm(request.ceremony_id, list(request.commitments))
         self._log.info("ceremony confirmed", ceremony=request.ceremony_id)
         return pb.ConfirmResponse(certificate=certificate)
 
     async def Activate(self, request: pb.ActivateRequest, context: _Context) -> pb.ActivateResponse:
+        await self._hold(request.ceremony_id)
         await self._steps.activate(request.ceremony_id, request.certificate)
         self._log.info("epoch active", ceremony=request.ceremony_id)
         return pb.ActivateResponse()
 
     async def Give(self, request: pb.GiveRequest, context: _Context) -> pb.GiveResponse:
+        await self._hold(request.ceremony_id)
         statement, sealed = await self._steps.give(request.ceremony_id, request.request)
         self._log.info("seeds given", ceremony=request.ceremony_id)
         return pb.GiveResponse(statement=statement, sealed=sealed)
 
     async def Restore(self, request: pb.RestoreRequest, context: _Context) -> pb.RestoreResponse:
+        await self._hold(request.ceremony_id)
         me = self._node.config.id
         gifts = [(gift.statement, SealedPart(getattr(gift, "from"), me, gift.sealed)) for gift in request.gifts]
         receipt = await self._steps.restore(request.ceremony_id, request.certificate, gifts)
@@ -198,6 +267,7 @@ class CeremoniesService(rpc.CeremoniesServicer):
         return pb.RestoreResponse(receipt=receipt)
 
     async def Erase(self, request: pb.EraseRequest, context: _Context) -> pb.EraseResponse:
+        await self._hold(request.ceremony_id)
         receipt = await self._steps.erase(request.ceremony_id, list(request.consents))
         self._log.warning("epoch destroyed", ceremony=request.ceremony_id)
         return pb.EraseResponse(receipt=receipt)

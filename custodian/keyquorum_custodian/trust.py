@@ -1,8 +1,9 @@
 """Whom this custodian's own operator decided to trust: roster signers, owners, hardware. Files, read strictly.
 
 ``operators.json``: ``{"threshold": n, "operators": {name: identity}}``, who may sign rosters and ceremony plans.
-``owners/NAME.json``: ``{"name": NAME, "identity": identity}``, one file for each owner whose manifests count. An
-identity is base64 of 1984 bytes. Nothing here comes from the network.
+``owners/NAME.json``: ``{"name": NAME, "identity": identity}``, one file for each owner whose manifests count; with
+``"canary": true`` an owner for drills, who gets canary keys only. An identity is base64 of 1984 bytes. Nothing here
+comes from the network.
 """
 
 from __future__ import annotations
@@ -57,6 +58,7 @@ class Owners:
         self._folder = folder
         self._folder_stamp: Stamp | None = None
         self._identities: dict[str, PublicIdentity] = {}
+        self._canary: frozenset[str] = frozenset()
         self._stamps: dict[str, tuple[str, Stamp | None]] = {}
 
     def all(self) -> Mapping[str, PublicIdentity]:
@@ -93,6 +95,7 @@ class Owners:
         if len(paths) > _MAX_OWNERS:
             raise MalformedError(Reason.TOO_LARGE, "too many owners", expected=f"at most {_MAX_OWNERS}")
         out: dict[str, PublicIdentity] = {}
+        canary: set[str] = set()
         stamps: dict[str, tuple[str, Stamp | None]] = {}
         for path in paths:
             what = f"owner file {path.name}"
@@ -102,9 +105,16 @@ class Owners:
             fields.literal("name", path.stem)
             names.check(names.PRINCIPAL, path.stem, "owner name")
             out[path.stem] = _identity(fields, "identity")
+            if "canary" in fields and fields.boolean("canary"):
+                canary.add(path.stem)
             fields.done()
         self._stamps = stamps
+        self._canary = frozenset(canary)
         return out
+
+    def for_drills(self, name: str) -> bool:
+        """Whether this owner, as last looked at, gets canary keys and no other."""
+        return name in self._canary
 
     def identity(self, name: str) -> PublicIdentity:
         """Raises :class:`RefusedError` (``UNKNOWN_OWNER``)."""
@@ -121,8 +131,9 @@ class Owners:
         return found
 
 
-def add_owner(folder: Path, public_file: bytes) -> tuple[str, PublicIdentity]:
-    """Trust the owner of a ``NAME.pub.json`` file (name, role, identity, HPKE key). Idempotent.
+def add_owner(folder: Path, public_file: bytes, *, canary: bool = False) -> tuple[str, PublicIdentity]:
+    """Trust the owner of a ``NAME.pub.json`` file (name, role, identity, HPKE key); ``canary``: for drills only.
+    Idempotent.
 
     Raises :class:`MalformedError`, ``ROLE`` (an operator's file) or ``EXISTS`` (another identity has that name).
     """
@@ -137,7 +148,8 @@ def add_owner(folder: Path, public_file: bytes) -> tuple[str, PublicIdentity]:
     fields.done()
     if role != "owner":
         raise RefusedError(Reason.ROLE, "only owners sign manifests", expected="role owner", actual=role)
-    known = Owners(folder).all().get(name)
+    owners = Owners(folder)
+    known = owners.all().get(name)
     if known is not None and known != identity:
         raise StateError(
             Reason.EXISTS,
@@ -146,7 +158,17 @@ def add_owner(folder: Path, public_file: bytes) -> tuple[str, PublicIdentity]:
             actual=identity.fingerprint,
             next_step=f"If the owner changed keys, remove {folder / name}.json first.",
         )
-    document = {"name": name, "identity": base64.b64encode(identity.to_bytes()).decode()}
+    if known is not None and owners.for_drills(name) != canary:
+        raise StateError(
+            Reason.EXISTS,
+            f"an owner named {name} is known already",
+            expected="for drills only" if owners.for_drills(name) else "for every key but canaries",
+            actual="for drills only" if canary else "for every key but canaries",
+            next_step=f"Remove {folder / name}.json first.",
+        )
+    document: dict[str, object] = {"name": name, "identity": base64.b64encode(identity.to_bytes()).decode()}
+    if canary:
+        document["canary"] = True
     target = folder / f"{name}.json"
     partial = folder / f".{name}.partial"
     try:

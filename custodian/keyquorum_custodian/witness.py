@@ -28,7 +28,6 @@ from keyquorum_core.ledger.log_trust import LogTrust
 from keyquorum_core.ledger.merkle import EMPTY_ROOT, MAX_PROOF, verify_consistency, verify_inclusion
 from keyquorum_core.ledger.notes import Note, NoteSignature
 from keyquorum_core.transcript import H
-from keyquorum_custodian.keystore import Keystore
 from keyquorum_custodian.ledger_store import Alarm, LedgerStore, StoredCheckpoint
 
 __all__ = ["NOWHERE", "CheckpointUpdate", "Inclusion", "Witness"]
@@ -79,7 +78,7 @@ class Witness:
         self,
         trust: LogTrust | None,
         cosigner: Cosigner,
-        keystore: Keystore,
+        store: LedgerStore,
         clock: Callable[[], float],
         *,
         max_age: int,
@@ -88,7 +87,7 @@ class Witness:
         self._trust = trust
         self._name = "" if trust is None else hashlib.sha256(trust.log.encode().encode()).hexdigest()
         self._cosigner = cosigner
-        self._store = LedgerStore(keystore)
+        self._store = store
         self._clock = clock
         self._max_age = max_age
         self._on_alarm = on_alarm
@@ -161,7 +160,7 @@ class Witness:
         """
         cosigned = None
         if update.cosigned and update.cosigned != self._cosigned:
-            self._require_quiet()
+            self.require_quiet()
             # Before the checkpoint is accepted: what is compared with is what this custodian remembered till now.
             cosigned = self._open(update.cosigned)
         reached = self._advance(update.old_size, update.proof, update.checkpoint)
@@ -171,7 +170,7 @@ class Witness:
     def cosign(self, old_size: int, proof: tuple[bytes, ...], note: bytes) -> tuple[NoteSignature, NoteSignature]:
         """C2SP ``add-checkpoint``: accept a checkpoint and say so under both keys. Raises as :meth:`update`; also
         ``LEDGER_CONFLICT`` unless ``old_size`` is the newest size seen."""
-        self._require_quiet()
+        self.require_quiet()
         signed = self._open(note)  # also one seen before: only what the log signed is cosigned
         self._accept(old_size, proof, signed, note)
         return self._cosigner.cosign(signed.checkpoint, int(self._clock()))
@@ -194,7 +193,7 @@ class Witness:
         ``LEDGER_PROOF``, ``LEDGER_UNWITNESSED``.
         """
         trust = self._require_log()
-        self._require_quiet()
+        self.require_quiet()
         if inclusion.size == 0 or len(inclusion.proof) > MAX_PROOF:
             raise MalformedError(
                 Reason.LEDGER_PROOF,
@@ -229,7 +228,8 @@ class Witness:
             )
         return self._trust
 
-    def _require_quiet(self) -> None:
+    def require_quiet(self) -> None:
+        """Raises :class:`StateError` (``LEDGER_FORK``) while an alarm is open."""
         if self._open_alarms:
             first = self._open_alarms[0]
             raise StateError(
@@ -280,7 +280,7 @@ class Witness:
 
     def _advance(self, old_size: int, proof: tuple[bytes, ...], note: bytes) -> StoredCheckpoint:
         """The checkpoint in ``note``, accepted now or before."""
-        self._require_quiet()
+        self.require_quiet()
         if note == self._last.note and note:
             return self._last
         signed = self._open(note)

@@ -11,7 +11,7 @@ from keyquorum_core.quorum import Custodian, Quorum
 from keyquorum_core.sealing import RecipientKey
 from keyquorum_core.signing import Identity
 from keyquorum_custodian.keystore import Keystore
-from keyquorum_custodian.ledger_store import Alarm
+from keyquorum_custodian.ledger_store import Alarm, LedgerStore
 from keyquorum_custodian.witness import Inclusion, Witness
 from tests.support.ledger import MemoryLog
 
@@ -43,7 +43,8 @@ class Scene:
         return self.now
 
     def restart(self, trust: LogTrust | None = TRUST) -> Witness:
-        self.witness = Witness(trust, COSIGNERS[ME], self.keystore, self.clock, max_age=AGE, on_alarm=self.heard.append)
+        store = LedgerStore(self.keystore)
+        self.witness = Witness(trust, COSIGNERS[ME], store, self.clock, max_age=AGE, on_alarm=self.heard.append)
         return self.witness
 
     def vouch(self) -> None:
