@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -45,6 +45,7 @@ from keyquorum_custodian.leases import Lease, Leases
 from keyquorum_custodian.policy import CustodianPolicy
 from keyquorum_custodian.quota import Quota
 from keyquorum_custodian.trust import Owners
+from keyquorum_custodian.vault import Group
 from keyquorum_custodian.windows import Windows
 from keyquorum_custodian.withdrawn import Withdrawn
 from keyquorum_custodian.witness import NOWHERE, CheckpointUpdate, Inclusion, Witness
@@ -163,10 +164,44 @@ class Gate:
         was computed, recorded or counted. Raises ``STORAGE`` when the release could not be recorded; then the share
         is thrown away. A checkpoint that came along is taken in any case: the requests behind this one rest on it.
         """
-        case = _Case(request, int(self._clock()))
-        if request.update is not None:
+        (outcome,) = self.release_together([request])
+        if isinstance(outcome, Answer):
+            return outcome
+        raise outcome
+
+    def release_together(self, requests: Sequence[ReleaseRequest]) -> list[Answer | Exception]:
+        """What :meth:`release` returns or raises for each of several requests that arrived together, in their order.
+
+        Each is judged after the releases before it, and fails by itself; what is recorded is committed once for all.
+        No answer is there before its record is: where the commit fails, all that are in it have that error.
+        """
+        outcomes: list[Answer | Exception] = []
+        recorded: list[tuple[int, Group, str, int]] = []
+        for request in requests:
+            case = _Case(request, int(self._clock()))
             try:
-                self._witness.update(request.update)
+                self._judge(case)
+                answer = self._answer(case)
+                group, new = self._record(case, answer)
+            except Exception as error:
+                outcomes.append(error)
+                continue
+            if new:
+                self._quota.count(case.verified.manifest.owner, case.now)
+            recorded.append((len(outcomes), group, case.verified.manifest.owner if new else "", case.now))
+            outcomes.append(answer)
+        self._keystore.settle()
+        for position, group, owner, now in recorded:
+            if group.error is not None:
+                outcomes[position] = group.error
+                if owner:
+                    self._quota.discount(owner, now)
+        return outcomes
+
+    def _judge(self, case: _Case) -> None:
+        if case.request.update is not None:
+            try:
+                self._witness.update(case.request.update)
             except KeyquorumError as error:
                 case.no_update = error
         for name, check in CHECKS:
@@ -176,7 +211,6 @@ class Gate:
                 error.details["check"] = name
                 error.details["custodian"] = self.custodian_id
                 raise
-        return self._answer(case)
 
     def flush(self) -> None:
         """Write what was left for after the answers. Raises ``STORAGE``."""
@@ -376,7 +410,7 @@ class Gate:
                 contributions = spoilt(contributions)
             share = encode_share(contributions, terms)
         sealed = seal(case.recipient, share, share_info(leaf_hash, self.custodian_id, case.recipient))
-        answer = sign_answer(
+        return sign_answer(
             window.answer_key,
             verified.subject,
             leaf_hash,
@@ -386,34 +420,30 @@ class Gate:
             window.number,
             sealed,
         )
+
+    def _record(self, case: _Case, answer: Answer) -> tuple[Group, bool]:
+        """Keep the release, and a worker's lease with it, once the group is settled. False: this leaf was answered
+        before."""
         record = ReleaseRecord(
-            leaf_hash=leaf_hash,
+            leaf_hash=case.leaf_hash,
             leaf=case.request.leaf,
-            owner=verified.manifest.owner,
+            owner=case.verified.manifest.owner,
             released_at=case.now,
-            window=window.number,
+            window=answer.window,
             development=case.development,
             policy_sha256=case.decision.bundle_digest,
             policy_version=case.decision.bundle_version,
             decision_sha256=case.decision.digest.hex(),
         )
-        if self._record(case, record, terms):
-            self._quota.count(record.owner, case.now)
-        return answer
-
-    def _record(self, case: _Case, record: ReleaseRecord, terms: LeaseTerms) -> bool:
-        """Keep the release, and a worker's lease with it. False: this leaf was answered before."""
-        if case.appraisal is None:
-            return self._keystore.record_release(record)
-        leaf = case.leaf
-        # Old evidence shown again does not make a lease longer.
-        until = min(case.now, case.appraisal.attested_at + WINDOW_LIFETIME) + terms.seconds
-        lease = Lease(leaf.job_id, leaf.recipient_sha256, leaf.key_id, leaf.epoch, case.now, until, 0, "")
-        with self._keystore.transaction(durable=False):
+        with self._keystore.joined() as group:
             new = self._keystore.record_release(record)
-            if new:
+            if new and case.appraisal is not None:
+                leaf, policy = case.leaf, case.epoch.policy
+                # Old evidence shown again does not make a lease longer.
+                until = min(case.now, case.appraisal.attested_at + WINDOW_LIFETIME) + policy.lease_seconds
+                lease = Lease(leaf.job_id, leaf.recipient_sha256, leaf.key_id, leaf.epoch, case.now, until, 0, "")
                 self._leases.grant(lease, case.appraisal)
-        return new
+        return group, new
 
 
 def _not_for_drills(owner: str, epoch: HeldEpoch) -> RefusedError:

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 from keyquorum_core.attestation.appraisal import Appraisal, check_continues
@@ -30,7 +30,6 @@ from keyquorum_custodian.appraisal_rows import decode, encode
 from keyquorum_custodian.appraisals import Appraisals
 from keyquorum_custodian.keystore import Keystore
 from keyquorum_custodian.quarantine import Quarantine
-from keyquorum_custodian.vault import blob
 
 __all__ = ["SUSPECT", "Lease", "Leases"]
 
@@ -52,7 +51,7 @@ what time or the network does to good evidence (``STALE``, ``EXPIRED``), and wha
 ``CHAIN``, ``ROOT_NOT_PINNED``, ``MALFORMED``), which says nothing about anybody."""
 _KEPT_SECONDS: Final = 86400
 _SWEEP_SECONDS: Final = 60
-_OPENED: Final = 1024
+_KEPT_LEASES: Final = 1024
 _COLUMNS: Final = "job_id, recipient_sha256, key_id, epoch, granted_at, until, renewals, revoked"
 
 
@@ -78,8 +77,9 @@ class Leases:
         self._appraisals = appraisals
         self._quarantine = quarantine
         self._swept_at = 0
-        # What a sealed appraisal opens to, by its row too: who asks often is not decoded and encoded each time.
-        self._opened: OrderedDict[tuple[bytes, ...], Appraisal] = OrderedDict()
+        # Rows as they stand in the keystore, or in the group of releases under way there: only this class writes them.
+        self._kept: OrderedDict[tuple[str, str], tuple[Lease, Appraisal]] = OrderedDict()
+        keystore.on_lost.append(self._kept.clear)
 
     def all(self, now: int) -> tuple[Lease, ...]:
         """Those that have not ended at ``now``, revoked ones too, oldest first."""
@@ -133,22 +133,42 @@ class Leases:
         return appraisal
 
     def grant(self, lease: Lease, appraisal: Appraisal) -> None:
-        """Inside a transaction: this lease begins, or goes on, on this evidence."""
+        """Inside a group: this lease begins, or goes on, on this evidence."""
         key = (lease.job_id, lease.recipient_sha256)
         if lease.granted_at >= self._swept_at + _SWEEP_SECONDS:
             self._keystore.change("DELETE FROM leases WHERE until < ?", lease.granted_at - _KEPT_SECONDS)
             self._swept_at = lease.granted_at
-        self._keystore.change(
-            "INSERT INTO leases (job_id, recipient_sha256, key_id, epoch, granted_at, until, sealed)"
-            " VALUES (?, ?, ?, ?, ?, ?, ?) ON CONFLICT (job_id, recipient_sha256) DO UPDATE SET until = excluded.until,"
-            " sealed = excluded.sealed, renewals = renewals + 1",
-            *key,
-            lease.key_id,
-            lease.epoch,
-            lease.granted_at,
-            lease.until,
-            self._sealed(appraisal, *key),
-        )
+            self._kept.clear()
+        held = self._held(*key)
+        if held is None:
+            self._keystore.change(
+                "INSERT INTO leases (job_id, recipient_sha256, key_id, epoch, granted_at, until, sealed)"
+                " VALUES (?, ?, ?, ?, ?, ?, ?)",
+                *key,
+                lease.key_id,
+                lease.epoch,
+                lease.granted_at,
+                lease.until,
+                self._keystore.seal_row(encode(appraisal), "leases", *key),
+            )
+        else:
+            lease = replace(held[0], until=lease.until, renewals=held[0].renewals + 1)
+            self._renew(held[0], lease, None if appraisal == held[1] else appraisal)
+        self._keep(key, (lease, appraisal))
+
+    def _renew(self, before: Lease, lease: Lease, appraisal: Appraisal | None) -> None:
+        """Write what changed and no more: the sealed appraisal is long, and ``until`` stands in an index too."""
+        key = (lease.job_id, lease.recipient_sha256)
+        changes = ["renewals = ?"]
+        values: list[object] = [lease.renewals]
+        if lease.until != before.until:
+            changes.append("until = ?")
+            values.append(lease.until)
+        if appraisal is not None:
+            changes.append("sealed = ?")
+            values.append(self._keystore.seal_row(encode(appraisal), "leases", *key))
+        statement = f"UPDATE leases SET {', '.join(changes)} WHERE job_id = ? AND recipient_sha256 = ?"  # noqa: S608
+        self._keystore.change(statement, *values, *key)
 
     def revoke(
         self,
@@ -179,6 +199,8 @@ class Leases:
 
         rows = self._keystore.select(f"SELECT {_COLUMNS} FROM leases")  # noqa: S608
         gone = tuple(lease for lease in (Lease(*row) for row in rows) if meant(lease))  # type: ignore[arg-type]
+        for lease in gone:
+            self._kept.pop((lease.job_id, lease.recipient_sha256), None)
         with self._keystore.transaction():
             for lease in gone:
                 self._keystore.change(
@@ -190,36 +212,26 @@ class Leases:
         return gone
 
     def _held(self, job_id: str, recipient_sha256: str) -> tuple[Lease, Appraisal] | None:
-        rows = self._keystore.select(
-            f"SELECT {_COLUMNS}, sealed FROM leases WHERE job_id = ? AND recipient_sha256 = ?",  # noqa: S608
-            job_id,
-            recipient_sha256,
-        )
-        if not rows:
-            return None
-        *members, value = rows[0]
-        sealed = blob(value)
-        place = _place(sealed, job_id, recipient_sha256)
-        appraisal = self._opened.get(place)
-        if appraisal is None:
-            appraisal = decode(self._keystore.unseal_row(sealed, "leases", job_id, recipient_sha256))
-            self._remember(place, appraisal)
-        return Lease(*members), appraisal  # type: ignore[arg-type]
+        key = (job_id, recipient_sha256)
+        held = self._kept.get(key)
+        if held is None:
+            rows = self._keystore.select(
+                f"SELECT {_COLUMNS}, sealed FROM leases WHERE job_id = ? AND recipient_sha256 = ?",  # noqa: S608
+                *key,
+            )
+            if not rows:
+                return None
+            *members, sealed = rows[0]
+            lease = Lease(*members)  # type: ignore[arg-type]
+            held = lease, decode(self._keystore.unseal_row(sealed, "leases", *key))
+            self._keep(key, held)
+        return held
 
-    def _sealed(self, appraisal: Appraisal, *key: str) -> bytes:
-        """The appraisal for the row ``key``: as it stands there already, when it is the one shown before."""
-        rows = self._keystore.select("SELECT sealed FROM leases WHERE job_id = ? AND recipient_sha256 = ?", *key)
-        before = blob(rows[0][0]) if rows else b""
-        if self._opened.get(_place(before, *key)) == appraisal:
-            return before
-        sealed = self._keystore.seal_row(encode(appraisal), "leases", *key)
-        self._remember(_place(sealed, *key), appraisal)
-        return sealed
-
-    def _remember(self, place: tuple[bytes, ...], appraisal: Appraisal) -> None:
-        self._opened[place] = appraisal
-        if len(self._opened) > _OPENED:
-            self._opened.popitem(last=False)
+    def _keep(self, key: tuple[str, str], held: tuple[Lease, Appraisal]) -> None:
+        self._kept[key] = held
+        self._kept.move_to_end(key)
+        if len(self._kept) > _KEPT_LEASES:
+            self._kept.popitem(last=False)
 
     def _suspect(self, lease: Lease, before: Appraisal, error: KeyquorumError, document: bytes, now: int) -> None:
         """Quarantine the worker. What cannot be written is still in force until a restart, and the refusal stands."""
@@ -247,10 +259,6 @@ def _presents(before: Appraisal, presentation: bytes, job_id: str, digest: bytes
         error.details["presentation"] = str(doubt.reason)
         return False
     return True
-
-
-def _place(sealed: bytes, *key: str) -> tuple[bytes, ...]:
-    return (sealed, *(each.encode() for each in key))
 
 
 def _check_renewal(before: Appraisal, now_shown: Appraisal, policy: KeyPolicy, now: int) -> None:

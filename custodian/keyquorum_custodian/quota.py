@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections import deque
 from collections.abc import Iterable
 
@@ -39,3 +40,8 @@ class Quota:
 
     def count(self, owner: str, now: int) -> None:
         self._times.setdefault(owner, deque()).append(now)
+
+    def discount(self, owner: str, now: int) -> None:
+        """Undo :meth:`count` for a release that could not be recorded."""
+        with contextlib.suppress(KeyError, ValueError):  # it has left the hour meanwhile
+            self._times[owner].remove(now)

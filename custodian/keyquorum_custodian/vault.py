@@ -6,6 +6,10 @@ moved to another row does not open.
 
 Changes happen in transactions: all of one or nothing, and callers touch their own memory only after the commit. A disk
 that is full or failing raises ``STORAGE`` and leaves the file as it was.
+
+Releases that were asked for together are kept in one *group*: a transaction that stays open from one to the next, and
+that whoever begins another transaction closes first. What is read meanwhile shows what the group changed. Whoever kept
+memory of it (:attr:`Vault.on_lost`) forgets it when the group could not be kept.
 """
 
 from __future__ import annotations
@@ -13,17 +17,17 @@ from __future__ import annotations
 import contextlib
 import os
 import sqlite3
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
-from keyquorum_core.errors import MalformedError, Reason, StateError, UnavailableError
+from keyquorum_core.errors import KeyquorumError, MalformedError, Reason, StateError, UnavailableError
 from keyquorum_core.transcript import transcript, u64be
 
-__all__ = ["Vault", "blob", "connect", "number", "storage"]
+__all__ = ["Group", "Vault", "blob", "connect", "number", "storage"]
 
 _NONCE = 12
 
@@ -60,6 +64,14 @@ def storage(path: Path) -> Iterator[None]:
         ) from None
 
 
+@dataclass(eq=False, slots=True)
+class Group:
+    """Changes that are kept or lost together. ``error``: why they were lost. Nothing of them may be told before
+    :meth:`Vault.settle`."""
+
+    error: KeyquorumError | None = None
+
+
 @dataclass(slots=True)
 class Vault:
     """One open file, used from one thread."""
@@ -69,6 +81,9 @@ class Vault:
     _db: sqlite3.Connection
     _kek: AESGCM = field(repr=False)
     _synchronous: str = "FULL"
+    _group: Group | None = None
+    on_lost: list[Callable[[], None]] = field(default_factory=list)
+    """Called when a group is lost."""
 
     def close(self) -> None:
         """Checkpoint and close. The file is whole without it too."""
@@ -78,6 +93,7 @@ class Vault:
     @contextlib.contextmanager
     def transaction(self, *, durable: bool = True) -> Iterator[None]:
         """All the changes made inside, or none. ``durable``: on the disk before this returns."""
+        self.settle()
         with storage(self.path):
             self._synchronise("FULL" if durable else "NORMAL")
             self._db.execute("BEGIN IMMEDIATE")
@@ -88,6 +104,53 @@ class Vault:
                 if self._db.in_transaction:
                     self._db.execute("ROLLBACK")
                 raise
+
+    @contextlib.contextmanager
+    def joined(self) -> Iterator[Group]:
+        """Changes made inside join the group under way, or begin one; it survives the process once :meth:`settle`
+        returned. What is raised inside loses all of the group."""
+        group = self._group
+        try:
+            with storage(self.path):
+                if group is None:
+                    self._synchronise("NORMAL")
+                    self._db.execute("BEGIN IMMEDIATE")
+                    group = self._group = Group()
+                yield group
+        except BaseException as error:
+            self._lose(error)
+            raise
+
+    def settle(self) -> None:
+        """Keep the group under way, or say in it why it is lost."""
+        group = self._group
+        if group is None:
+            return
+        try:
+            with storage(self.path):
+                self._commit()
+            self._group = None
+        except BaseException as error:
+            self._lose(error)
+            if not isinstance(error, KeyquorumError):
+                raise
+
+    def _lose(self, error: BaseException) -> None:
+        group, self._group = self._group, None
+        if group is None:
+            return
+        group.error = (
+            error
+            if isinstance(error, KeyquorumError)
+            else UnavailableError(Reason.STORAGE, f"{self.path} could not be written", actual=type(error).__name__)
+        )
+        try:
+            with contextlib.suppress(sqlite3.Error):  # what cannot be rolled back was never committed either
+                if self._db.in_transaction:
+                    self._db.execute("ROLLBACK")
+        finally:
+            for forget in self.on_lost:
+                forget()
 
     def _synchronise(self, mode: str) -> None:
         if mode != self._synchronous:
@@ -143,6 +206,7 @@ class Vault:
         ``secure_delete`` has overwritten it in the pages that the log (WAL) holds; they are written back over the
         file's own, and the log, which still has them as they were before, is cut to nothing. Raises ``STORAGE``.
         """
+        self.settle()
         with storage(self.path):
             self._synchronise("FULL")
             (busy, _, _) = self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()

@@ -104,7 +104,7 @@ async def test_killed_while_it_keeps_the_proof_of_a_fork(mortal: Mortal, when: s
     committee = mortal.committee
     honest = committee.message(ME, committee.owner_request())
     fork = pb.ReleaseRequest(request_id="f", update=update_message(committee.ledger.fork(0).update(1)))
-    await mortal.start(2, when)
+    await mortal.start(3, when)  # after the commits of the checkpoint and of the release
     assert reason(await mortal.ask(honest)) is None
     with pytest.raises(UnavailableError):
         await mortal.ask(fork)
@@ -125,7 +125,7 @@ async def test_killed_while_its_operator_clears_an_alarm(mortal: Mortal, when: s
     directory = committee.directory(ME)
     honest = committee.message(ME, committee.owner_request())
     fork = pb.ReleaseRequest(request_id="f", update=update_message(committee.ledger.fork(0).update(1)))
-    await mortal.start(3, when)
+    await mortal.start(4, when)
     assert reason(await mortal.ask(honest)) is None
     assert reason(await mortal.ask(fork)) is Reason.LEDGER_FORK
     with pytest.raises(UnavailableError):
