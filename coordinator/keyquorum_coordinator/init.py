@@ -17,6 +17,13 @@ from keyquorum_coordinator.config import (
     load_config,
     render_config,
 )
+from keyquorum_coordinator.drill_key import (
+    DRILL_KEY,
+    DRILL_PUBLIC,
+    encode_drill_key,
+    encode_drill_public,
+    generate_drill_key,
+)
 from keyquorum_coordinator.ledger.setup import create_ledger
 from keyquorum_coordinator.log_key import LOG_VKEY, encode_log_key, log_origin
 from keyquorum_core import names
@@ -32,7 +39,8 @@ CALLER_ROLES = ("owner", "worker", "operator")
 
 
 def initialise(config: CoordinatorConfig, *, now: int, signer: LogSigner | None = None) -> CoordinatorConfig:
-    """Make the folder: TLS identity, callers' authority, an empty ledger with its keys, configuration.
+    """Make the folder: TLS identity, callers' authority, an empty ledger with its keys, a drill identity,
+    configuration.
 
     Returns the configuration as written: a port 0 was replaced by one that is free now, so that the address survives
     restarts. ``signer``: the ledger's keys, by default new ones. Raises ``EXISTS``, ``STORAGE``."""
@@ -54,6 +62,7 @@ def initialise(config: CoordinatorConfig, *, now: int, signer: LogSigner | None 
     identity = self_signed(config.cluster, "coordinator", config.name, now=now)
     authority = CertificateAuthority.create(config.cluster, now=now).identity
     signer = signer or LogSigner.generate(log_origin(config.cluster))
+    drill = generate_drill_key()
     try:
         shutil.rmtree(stage, ignore_errors=True)
         stage.mkdir(parents=True, mode=0o700)
@@ -63,6 +72,8 @@ def initialise(config: CoordinatorConfig, *, now: int, signer: LogSigner | None 
         _write(stage / config.clients_ca_key, authority.key, 0o600)
         _write(stage / config.log_key, encode_log_key(signer), 0o600)
         _write(stage / LOG_VKEY, signer.keys.encode().encode() + b"\n", 0o644)
+        _write(stage / DRILL_KEY, encode_drill_key(drill), 0o600)
+        _write(stage / DRILL_PUBLIC, encode_drill_public(drill), 0o644)
         _write(stage / CONFIG_NAME, render_config(config).encode(), 0o644)
         for folder in ("artifacts", config.bulletins):
             (stage / folder).mkdir(mode=0o700)
