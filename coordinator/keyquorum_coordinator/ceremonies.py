@@ -16,7 +16,7 @@ from typing import Final
 
 import structlog
 from sqlalchemy import select
-from sqlalchemy.orm import Session
+from sqlalchemy.orm import Session, defer
 
 from keyquorum_coordinator.certificates import keep_roster
 from keyquorum_coordinator.database import CeremonyReceiptRow, CeremonyRow, Database, KeyRow, StaleRow
@@ -47,7 +47,8 @@ _log = structlog.get_logger("ceremonies")
 
 @dataclass(frozen=True, slots=True)
 class KeyEpoch:
-    """An epoch whose certificate is whole. Times in unix seconds; ``stale``: who lacks it, as far as is known here."""
+    """An epoch whose certificate is whole. Times in unix seconds; ``stale``: who lacks it, as far as is known here.
+    ``certificate`` is empty where it was not asked for: there may be megabytes of it."""
 
     key_id: str
     epoch: int
@@ -117,13 +118,20 @@ class Ceremonies:
 
     # -- keys ---------------------------------------------------------------------------------------------------------
 
-    async def keys(self, key_id: str = "") -> list[KeyEpoch]:
+    async def keys(self, key_id: str = "", *, certificates: bool = True) -> list[KeyEpoch]:
         """All epochs, or those of one key; by key id, newest epoch first."""
-        return await self._database.read(lambda session: _epochs(session, key_id))
+        return await self._database.read(lambda session: _epochs(session, key_id, certificates=certificates))
+
+    async def certificate(self, key_id: str, epoch: int) -> bytes:
+        """Raises :class:`StateError` (``UNKNOWN_KEY``)."""
+        row = await self._database.read(lambda session: session.get(KeyRow, (key_id, epoch)))
+        if row is None:
+            raise StateError(Reason.UNKNOWN_KEY, "no such epoch", actual=f"{key_id[:64]} epoch {epoch}")
+        return row.certificate
 
     async def key(self, key_id: str) -> KeyEpoch:
         """The newest epoch. Raises :class:`StateError` (``UNKNOWN_KEY``)."""
-        found = await self._database.read(lambda session: _epochs(session, key_id, 1)) if key_id else []
+        found = await self._database.read(lambda session: _epochs(session, key_id, limit=1)) if key_id else []
         if not found:
             raise StateError(Reason.UNKNOWN_KEY, "no such key", actual=key_id[:64])
         return found[0]
@@ -149,7 +157,8 @@ class Ceremonies:
                 yield finished
                 return
             run = self._runs.get(plan.ceremony_id) or self._start(plan, plan_envelope)
-        self._check_same(plan, run.plan_envelope)
+        if run.plan_envelope != plan_envelope:
+            self._check_same(plan, run.plan_envelope)
         position = 0
         while True:
             changed = run.changed
@@ -355,8 +364,9 @@ def _refuse_rivals(session: Session, plan: CeremonyPlan) -> None:
 _DOING: Final[Mapping[Kind, str]] = {Kind.GENERATE: "made", Kind.ROTATE: "made", Kind.DESTROY: "destroyed"}
 
 
-def _epochs(session: Session, key_id: str, limit: int = 10_000) -> list[KeyEpoch]:
-    query = select(KeyRow).order_by(KeyRow.key_id, KeyRow.epoch.desc()).limit(limit)
+def _epochs(session: Session, key_id: str, *, limit: int = 10_000, certificates: bool = True) -> list[KeyEpoch]:
+    columns = [] if certificates else [defer(KeyRow.certificate)]
+    query = select(KeyRow).options(*columns).order_by(KeyRow.key_id, KeyRow.epoch.desc()).limit(limit)
     lacking: dict[tuple[str, int], list[str]] = {}
     stale = select(StaleRow).order_by(StaleRow.custodian)
     for each in session.scalars(stale.where(StaleRow.key_id == key_id) if key_id else stale):
@@ -366,7 +376,7 @@ def _epochs(session: Session, key_id: str, limit: int = 10_000) -> list[KeyEpoch
             row.key_id,
             row.epoch,
             row.state,
-            row.certificate,
+            row.certificate if certificates else b"",
             row.ceremony_id,
             row.created_at,
             row.retired_at or 0,

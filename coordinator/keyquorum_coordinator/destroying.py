@@ -66,14 +66,13 @@ class Destroying(Driver):
             row.error = None
             digest = H("keyquorum/v1/receipts", *(payloads[name] for name in sorted(payloads))).hex()
             self.enter_leaf(session, digest)
-            self.drop_answers(session)
             for name, envelope in envelopes.items():
                 session.merge(CeremonyReceiptRow(ceremony_id=plan.ceremony_id, custodian=name, receipt=envelope))
             where = (KeyRow.key_id == plan.key_id, KeyRow.epoch == plan.epoch)
             session.execute(update(KeyRow).where(*where).values(state="destroyed", ended_at=now))
             session.execute(delete(StaleRow).where(StaleRow.key_id == plan.key_id, StaleRow.epoch == plan.epoch))
 
-        await self.write(work)
+        await self.end(work)
         total = len(receipts)
         erased = sum(receipt.erased for receipt in receipts.values())
         note = f"{erased} seeds erased, {total} receipts"

@@ -19,7 +19,7 @@ from typing import TypeVar
 import grpc.aio
 import structlog
 from google.protobuf.message import DecodeError, Message
-from sqlalchemy import delete, select
+from sqlalchemy import delete, insert, select
 from sqlalchemy.orm import Session
 
 from keyquorum_coordinator.database import CeremonyAnswerRow, CeremonyRow, Database
@@ -44,6 +44,7 @@ APPROVAL_POLL = 2.0
 GRACE = 5.0
 """Seconds that the silent have, at least, once the others' answers are enough: :meth:`Driver.ask`."""
 _GRACE_TIMES = 3.0
+_MANNERS = 0.05  # seconds that a step waits, at most, for releases under way to be through
 _CANCEL_TIMEOUT = 5.0
 _RETRIES = (0.5, 1.0, 2.0)  # seconds between attempts on a custodian that cannot be reached
 
@@ -95,6 +96,7 @@ class Driver:
     ) -> None:
         self.database = database
         self.links: Mapping[str, Link] = fanout.links
+        self.precedence = fanout.precedence
         self.roster = fanout.roster
         self.identities = {custodian.id: custodian.identity for custodian in fanout.roster.custodians}
         self.plan = plan
@@ -161,6 +163,8 @@ class Driver:
             answers[link.id] = self._unsaved[step, link.id] = answer.SerializeToString()
             self.tell(Progress(self.plan.ceremony_id, step, link.id, len(answers), total))
 
+        if len(answers) < total:
+            await self.precedence.quiet(_MANNERS)
         under_way = {name: asyncio.create_task(one(self.links[name])) for name in wanted if name not in answers}
         started = time.monotonic()
         try:
@@ -184,16 +188,23 @@ class Driver:
         answers = dict(self._unsaved)
 
         def both(session: Session) -> None:
-            for (step, custodian), data in answers.items():
-                session.merge(
-                    CeremonyAnswerRow(ceremony_id=self.plan.ceremony_id, step=step, custodian=custodian, answer=data)
-                )
-            session.flush()
+            self._save_answers(session, answers)
             work(session)
 
         await self.database.write(both)
         for key in answers:
             del self._unsaved[key]
+
+    async def end(self, work: Callable[[Session], object]) -> None:
+        """The ceremony's last transaction. Sealed parts have no use any more, and what is not kept cannot be attacked
+        later."""
+
+        def both(session: Session) -> None:
+            work(session)
+            session.execute(delete(CeremonyAnswerRow).where(CeremonyAnswerRow.ceremony_id == self.plan.ceremony_id))
+
+        await self.database.write(both)
+        self._unsaved.clear()
 
     async def ask_all(self, step: Step, names: Iterable[str], call: Call) -> Mapping[str, bytes]:
         """As :meth:`ask`; raises one error for all that failed."""
@@ -249,9 +260,8 @@ class Driver:
             row = self.move(session, Step.CANCELLED)
             row.error = dump_error(error)
             self.enter_leaf(session, NOTHING, str(error.reason))
-            self.drop_answers(session)
 
-        await self.write(work)
+        await self.end(work)
 
     async def _note(self, error: KeyquorumError) -> None:
         """What keeps a ceremony that can only go forward where it is."""
@@ -329,9 +339,19 @@ class Driver:
             found.setdefault(Step(row.step), {})[row.custodian] = row.answer
         return found
 
-    def drop_answers(self, session: Session) -> None:
-        # Sealed parts have no use any more, and what is not kept cannot be attacked later.
-        session.execute(delete(CeremonyAnswerRow).where(CeremonyAnswerRow.ceremony_id == self.plan.ceremony_id))
+    def _save_answers(self, session: Session, answers: Mapping[tuple[Step, str], bytes]) -> None:
+        mine = CeremonyAnswerRow.ceremony_id == self.plan.ceremony_id
+        for step in {step for step, _ in answers}:  # another coordinator may have stored some
+            given = {custodian: data for (at, custodian), data in answers.items() if at is step}
+            at_step = (mine, CeremonyAnswerRow.step == step, CeremonyAnswerRow.custodian.in_(given))
+            session.execute(delete(CeremonyAnswerRow).where(*at_step))
+            session.execute(
+                insert(CeremonyAnswerRow),
+                [
+                    {"ceremony_id": self.plan.ceremony_id, "step": step, "custodian": custodian, "answer": data}
+                    for custodian, data in given.items()
+                ],
+            )
 
 
 def _silent(custodian: str, seconds: float) -> UnavailableError:

@@ -20,6 +20,7 @@ import grpc.aio
 
 from keyquorum_coordinator.circuit import CircuitState
 from keyquorum_coordinator.link import Link
+from keyquorum_coordinator.precedence import Precedence
 from keyquorum_core.errors import KeyquorumError, Reason, RefusedError, UnavailableError
 from keyquorum_core.quorum import Quorum
 from keyquorum_core.roster import Roster, RosterCustodian
@@ -192,6 +193,7 @@ class Fanout:
         self._deadline = deadline
         self._max_releases = max_releases
         self._running: set[Release] = set()
+        self.precedence = Precedence()
 
         def connect(custodian: RosterCustodian) -> grpc.aio.Channel:
             return open_channel(
@@ -265,12 +267,15 @@ class Fanout:
         data = request.SerializeToString()
         release = Release(self, request_id, self._deadline, again)
         self._running.add(release)
+        self.precedence.begin()
         for link in self.ranked():
             link.ask(request_id, data + (updates or {}).get(link.id, b""), release)
         return release
 
     def ended(self, release: Release) -> None:
-        self._running.discard(release)
+        if release in self._running:
+            self._running.remove(release)
+            self.precedence.end()
 
     @property
     def running(self) -> int:

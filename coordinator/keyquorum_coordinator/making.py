@@ -201,7 +201,6 @@ class Making(Driver):
             row = self.move(session, Step.DONE)
             row.error = None
             self.enter_leaf(session, found.digest)
-            self.drop_answers(session)
             session.execute(
                 update(KeyRow)
                 .where(KeyRow.key_id == plan.key_id, KeyRow.epoch < plan.epoch, KeyRow.state == "active")
@@ -222,7 +221,7 @@ class Making(Driver):
                     StaleRow(key_id=plan.key_id, epoch=plan.epoch, custodian=name, since=now, cause=cause[:500])
                 )
 
-        await self.write(work)
+        await self.end(work)
 
 
 def _may_be_absent(kind: Kind, error: KeyquorumError) -> bool:

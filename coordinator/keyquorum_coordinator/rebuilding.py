@@ -126,7 +126,6 @@ class Rebuilding(Driver):
             row.error = None
             row.certificate = certificate
             self.enter_leaf(session, hashlib.sha256(payload).hexdigest())
-            self.drop_answers(session)
             session.merge(CeremonyReceiptRow(ceremony_id=plan.ceremony_id, custodian=plan.target, receipt=envelope))
             session.execute(
                 delete(StaleRow).where(
@@ -134,7 +133,7 @@ class Rebuilding(Driver):
                 )
             )
 
-        await self.write(work)
+        await self.end(work)
         note = f"gave wrong seeds: {wrong}" if wrong else ""
         self.tell(Progress(plan.ceremony_id, Step.DONE, plan.target, 1, 1, certificate, note=note))
 

@@ -193,7 +193,8 @@ class Releases:
 
     async def _enter(self, leaf: bytes) -> tuple[Entry, Shown]:
         self._fanout.require_room()
-        entry = await self._sequencer.append(leaf, b"release:" + hashlib.sha256(leaf).digest())
+        with self._fanout.precedence.release():
+            entry = await self._sequencer.append(leaf, b"release:" + hashlib.sha256(leaf).digest())
         return entry, Shown(leaf, TlogProof(entry.index, entry.proof, entry.checkpoint.encode()).encode())
 
     def _leaf(

@@ -90,7 +90,7 @@ class Tending:
     async def look(self) -> None:
         """One round: learn what is not known, then do what is due."""
         await self._learn()
-        epochs = await self._ceremonies.keys()
+        epochs = await self._ceremonies.keys(certificates=False)
         newest = {each.key_id: each.epoch for each in reversed(epochs)}
         for each in epochs:
             where = (each.key_id, each.epoch)
@@ -105,14 +105,14 @@ class Tending:
     # -- what is due --------------------------------------------------------------------------------------------------
 
     async def _rotate(self, epoch: KeyEpoch) -> None:
-        plan = self._certified(epoch).plan
+        plan = (await self._certified(epoch)).plan
         due = plan.policy.rotate_after_seconds
         if due and self._now() >= plan.created_at + due and plan.quorum == self._fanout.quorum:
             await self._order(epoch, Kind.ROTATE, epoch.epoch + 1)
 
     async def _retire(self, epoch: KeyEpoch) -> None:
         """Once it was kept as long as the policy says, and nothing runs on it any more."""
-        policy = self._certified(epoch).plan.policy
+        policy = (await self._certified(epoch)).plan.policy
         if self._now() < epoch.retired_at + policy.retain_seconds:
             return
         running = select(JobRow.job_id).where(
@@ -126,8 +126,9 @@ class Tending:
         link = self._fanout.links.get(name)
         if link is None or not link.connected:
             return
-        if name in self._certified(epoch).signers:
-            request = pb.ActivateRequest(ceremony_id=epoch.ceremony_id, certificate=epoch.certificate)
+        if name in (await self._certified(epoch)).signers:
+            envelope = await self._ceremonies.certificate(epoch.key_id, epoch.epoch)
+            request = pb.ActivateRequest(ceremony_id=epoch.ceremony_id, certificate=envelope)
             try:
                 await link.ceremonies.Activate(request, timeout=_ACTIVATE_TIMEOUT)
             except (grpc.aio.AioRpcError, KeyquorumError):
@@ -139,7 +140,7 @@ class Tending:
 
     async def _order(self, epoch: KeyEpoch, kind: Kind, number: int, target: str = "") -> None:
         """What the key's policy has anybody order. Custodians judge it."""
-        certificate = self._certified(epoch)
+        certificate = await self._certified(epoch)
         before = certificate.plan
         plan = CeremonyPlan(
             ceremony_id=new_ceremony_id(),
@@ -175,7 +176,7 @@ class Tending:
 
     async def _learn(self) -> None:
         """Epochs that custodians serve and this coordinator has never heard of."""
-        known = {(each.key_id, each.epoch) for each in await self._ceremonies.keys()}
+        known = {(each.key_id, each.epoch) for each in await self._ceremonies.keys(certificates=False)}
         described = {key for link in self._fanout.links.values() for key in link.keys}
         for key_id, number in sorted(described - known):
             await self._attempt(("learn", key_id, number), partial(self._learn_one, key_id, number))
@@ -227,17 +228,19 @@ class Tending:
         else:
             self._pauses.pop(what, None)
 
-    def _certified(self, epoch: KeyEpoch) -> _Certified:
-        if epoch.ceremony_id not in self._certificates:
-            self._certificates[epoch.ceremony_id] = _read_certificate(epoch)
-        return self._certificates[epoch.ceremony_id]
+    async def _certified(self, epoch: KeyEpoch) -> _Certified:
+        known = self._certificates.get(epoch.ceremony_id)
+        if known is None:
+            envelope = await self._ceremonies.certificate(epoch.key_id, epoch.epoch)
+            known = self._certificates[epoch.ceremony_id] = await asyncio.to_thread(_read_certificate, envelope)
+        return known
 
     def _now(self) -> int:
         return int(self._clock())
 
 
-def _read_certificate(epoch: KeyEpoch) -> _Certified:
+def _read_certificate(envelope: bytes) -> _Certified:
     """What this coordinator verified when it stored it."""
-    payload = peek_payload(epoch.certificate, CERTIFICATE_TYPE, "epoch certificate", MAX_CERTIFICATE)
+    payload = peek_payload(envelope, CERTIFICATE_TYPE, "epoch certificate", MAX_CERTIFICATE)
     certificate = EpochCertificate.parse(payload)
     return _Certified(certificate.plan, certificate.digest, certificate.signers)

@@ -11,6 +11,7 @@ from sqlalchemy.orm import Session
 from keyquorum_coordinator import migrations
 from keyquorum_coordinator.ceremonies import Ceremonies, Progress
 from keyquorum_coordinator.database import Database, make_engine
+from keyquorum_coordinator.precedence import Precedence
 from keyquorum_custodian.services import CeremoniesService
 from tests.support.custodian import Committee
 from tests.support.fuses import Fuse
@@ -57,6 +58,7 @@ class DirectFanout:
         self.roster = committee.roster
         self.quorum = committee.quorum
         self.links = {name: link(committee, name) for name in committee.ids}
+        self.precedence = Precedence()
 
 
 class MortalDatabase(Database):
