@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from keyquorum.submission import SubmittedJob
     from keyquorum.sync import Client, connect
     from keyquorum.telemetry import Telemetry, TelemetryRecord
+    from keyquorum_core.drill_report import DrillReport
     from keyquorum_core.errors import (
         KeyquorumError,
         MalformedError,
@@ -53,6 +54,7 @@ __all__ = [
     "CustodianHealth",
     "DataFile",
     "DataKey",
+    "DrillReport",
     "Ended",
     "Job",
     "JobEvent",
@@ -101,6 +103,7 @@ _HOMES = {
     "keyquorum.status": ("ClusterStatus", "CustodianHealth"),
     "keyquorum.submission": ("SubmittedJob",),
     "keyquorum.sync": ("Client", "connect"),
+    "keyquorum_core.drill_report": ("DrillReport",),
     "keyquorum_core.errors": (
         "KeyquorumError",
         "MalformedError",

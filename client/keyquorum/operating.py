@@ -15,6 +15,7 @@ from typing import Self
 
 from keyquorum import keys as keyring
 from keyquorum.ceremonies import Ceremonies, CeremonyRecord, Ended
+from keyquorum.drills import Drills, DrillState, Finished, MomentCallback
 from keyquorum.keyfiles import PassphraseSource, unlock
 from keyquorum.keys import KeyRecord
 from keyquorum.profile import Profile
@@ -22,6 +23,7 @@ from keyquorum.progress import ProgressCallback, silent
 from keyquorum.revoking import Held, fetch, hand_over
 from keyquorum.session import Connection
 from keyquorum.status import ClusterStatus, cluster_status
+from keyquorum_core.drill_report import FULL
 from keyquorum_core.key_policy import KeyPolicy
 from keyquorum_core.keywrap import LoadedKeys
 from keyquorum_core.sealing import Suite
@@ -169,6 +171,37 @@ class ClusterClient:
         """Give a ceremony up; what was there before stays as it was."""
         return await (await self._ceremonies()).cancel(ceremony_id, why)
 
+    async def drills(self) -> DrillState:
+        """The kinds of drill, when each passed last, what is scheduled, and the latest runs. For operators."""
+        return await Drills(self._connection("operator"), self.profile).state()
+
+    async def drill_run(
+        self,
+        kind: str,
+        key_id: str = "canary",
+        *,
+        operator_keys: Sequence[str | os.PathLike[str]] = (),
+        moment: MomentCallback | None = None,
+    ) -> Finished:
+        """Rehearse a failure on a canary key; returns the signed report, whether or not the drill passed.
+
+        ``moment`` hears what happens meanwhile. ``operator_keys``: key files of further operators, for what a drill of
+        *revocation* needs signed. Needs the profile's section ``[operator]`` and its member ``drill``.
+        """
+        operators: list[LoadedKeys] = []
+        if kind in ("revocation", FULL):
+            operators = await self._operators(operator_keys)
+        drills = Drills(self._connection("operator"), self.profile, operators)
+        return await drills.run(kind, key_id, now=int(self._clock()), moment=moment or (lambda moment: None))
+
+    async def drill_report(self, drill_id: str) -> Finished:
+        """The signed report of a drill that ended."""
+        return await Drills(self._connection("operator"), self.profile).report(drill_id)
+
+    async def drill_cancel(self, drill_id: str) -> bool:
+        """Stop a drill; what it injected is undone. False: it does not run."""
+        return await Drills(self._connection("operator"), self.profile).cancel(drill_id)
+
     async def revocations(self) -> Held:
         """What the operators revoked, by the document that the coordinator has, verified. For operators."""
         return await fetch(self._connection("operator"), self.profile)
@@ -181,8 +214,12 @@ class ClusterClient:
         return await hand_over(self._connection("operator"), self.profile, document)
 
     async def _ceremonies(self, operator_keys: Sequence[str | os.PathLike[str]] = ()) -> Ceremonies:
+        return Ceremonies(self._connection("operator"), self.profile, await self._operators(operator_keys))
+
+    async def _operators(self, operator_keys: Sequence[str | os.PathLike[str]]) -> list[LoadedKeys]:
+        """The profile's own operator, and those whose key files are given."""
         own = await self._keys("operator")
         further = [
             await asyncio.to_thread(unlock, Path(path), "operator", None, self._passphrase) for path in operator_keys
         ]
-        return Ceremonies(self._connection("operator"), self.profile, [own, *further])
+        return [own, *further]

@@ -18,7 +18,8 @@ change either. Earlier rosters lie in a folder ``rosters`` beside the roster, fo
     tls_certificate = "alice-cert.pem"
     tls_key = "alice-key.pem"
 
-``[operator]`` takes the same members, for ``key create``. At least one of the two is there.
+``[operator]`` takes the same members, for ``key create``. At least one of the two is there. Whoever runs drills adds
+``drill = "drill.pub.json"``, the coordinator's drill identity: a report that it did not sign is none.
 """
 
 from __future__ import annotations
@@ -31,9 +32,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from keyquorum.keyfiles import read_public_keys
 from keyquorum_core.errors import MalformedError, Reason, RefusedError, StateError
 from keyquorum_core.quorum import Quorum
 from keyquorum_core.roster import MAX_ROSTER, Roster, open_roster, parse_operators
+from keyquorum_core.signing import PublicIdentity
 from keyquorum_core.strictjson import Fields
 from keyquorum_core.succession import earlier_rosters
 from keyquorum_protos.wire.files import read_bytes
@@ -70,12 +73,26 @@ class Profile:
     owner: Principal | None
     operator: Principal | None
     state_dir: Path
+    drill: PublicIdentity | None = None
+    """Who signs drill reports, where the profile pins it."""
     earlier: Mapping[str, Roster] = field(default_factory=dict)
     """Rosters before the pinned one, by digest: keys made under them are verified with them."""
 
     def roster_of(self, digest: str) -> Roster:
         """The roster of that digest; the pinned one where it is not at hand."""
         return self.earlier.get(digest, self.roster)
+
+    def drill_identity(self) -> PublicIdentity:
+        """Raises :class:`StateError` (``NOT_FOUND``) where the profile pins none."""
+        if self.drill is None:
+            raise StateError(
+                Reason.NOT_FOUND,
+                "the profile doesn't say who signs drill reports",
+                expected='a member drill = "drill.pub.json" in the profile',
+                actual="none",
+                next_step="Get drill.pub.json from the coordinator's operator, compare its fingerprint, and name it.",
+            )
+        return self.drill
 
     def principal(self, role: str) -> Principal:
         """Raises :class:`StateError` (``ROLE``) where the profile has no such section."""
@@ -114,6 +131,7 @@ def load_profile(path: str | os.PathLike[str], *, now: int | None = None) -> Pro
     owner = _principal(fields, "owner", base)
     operator = _principal(fields, "operator", base)
     state_dir = base / fields.text("state_dir", max_length=4096)
+    drill = read_public_keys(base / fields.text("drill", max_length=4096)).identity if "drill" in fields else None
     fields.done()
     if owner is None and operator is None:
         raise MalformedError(Reason.MALFORMED, "profile names nobody", expected="a section [owner] or [operator]")
@@ -137,6 +155,7 @@ def load_profile(path: str | os.PathLike[str], *, now: int | None = None) -> Pro
         owner,
         operator,
         state_dir,
+        drill,
         _earlier(roster, roster_path.parent / ROSTERS),
     )
 

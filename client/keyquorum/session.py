@@ -16,6 +16,7 @@ import grpc.aio
 from keyquorum.profile import Profile
 from keyquorum_core.errors import KeyquorumError
 from keyquorum_protos.v1 import coordinator_pb2_grpc as rpc
+from keyquorum_protos.v1 import drills_pb2_grpc as drills_rpc
 from keyquorum_protos.wire.errors import from_rpc_error
 from keyquorum_protos.wire.retry import BROKEN, Backoff
 from keyquorum_protos.wire.tls import TlsIdentity, dns_name, open_channel
@@ -45,6 +46,7 @@ class Connection:
         self.cluster = rpc.ClusterStub(self._channel)
         self.keys = rpc.KeysStub(self._channel)
         self.revocations = rpc.RevocationsStub(self._channel)
+        self.drills = drills_rpc.DrillsStub(self._channel)
         self.jobs = rpc.JobsStub(self._channel)
         self.artifacts = rpc.ArtifactsStub(self._channel)
 

@@ -17,6 +17,7 @@ from typing import Any, Self, TypeVar
 from keyquorum.aio import CONFIRM_GRACE, AsyncClient
 from keyquorum.ceremonies import CeremonyRecord, Ended
 from keyquorum.data_keys import DEFAULT_NAME, DataFile, DataKey, DataSink, DataSource
+from keyquorum.drills import DrillState, Finished, MomentCallback
 from keyquorum.jobs import Job, JobEvent
 from keyquorum.keyfiles import PassphraseSource
 from keyquorum.keys import KeyRecord
@@ -168,6 +169,29 @@ class Client:
     def ceremony_cancel(self, ceremony_id: str, why: str = "") -> CeremonyRecord:
         """See :meth:`AsyncClient.ceremony_cancel`."""
         return self._run(self._async.ceremony_cancel(ceremony_id, why))
+
+    def drills(self) -> DrillState:
+        """See :meth:`AsyncClient.drills`."""
+        return self._run(self._async.drills())
+
+    def drill_run(
+        self,
+        kind: str,
+        key_id: str = "canary",
+        *,
+        operator_keys: Sequence[str | os.PathLike[str]] = (),
+        moment: MomentCallback | None = None,
+    ) -> Finished:
+        """See :meth:`AsyncClient.drill_run`."""
+        return self._run(self._async.drill_run(kind, key_id, operator_keys=operator_keys, moment=moment))
+
+    def drill_report(self, drill_id: str) -> Finished:
+        """See :meth:`AsyncClient.drill_report`."""
+        return self._run(self._async.drill_report(drill_id))
+
+    def drill_cancel(self, drill_id: str) -> bool:
+        """See :meth:`AsyncClient.drill_cancel`."""
+        return self._run(self._async.drill_cancel(drill_id))
 
     def revocations(self) -> Held:
         """See :meth:`AsyncClient.revocations`."""

@@ -68,6 +68,8 @@ ROLES = {
     "/keyquorum.v1.Keys/": frozenset({"owner", "operator"}),
     "/keyquorum.v1.Jobs/": frozenset({"owner"}),
     "/keyquorum.v1.Artifacts/": frozenset({"owner"}),
+    "/keyquorum.v1.Drills/": frozenset({"operator"}),
+    "/keyquorum.v1.Revocations/": frozenset({"operator"}),
 }
 
 
@@ -564,8 +566,10 @@ class Worker:
 
 
 @asynccontextmanager
-async def serving(coordinator: FakeCoordinator) -> AsyncIterator[str]:
-    """Serve on a free port over mTLS; yields the address."""
+async def serving(
+    coordinator: FakeCoordinator, further: Callable[[grpc.aio.Server], None] = lambda server: None
+) -> AsyncIterator[str]:
+    """Serve on a free port over mTLS, with ``further`` services; yields the address."""
 
     def report(method: str, reference: str, error: BaseException) -> None:
         raise AssertionError(f"{method} failed") from error
@@ -575,6 +579,7 @@ async def serving(coordinator: FakeCoordinator) -> AsyncIterator[str]:
     rpc.add_KeysServicer_to_server(coordinator, server)
     rpc.add_JobsServicer_to_server(coordinator, server)
     rpc.add_ArtifactsServicer_to_server(coordinator, server)
+    further(server)
     world = coordinator.world
     credentials = server_credentials(world.coordinator_tls, [world.authority.identity.certificate])
     port = server.add_secure_port("127.0.0.1:0", credentials)

@@ -18,6 +18,7 @@ NAMES = [
     "CustodianHealth",
     "DataFile",
     "DataKey",
+    "DrillReport",
     "Ended",
     "Job",
     "JobEvent",
@@ -48,9 +49,10 @@ NAMES = [
     "load_profile",
 ]
 METHODS = [
-    "cancel", "ceremonies", "ceremony_cancel", "close", "data_key", "decrypt", "derive_key", "encrypt", "job", "jobs",
-    "key", "key_create", "key_destroy", "key_epochs", "key_repair", "key_rotate", "keys", "result", "revocations",
-    "revoke", "rewrap", "status", "submit", "telemetry", "wait", "watch",
+    "cancel", "ceremonies", "ceremony_cancel", "close", "data_key", "decrypt", "derive_key", "drill_cancel",
+    "drill_report", "drill_run", "drills", "encrypt", "job", "jobs", "key", "key_create", "key_destroy",
+    "key_epochs", "key_repair", "key_rotate", "keys", "result", "revocations", "revoke", "rewrap", "status",
+    "submit", "telemetry", "wait", "watch",
 ]  # fmt: skip
 
 

@@ -17,9 +17,9 @@ from keyquorum.moments import utc
 from keyquorum_core.ledger.log_trust import QuorumCheckpoint
 from keyquorum_core.roster import Roster
 
-__all__ = ["Listing", "Proven", "Scope", "render"]
+__all__ = ["STYLE", "Listing", "Proven", "Scope", "render", "table", "time_of"]
 
-_STYLE = Path(__file__).with_name("report.css")
+STYLE = Path(__file__).with_name("report.css")
 
 Proven = Mapping[int, Sequence[str]]
 """By leaf index: the inclusion proof, base64 hashes, the leaf's sibling first."""
@@ -50,7 +50,7 @@ class Listing:
         self.title, self.kind, self.rows, self.total = title, kind, rows, total
 
 
-def _time(seconds: int) -> str:
+def time_of(seconds: int) -> str:
     moment = datetime.fromtimestamp(seconds, UTC)
     return f'<time datetime="{moment.isoformat()}">{moment.strftime("%Y-%m-%d %H:%M:%S")}</time>'
 
@@ -59,9 +59,7 @@ def _digest(value: str) -> str:
     return f'<code title="{escape(value)}">{escape(value[:12])}…</code>' if value else "–"
 
 
-def _table(
-    head: Sequence[str], rows: Iterable[Sequence[str]], *, numbers: Sequence[int] = (), caption: str = ""
-) -> str:
+def table(head: Sequence[str], rows: Iterable[Sequence[str]], *, numbers: Sequence[int] = (), caption: str = "") -> str:
     """Cells are HTML already. ``numbers`` are columns set right."""
     kinds = [' class="n"' if column in numbers else "" for column in range(len(head))]
     top = "".join(f'<th scope="col"{kind}>{escape(name)}</th>' for name, kind in zip(head, kinds, strict=True))
@@ -196,29 +194,29 @@ def _numbers(found: Summary) -> str:
         for key, kind, regions, to_o, to_w, dev in found.groups
     ]
     head = ("Key", "Classification", "Allowed regions", "To owners", "To workers", "Development")
-    parts.append(_part("Releases per key, classification and region", _table(head, groups, numbers=(3, 4, 5)), groups))
+    parts.append(_part("Releases per key, classification and region", table(head, groups, numbers=(3, 4, 5)), groups))
     seats = [[f"<code>{escape(str(a))}</code>", escape(str(b)), f"{c:,}"] for a, b, c in found.refusal_seats]
     parts.append(
-        _part("Refusals by reason and seat", _table(("Reason", "Seat", "Refusals"), seats, numbers=(2,)), seats)
+        _part("Refusals by reason and seat", table(("Reason", "Seat", "Refusals"), seats, numbers=(2,)), seats)
     )
     evidence = [
-        [_digest(str(d)), f"{n:,}", _time(int(a)), _time(int(b)), "development" if dev else "vendor's hardware"]
+        [_digest(str(d)), f"{n:,}", time_of(int(a)), time_of(int(b)), "development" if dev else "vendor's hardware"]
         for d, n, a, b, dev in found.evidence
     ]
     more = found.evidence_documents - len(evidence)
-    table = _table(("Evidence (SHA-256)", "Releases", "First used", "Last used", "Hardware"), evidence, numbers=(1,))
+    listed = table(("Evidence (SHA-256)", "Releases", "First used", "Last used", "Hardware"), evidence, numbers=(1,))
     parts.append(
         _part(
-            "Evidence in use", table + (f'<p class="note">{more:,} more documents.</p>' if more > 0 else ""), evidence
+            "Evidence in use", listed + (f'<p class="note">{more:,} more documents.</p>' if more > 0 else ""), evidence
         )
     )
     policies = [[str(v), _digest(str(d)), f"{s:,}", f"{r:,}"] for v, d, s, r in found.policies]
     columns = ("Policy version", "Digest", "Submissions", "Refusals")
-    parts.append(_part("Policies in use", _table(columns, policies, numbers=(0, 2, 3)), policies))
+    parts.append(_part("Policies in use", table(columns, policies, numbers=(0, 2, 3)), policies))
     ends = [[escape(name), f"{count:,}"] for name, count in found.outcomes.items()]
-    parts.append(_part("How jobs ended", _table(("Outcome", "Jobs"), ends, numbers=(1,)), ends))
+    parts.append(_part("How jobs ended", table(("Outcome", "Jobs"), ends, numbers=(1,)), ends))
     drills = [[escape(str(n)), f"{p:,}", f"{f:,}", f"{ms:,} ms"] for n, p, f, ms in found.drills]
-    parts.append(_part("Drills", _table(("Drill", "Passed", "Failed", "Slowest"), drills, numbers=(1, 2, 3)), drills))
+    parts.append(_part("Drills", table(("Drill", "Passed", "Failed", "Slowest"), drills, numbers=(1, 2, 3)), drills))
     return f'<section id="numbers"><h2>Numbers</h2>{"".join(parts)}</section>'
 
 
@@ -268,7 +266,7 @@ def _proof(row: Row, proven: Proven) -> str:
 
 def _listing(listing: Listing, proven: Proven) -> str:
     rows = [
-        [f"{row.index:,}", _time(row.time) if row.time else "–", _what(row), _proof(row, proven)]
+        [f"{row.index:,}", time_of(row.time) if row.time else "–", _what(row), _proof(row, proven)]
         for row in listing.rows
     ]
     left = listing.total - len(rows)
@@ -277,8 +275,8 @@ def _listing(listing: Listing, proven: Proven) -> str:
         if left
         else ""
     )
-    table = _table(("Leaf", "Time (UTC)", "What", "Inclusion"), rows, numbers=(0,))
-    body = table + note if rows else '<p class="none">None in this period.</p>'
+    listed = table(("Leaf", "Time (UTC)", "What", "Inclusion"), rows, numbers=(0,))
+    body = listed + note if rows else '<p class="none">None in this period.</p>'
     name = escape(listing.kind.replace(".", "-"))
     return f'<section id="{name}"><h2>{escape(listing.title)} <small>{listing.total:,}</small></h2>{body}</section>'
 
@@ -303,7 +301,7 @@ def render(scope: Scope, found: Summary, listings: Sequence[Listing], proven: Pr
         '<meta name="color-scheme" content="light dark">',
         "<meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; style-src 'unsafe-inline'\">",
         f'<meta name="referrer" content="no-referrer"><title>{escape(title)}: {escape(period)}</title>',
-        f"<style>{_STYLE.read_text('utf-8')}</style></head><body>",
+        f"<style>{STYLE.read_text('utf-8')}</style></head><body>",
         '<a class="skip" href="#overview">Skip to the overview</a>',
         f'<header><p class="brand">keyquorum audit report</p><h1>{escape(title)}</h1>',
         f'<p class="period">{escape(period)}</p>',

@@ -20,6 +20,7 @@ from keyquorum.cli import (
     audit,
     ceremony,
     data,
+    drill,
     identity,
     job,
     ledger,
@@ -65,6 +66,7 @@ def build() -> typer.Typer:
     app.add_typer(prepare.app)
     app.add_typer(data.app)
     app.add_typer(operator.app)
+    app.add_typer(drill.app)
     app.add_typer(revoke.app)
     app.command("version")(version.version)
     broken = ""

@@ -109,7 +109,8 @@ def up(
             console.print("\n[bold]The cluster serves.[/] In another terminal:\n")
             typer.echo(f"export KEYQUORUM_PROFILE={layout.profile}")
             typer.echo(f'export KEYQUORUM_PASSPHRASE="$(cat {layout.owner_passphrase})"')
-            console.print("\nkeyquorum key create demo\nkeyquorum job submit DIR --key demo --region eu --wait\n")
+            console.print("\nkeyquorum key create demo\nkeyquorum job submit DIR --key demo --region eu --wait")
+            console.print("keyquorum key create canary --canary --retain 0s\nkeyquorum drill run full\n")
             console.print("Ctrl-C stops it; its files stay.")
         while not stop.wait(1.0):
             dead = [process for process in cluster.processes if not process.alive]

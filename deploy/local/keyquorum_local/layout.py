@@ -284,8 +284,8 @@ def _inventory(chip: DevelopmentChip) -> dict[str, object]:
 
 
 def _hand_out(layout: Layout, vendor: DevelopmentVendor, operator: Identity, now: int) -> None:
-    """Certificates to the coordinator's callers; to the custodians the owner's identity, and what the operator signs
-    about hardware."""
+    """Certificates to the coordinator's callers; to the custodians the identities of the owner and, for canary keys
+    only, of drills, and what the operator signs about hardware."""
     chip = vendor.chip(now=now)
     for name, data in chip.to_files().items():
         _write(layout.worker / "platform" / name, data)
@@ -294,13 +294,16 @@ def _hand_out(layout: Layout, vendor: DevelopmentVendor, operator: Identity, now
         kind: sign_bulletin(Bulletin(CLUSTER, kind, 1, now, now + 365 * 86400, body), [operator])
         for kind, body in (("reference-values", _reference(vendor, chip)), ("inventory", _inventory(chip)))
     }
-    public = layout.root / "alice.pub.json"
+    public = (layout.root / "alice.pub.json").read_bytes()
+    drill = (layout.coordinator / "drill.pub.json").read_bytes()
+    _write(layout.root / "drill.pub.json", drill)
     for name, _ in layout.custodians:
         where = layout.custodian(name)
         for kind, document in documents.items():
             _write(where / "bulletins" / f"{kind}.json", document)
         (where / "owners").mkdir(mode=0o700, exist_ok=True)
-        add_owner(where / "owners", public.read_bytes())
+        add_owner(where / "owners", public)
+        add_owner(where / "owners", drill, canary=True)
     authority = CertificateAuthority(
         TlsIdentity(
             (layout.coordinator / "clients-ca.pem").read_bytes(),
@@ -334,6 +337,6 @@ def _write_profile(layout: Layout, roster_digest: str, port: int) -> None:
         "# The local cluster's profile, for owner and operator alike: fine on one machine, nowhere else.\n"
         f'cluster = "{CLUSTER}"\ncoordinator = "127.0.0.1:{port}"\ncoordinator_name = "main"\n'
         f'roster = "roster.json"\nroster_sha256 = "{roster_digest}"\noperators = "operators.json"\n'
-        'state_dir = "state"\n'
+        'state_dir = "state"\ndrill = "drill.pub.json"\n'
     )
     _write(layout.profile, (profile + person("owner", "alice") + person("operator", "ops")).encode())
