@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import json
+import secrets
+import time
 from pathlib import Path
 
 import pytest
@@ -11,15 +14,19 @@ import pytest
 from keyquorum import aio
 from keyquorum.cli import run
 from keyquorum.drill_page import render
+from keyquorum.drills import find_in_ledger
+from keyquorum.ledger.source import DirectorySource
 from keyquorum.profile import load_profile
 from keyquorum_core.bulletin import peek_bulletin
 from keyquorum_core.drill_report import FULL, KINDS, Moment, open_report
 from keyquorum_core.errors import KeyquorumError, Reason
+from keyquorum_core.ledger.leaves import Drill as DrillLeaf
 from keyquorum_core.revocations import Revocations
 from keyquorum_core.signing import Identity
 from tests.support.client_world import PASSPHRASE, the_world
 from tests.support.fake_coordinator import FakeCoordinator, serving
-from tests.support.fake_drills import RAN, FakeDrills, report_of
+from tests.support.fake_drills import AT, RAN, FakeDrills, report_of
+from tests.support.ledger_world import TestLog, World
 
 
 class Scene:
@@ -145,3 +152,23 @@ def test_a_page_shows_everything_and_obeys_nothing() -> None:
         assert f'<section id="{kind}">' in page
     assert "default-src 'none'" in page
     assert "<script" not in page
+
+
+async def test_the_ledger_has_a_leaf_about_a_report_or_the_coordinator_hides_it(tmp_path: Path) -> None:
+    report = report_of(RAN, FULL, failed="repair")
+    leaf = DrillLeaf(drill=FULL, passed=False, report_sha256=report.digest, duration_ms=report.duration_ms, time=AT)
+    other = dataclasses.replace(leaf, report_sha256="1" * 64)
+
+    async def find(*leaves: DrillLeaf) -> int:
+        world = World()
+        log = TestLog(world, [b'{"type":"drill"}', *(each.to_bytes() for each in leaves)], now=int(time.time()))
+        folder = log.write(tmp_path / secrets.token_hex(4))
+        return await find_in_ledger(DirectorySource(folder), world.trust, report)
+
+    assert await find(other, leaf) == 2
+    with pytest.raises(KeyquorumError) as hidden:
+        await find(other)
+    assert hidden.value.reason is Reason.NOT_FOUND
+    with pytest.raises(KeyquorumError) as changed:
+        await find(dataclasses.replace(leaf, passed=True))
+    assert changed.value.reason is Reason.LEAF
