@@ -241,7 +241,7 @@ class Committee:
 
     def message(self, to: str, request: ReleaseRequest, request_id: str = "r") -> pb.ReleaseRequest:
         """The request as it goes over the wire to one custodian, with the checkpoint it may not have seen."""
-        others = [name for name in self.ids if name != to]  # it cosigns nothing that it was not shown
+        others = [name for name in self.ledger.witnesses if name != to]  # it cosigns nothing that it was not shown
         update = self.ledger.update(self.reached.get(to, 0), cosigned=self.ledger.cosigned(by=others))
         self.reached[to] = self.ledger.size
         return pb.ReleaseRequest(
