@@ -24,13 +24,15 @@ if TYPE_CHECKING:
     from keyquorum import aio
     from keyquorum.aio import AsyncClient
     from keyquorum.ceremonies import CeremonyRecord, Ended
+    from keyquorum.cluster import ClusterStatus
     from keyquorum.data_keys import DataFile, DataKey
+    from keyquorum.findings import Finding
+    from keyquorum.health import CustodianHealth, KeyHealth
     from keyquorum.jobs import Job, JobEvent
     from keyquorum.keys import KeyRecord
     from keyquorum.profile import Profile, load_profile
     from keyquorum.progress import Progress, ProgressCallback, Stage
     from keyquorum.results import JobFailedError, Result, ResultFiles
-    from keyquorum.status import ClusterStatus, CustodianHealth
     from keyquorum.submission import SubmittedJob
     from keyquorum.sync import Client, connect
     from keyquorum.telemetry import Telemetry, TelemetryRecord
@@ -56,9 +58,11 @@ __all__ = [
     "DataKey",
     "DrillReport",
     "Ended",
+    "Finding",
     "Job",
     "JobEvent",
     "JobFailedError",
+    "KeyHealth",
     "KeyPolicy",
     "KeyRecord",
     "KeyquorumError",
@@ -94,13 +98,15 @@ os.environ.setdefault("GRPC_VERBOSITY", "NONE")
 _HOMES = {
     "keyquorum.aio": ("AsyncClient",),
     "keyquorum.ceremonies": ("CeremonyRecord", "Ended"),
+    "keyquorum.cluster": ("ClusterStatus",),
     "keyquorum.data_keys": ("DataFile", "DataKey"),
+    "keyquorum.findings": ("Finding",),
+    "keyquorum.health": ("CustodianHealth", "KeyHealth"),
     "keyquorum.jobs": ("Job", "JobEvent"),
     "keyquorum.keys": ("KeyRecord",),
     "keyquorum.profile": ("Profile", "load_profile"),
     "keyquorum.progress": ("Progress", "ProgressCallback", "Stage"),
     "keyquorum.results": ("JobFailedError", "Result", "ResultFiles"),
-    "keyquorum.status": ("ClusterStatus", "CustodianHealth"),
     "keyquorum.submission": ("SubmittedJob",),
     "keyquorum.sync": ("Client", "connect"),
     "keyquorum_core.drill_report": ("DrillReport",),

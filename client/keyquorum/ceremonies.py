@@ -29,7 +29,7 @@ from keyquorum_core.signing import open_envelope, peek_payload, sign_many
 from keyquorum_protos.v1 import coordinator_pb2 as pb
 from keyquorum_protos.wire.errors import from_status
 
-__all__ = ["Ceremonies", "CeremonyRecord", "Ended"]
+__all__ = ["Ceremonies", "CeremonyRecord", "Ended", "ceremony_record"]
 
 _CEREMONY_SECONDS = 8 * 86400.0  # custodians' operators may be asleep
 
@@ -222,12 +222,12 @@ class Ceremonies:
         """All ceremonies, or those of one key; the latest first. Their plans' signatures are not looked at."""
         request = pb.ListCeremoniesRequest(key_id=key_id)
         message = await self._connection.unary(self._connection.keys.ListCeremonies, request)
-        return tuple(_record(each) for each in message.ceremonies)
+        return tuple(ceremony_record(each) for each in message.ceremonies)
 
     async def cancel(self, ceremony_id: str, why: str = "") -> CeremonyRecord:
         """Give a ceremony up, before the step from which it can only go forward."""
         request = pb.CancelCeremonyRequest(ceremony_id=ceremony_id, why=why)
-        return _record(await self._connection.unary(self._connection.keys.CancelCeremony, request))
+        return ceremony_record(await self._connection.unary(self._connection.keys.CancelCeremony, request))
 
     # -- what they share ----------------------------------------------------------------------------------------------
 
@@ -330,7 +330,8 @@ class Ceremonies:
         return {each.custodian: each.receipt for each in found.receipts}
 
 
-def _record(message: pb.Ceremony) -> CeremonyRecord:
+def ceremony_record(message: pb.Ceremony) -> CeremonyRecord:
+    """What the coordinator says of a ceremony, as far as its plan bears it out."""
     kind = message.kind
     if kind not in list(Kind):
         raise MalformedError(Reason.CEREMONY, "a ceremony of a kind that isn't known", actual=kind[:16])

@@ -157,9 +157,11 @@ async def get_key(connection: Connection, profile: Profile, key_id: str) -> KeyR
     return record(message, profile)
 
 
-async def list_epochs(connection: Connection, profile: Profile, key_id: str) -> tuple[KeyRecord, ...]:
+async def list_epochs(
+    connection: Connection, profile: Profile, key_id: str, *, patient: bool = True
+) -> tuple[KeyRecord, ...]:
     """All epochs of a key, newest first. One whose certificate doesn't verify is an error, not an omission."""
-    message = await connection.unary(connection.keys.ListEpochs, pb.GetKeyRequest(key_id=key_id))
+    message = await connection.unary(connection.keys.ListEpochs, pb.GetKeyRequest(key_id=key_id), patient=patient)
     for each in message.keys:
         _check_id(each, key_id)
     return tuple(record(each, profile) for each in message.keys)

@@ -15,6 +15,7 @@ from typing import Self
 
 from keyquorum import keys as keyring
 from keyquorum.ceremonies import Ceremonies, CeremonyRecord, Ended
+from keyquorum.cluster import ClusterStatus, cluster_status
 from keyquorum.drills import Drills, DrillState, Finished, MomentCallback
 from keyquorum.keyfiles import PassphraseSource, unlock
 from keyquorum.keys import KeyRecord
@@ -22,7 +23,6 @@ from keyquorum.profile import Profile
 from keyquorum.progress import ProgressCallback, silent
 from keyquorum.revoking import Held, fetch, hand_over
 from keyquorum.session import Connection
-from keyquorum.status import ClusterStatus, cluster_status
 from keyquorum_core.drill_report import FULL
 from keyquorum_core.key_policy import KeyPolicy
 from keyquorum_core.keywrap import LoadedKeys
@@ -49,6 +49,7 @@ class ClusterClient:
         self._clock = clock
         self._connections: dict[str, Connection] = {}
         self._unlocked: dict[str, LoadedKeys] = {}
+        self._certificates: dict[str, KeyRecord] = {}
 
     async def __aenter__(self) -> Self:
         return self
@@ -81,9 +82,21 @@ class ClusterClient:
 
     # Cluster and keys
 
-    async def status(self) -> ClusterStatus:
-        """What the coordinator reports about custodians, and whether it serves the pinned roster."""
-        return await cluster_status(self._connection(), self.profile)
+    async def status(self, *, max_skew: float = 5.0, patient: bool = True) -> ClusterStatus:
+        """Who serves, and how much more each key survives by its verified certificate; see :mod:`keyquorum.cluster` for
+        what is the coordinator's word. ``max_skew``: seconds that a clock may be off before it is a finding.
+        ``patient``: wait for a coordinator that is being restarted.
+
+        Raises :class:`UnavailableError` where the coordinator can't be reached. A key without a quorum is a finding.
+        """
+        return await cluster_status(
+            self._connection(),
+            self.profile,
+            now=int(self._clock()),
+            certificates=self._certificates,
+            max_skew=max_skew,
+            patient=patient,
+        )
 
     async def keys(self) -> tuple[KeyRecord, ...]:
         """The cluster's keys, each with its certificate verified."""

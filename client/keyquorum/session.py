@@ -82,14 +82,17 @@ class Connection:
         request: Request,
         *,
         timeout: float = 30.0,
+        patient: bool = True,
     ) -> Response:
-        """Call until it gets through. Raises the typed error that the coordinator gave, or that the transport means."""
+        """Call until it gets through; once and briefly, unless ``patient``. Raises the typed error that the coordinator
+        gave, or that the transport means."""
         backoff = self.backoff()
+        timeout = timeout if patient else min(timeout, FIRST_CONTACT_SECONDS)
         while True:
             try:
                 response = await method(request, timeout=timeout)
             except grpc.aio.AioRpcError as error:
-                if not (self.transient(error) and await backoff.wait()):
+                if not (self.transient(error) and patient and await backoff.wait()):
                     raise self.error(error) from None
             else:
                 self.reached()

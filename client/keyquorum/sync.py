@@ -16,6 +16,7 @@ from typing import Any, Self, TypeVar
 
 from keyquorum.aio import CONFIRM_GRACE, AsyncClient
 from keyquorum.ceremonies import CeremonyRecord, Ended
+from keyquorum.cluster import ClusterStatus
 from keyquorum.data_keys import DEFAULT_NAME, DataFile, DataKey, DataSink, DataSource
 from keyquorum.drills import DrillState, Finished, MomentCallback
 from keyquorum.jobs import Job, JobEvent
@@ -25,7 +26,6 @@ from keyquorum.profile import Profile, load_profile
 from keyquorum.progress import ProgressCallback
 from keyquorum.results import Result
 from keyquorum.revoking import Held
-from keyquorum.status import ClusterStatus
 from keyquorum.submission import SubmittedJob
 from keyquorum.telemetry import Telemetry
 from keyquorum_core.derivation import DerivedKey
@@ -96,9 +96,9 @@ class Client:
         await self._loop.shutdown_asyncgens()
         await self._loop.shutdown_default_executor()
 
-    def status(self) -> ClusterStatus:
+    def status(self, *, max_skew: float = 5.0, patient: bool = True) -> ClusterStatus:
         """See :meth:`AsyncClient.status`."""
-        return self._run(self._async.status())
+        return self._run(self._async.status(max_skew=max_skew, patient=patient))
 
     def keys(self) -> tuple[KeyRecord, ...]:
         """See :meth:`AsyncClient.keys`."""

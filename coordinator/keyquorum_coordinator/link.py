@@ -144,6 +144,9 @@ class Link:
         self.last_error: KeyquorumError | None = None
         self.clock_skew = 0.0
         self.keys: dict[tuple[str, int], str] = {}
+        self.described: pb.DescribeResponse | None = None
+        """What the custodian said of itself when it was asked last; a sealed one says that much."""
+        self.described_at = 0.0
         self.ledger_size = 0
         """What the custodian had seen of the ledger when it was asked last."""
         self.revocations: tuple[int, str] = (0, "")
@@ -428,10 +431,12 @@ class Link:
         stub = self.stub
         try:
             async with asyncio.timeout(_PROBE_TIMEOUT):
-                window = await stub.GetWindow(pb.GetWindowRequest(), timeout=_PROBE_TIMEOUT)
                 asked = self._clock()
                 described = await stub.Describe(pb.DescribeRequest(), timeout=_PROBE_TIMEOUT)
                 now = self._clock()
+                self.described, self.described_at = described, now
+                # Last: a custodian that is sealed describes itself, and has no windows.
+                window = await stub.GetWindow(pb.GetWindowRequest(), timeout=_PROBE_TIMEOUT)
         except grpc.aio.AioRpcError as error:
             raise from_rpc_error(error, self.id) from None
         except TimeoutError:

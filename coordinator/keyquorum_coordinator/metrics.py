@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from wsgiref.simple_server import WSGIServer
 
@@ -55,6 +55,12 @@ class Metrics:
         self.reachable = Gauge(
             "keyquorum_coordinator_custodian_reachable", "1 while connected", ["custodian"], registry=registry
         )
+        self.key_losses = Gauge(
+            "keyquorum_coordinator_key_losses_survivable",
+            "Custodians that may yet be lost before the key's active epoch has no quorum; -1 when it has none",
+            ["key"],
+            registry=registry,
+        )
         self.artifact_bytes = Counter(
             "keyquorum_coordinator_artifact_bytes", "Artifact bytes", ["direction"], registry=registry
         )
@@ -81,6 +87,7 @@ class Metrics:
             "Workers put in quarantine by custodians' word since the start: an alarm",
             registry=registry,
         )
+        self._keys: set[str] = set()
         self._server: WSGIServer | None = None
 
     def ledger_batch(self, leaves: int, seconds: float) -> None:
@@ -90,6 +97,14 @@ class Metrics:
     def track_ledger(self, latest: Callable[[], SignedCheckpoint]) -> None:
         self.ledger_size.set_function(lambda: latest().checkpoint.size)
         self.ledger_checkpoint_time.set_function(lambda: latest().signed_at)
+
+    def survivable(self, losses: Mapping[str, int]) -> None:
+        """By key id; keys that are gone are not shown any more."""
+        for gone in self._keys - set(losses):
+            self.key_losses.remove(gone)
+        for key_id, count in losses.items():
+            self.key_losses.labels(key_id).set(count)
+        self._keys = set(losses)
 
     def released(self, recipient: str, seconds: float | None) -> None:
         if seconds is None:

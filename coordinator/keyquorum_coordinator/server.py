@@ -25,6 +25,7 @@ from grpc_reflection.v1alpha import reflection
 from keyquorum_coordinator import __version__, migrations
 from keyquorum_coordinator.artifacts import ArtifactStore
 from keyquorum_coordinator.ceremonies import Ceremonies
+from keyquorum_coordinator.certified import CertifiedEpochs
 from keyquorum_coordinator.config import CoordinatorConfig, Trust, load_config, load_trust
 from keyquorum_coordinator.database import Database, make_engine
 from keyquorum_coordinator.denials import Denials
@@ -49,6 +50,7 @@ from keyquorum_coordinator.services import (
     RevocationsService,
     WorkersService,
 )
+from keyquorum_coordinator.standing import Standing
 from keyquorum_coordinator.telemetry import TelemetryStore
 from keyquorum_coordinator.tending import Tending
 from keyquorum_coordinator.withdrawals import Withdrawals
@@ -65,6 +67,7 @@ _SERVICES = tuple(f"keyquorum.v1.{name}" for name in ("Cluster", "Keys", "Jobs",
 _MAX_RECEIVE = 4 << 20  # a manifest, an evidence document or a piece of an artifact, each at most 1 MiB, and its frame
 _MAX_CALLS = 1024
 _SWEEP_SECONDS = 1.0
+_MEASURE_SECONDS = 5.0
 _STOP_LOCK = "serve.lock"
 
 _log = structlog.get_logger("coordinator")
@@ -156,6 +159,10 @@ class CoordinatorServer:
         )
         self.ceremonies = Ceremonies(self.database, self.fanout, clock=clock, on_end=self._ceremony_ended)
         self.tending = Tending(self.database, self.fanout, self.ceremonies, clock=clock)
+        self.certified = CertifiedEpochs(self.database)
+        self.standing = Standing(
+            self.fanout, self.ceremonies, self.certified, self.sequencer, trust.roster_envelope, clock=clock
+        )
         self.releases = Releases(
             self.fanout,
             self.sequencer,
@@ -195,7 +202,7 @@ class CoordinatorServer:
         """Listen. Raises :class:`UnavailableError` when an address cannot be had."""
         guard = Guard(self.config.cluster, ROLES, observe=self.metrics.observe_call, report=_report)
         server = grpc.aio.server(interceptors=[guard], options=_server_options(), maximum_concurrent_rpcs=_MAX_CALLS)
-        rpc.add_ClusterServicer_to_server(ClusterService(self.desk), server)
+        rpc.add_ClusterServicer_to_server(ClusterService(self.desk, self.standing), server)
         rpc.add_KeysServicer_to_server(KeysService(self.desk), server)
         rpc.add_JobsServicer_to_server(JobsService(self.desk), server)
         rpc.add_ArtifactsServicer_to_server(ArtifactsService(self.desk), server)
@@ -232,6 +239,7 @@ class CoordinatorServer:
             asyncio.create_task(self.witnesses.run()),
             asyncio.create_task(self.outbox.run()),
             asyncio.create_task(self._sweep()),
+            asyncio.create_task(self._measure()),
             asyncio.create_task(self.withdrawals.relay()),
             asyncio.create_task(self._resume()),
         ]
@@ -271,6 +279,14 @@ class CoordinatorServer:
                     _log.info("job.swept", job=job.job_id, state=str(job.state), attempts=job.attempts)
             except KeyquorumError as error:
                 _log.error("job.sweep_failed", reason=str(error.reason), message=error.message)
+
+    async def _measure(self) -> None:
+        while True:
+            try:
+                self.metrics.survivable(await self.standing.survivable())
+            except KeyquorumError as error:
+                _log.error("metrics.not_measured", reason=str(error.reason), message=error.message)
+            await asyncio.sleep(_MEASURE_SECONDS)
 
     async def stop(self, grace: float) -> None:
         """Accept nothing more, send waiting callers away, give the rest ``grace`` seconds, close everything."""

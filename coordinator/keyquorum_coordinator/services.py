@@ -26,6 +26,7 @@ from keyquorum_coordinator.messages import (
     revocations_message,
 )
 from keyquorum_coordinator.releases import Shown
+from keyquorum_coordinator.standing import Standing
 from keyquorum_core.errors import MalformedError, Reason
 from keyquorum_protos.v1 import coordinator_pb2 as pb
 from keyquorum_protos.v1 import coordinator_pb2_grpc as rpc
@@ -44,7 +45,8 @@ __all__ = [
 
 _S = "/keyquorum.v1."
 ROLES = {
-    f"{_S}Cluster/": ANY_ROLE,
+    f"{_S}Cluster/Describe": ANY_ROLE,
+    f"{_S}Cluster/Status": frozenset({"owner", "operator", "coordinator"}),
     f"{_S}Keys/List": frozenset({"owner", "operator"}),
     f"{_S}Keys/Get": frozenset({"owner", "operator"}),
     f"{_S}Keys/ListEpochs": frozenset({"owner", "operator"}),
@@ -65,13 +67,17 @@ Context = Any
 
 
 class ClusterService(rpc.ClusterServicer):
-    def __init__(self, desk: Desk) -> None:
+    def __init__(self, desk: Desk, standing: Standing) -> None:
         self._desk = desk
+        self._standing = standing
 
     async def Describe(self, request: pb.DescribeClusterRequest, context: Context) -> pb.DescribeClusterResponse:
         return pb.DescribeClusterResponse(
             roster=self._desk.roster_envelope, custodians=health_messages(self._desk.fanout), version=__version__
         )
+
+    async def Status(self, request: pb.ClusterStatusRequest, context: Context) -> pb.ClusterStatusResponse:
+        return await self._standing.status()
 
 
 class KeysService(rpc.KeysServicer):

@@ -157,12 +157,17 @@ async def test_roles_are_held_to_their_methods(running: Running, alice: Caller, 
         worker.keys.List(pb.ListKeysRequest()),
         alice.keys.RunCeremony(pb.RunCeremonyRequest()).read(),
         worker.keys.RunCeremony(pb.RunCeremonyRequest()).read(),
+        worker.cluster.Status(pb.ClusterStatusRequest()),
     ):
         assert (await refusal(call)).reason is Reason.ROLE
     for caller in (alice, worker, operator):
         await caller.cluster.Describe(pb.DescribeClusterRequest())
     await operator.keys.List(pb.ListKeysRequest())
     await alice.keys.List(pb.ListKeysRequest())
+    status = await alice.cluster.Status(pb.ClusterStatusRequest())
+    assert len(status.custodians) == 5
+    assert all(each.described.custodian == each.health.custodian for each in status.custodians)
+    assert all(each.described_at for each in status.custodians)
 
 
 async def test_somebody_elses_job_looks_like_none(running: Running, owner: Owner, alice: Caller) -> None:

@@ -21,6 +21,7 @@ import grpc.aio
 from keyquorum_core.artifact import binding, decrypt_stream, encrypt_stream
 from keyquorum_core.attestation.evidence import EvidenceDocument, EvidenceItem, WindowNonce
 from keyquorum_core.bundle import read_bundle, write_bundle
+from keyquorum_core.ceremony import CERTIFICATE_TYPE
 from keyquorum_core.ceremony_plan import PLAN_TYPE, CeremonyPlan
 from keyquorum_core.derivation import Combiner, context
 from keyquorum_core.errors import KeyquorumError, Reason, RefusedError, StateError, UnavailableError
@@ -267,6 +268,27 @@ class FakeCoordinator(rpc.ClusterServicer, rpc.KeysServicer, rpc.JobsServicer, r
             for name in self.world.custodians
         ]
         return pb.DescribeClusterResponse(roster=self.roster(), custodians=health, version="0.1.0")
+
+    async def Status(self, request: pb.ClusterStatusRequest, context: Any) -> pb.ClusterStatusResponse:
+        now = int(time.time())
+        message = pb.ClusterStatusResponse(roster=self.roster(), version="0.1.0", now=now)
+        for key_id, envelope in self.certificates.items():
+            payload = peek_payload(envelope, CERTIFICATE_TYPE, "certificate")
+            digest = hashlib.sha256(payload).hexdigest()
+            message.epochs.add(key_id=key_id, epoch=1, state="active", certificate_digest=digest)
+        held = [
+            custodian_pb.KeyEpoch(
+                key_id=each.key_id, epoch=each.epoch, state="active", certificate_digest=each.certificate_digest
+            )
+            for each in message.epochs
+        ]
+        for name in self.world.custodians:
+            message.custodians.add(
+                health=pb.CustodianHealth(custodian=name, reachable=name not in self.down, circuit="closed"),
+                described=custodian_pb.DescribeResponse(custodian=name, now=now, keys=held),
+                described_at=now,
+            )
+        return message
 
     async def RunCeremony(self, request: pb.RunCeremonyRequest, context: Any) -> AsyncIterator[pb.CeremonyEvent]:
         plan = CeremonyPlan.parse(open_envelope(request.plan, PLAN_TYPE, self.world.operator.public, "plan"))
@@ -567,9 +589,11 @@ class Worker:
 
 @asynccontextmanager
 async def serving(
-    coordinator: FakeCoordinator, further: Callable[[grpc.aio.Server], None] = lambda server: None
+    coordinator: FakeCoordinator,
+    further: Callable[[grpc.aio.Server], None] = lambda server: None,
+    address: str = "127.0.0.1:0",
 ) -> AsyncIterator[str]:
-    """Serve on a free port over mTLS, with ``further`` services; yields the address."""
+    """Serve over mTLS, on a free port unless an ``address`` is given, with ``further`` services; yields the address."""
 
     def report(method: str, reference: str, error: BaseException) -> None:
         raise AssertionError(f"{method} failed") from error
@@ -582,7 +606,7 @@ async def serving(
     further(server)
     world = coordinator.world
     credentials = server_credentials(world.coordinator_tls, [world.authority.identity.certificate])
-    port = server.add_secure_port("127.0.0.1:0", credentials)
+    port = server.add_secure_port(address, credentials)
     await server.start()
     try:
         yield f"127.0.0.1:{port}"

@@ -19,6 +19,7 @@ from keyquorum.cli import (
     attest,
     audit,
     ceremony,
+    cluster,
     data,
     drill,
     identity,
@@ -56,6 +57,7 @@ def build() -> typer.Typer:
     )
     app.add_typer(_jobs())
     app.add_typer(ceremony.app)  # key's, with what operators order after a key was made
+    app.add_typer(cluster.app)
     app.add_typer(quorum.app)
     app.add_typer(attest.app)
     app.add_typer(ledger.app)

@@ -9,6 +9,7 @@ from google.protobuf import message as _message
 from google.protobuf.internal import containers as _containers
 from google.rpc import status_pb2 as _status_pb2
 from keyquorum_protos.v1 import custodian_pb2 as _custodian_pb2
+from keyquorum_protos.v1 import drills_pb2 as _drills_pb2
 import builtins as _builtins
 import sys
 import typing as _typing
@@ -61,6 +62,170 @@ class DescribeClusterResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___DescribeClusterResponse: _TypeAlias = DescribeClusterResponse  # noqa: Y015
+
+@_typing.final
+class ClusterStatusRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ClusterStatusRequest: _TypeAlias = ClusterStatusRequest  # noqa: Y015
+
+@_typing.final
+class ClusterStatusResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ROSTER_FIELD_NUMBER: _builtins.int
+    VERSION_FIELD_NUMBER: _builtins.int
+    NOW_FIELD_NUMBER: _builtins.int
+    CUSTODIANS_FIELD_NUMBER: _builtins.int
+    EPOCHS_FIELD_NUMBER: _builtins.int
+    CEREMONIES_FIELD_NUMBER: _builtins.int
+    LEDGER_FIELD_NUMBER: _builtins.int
+    DRILLS_FIELD_NUMBER: _builtins.int
+    roster: _builtins.bytes
+    """DSSE envelope, for callers to compare with the one they pinned."""
+    version: _builtins.str
+    now: _builtins.int
+    """The coordinator's wall clock, unix seconds."""
+    @_builtins.property
+    def custodians(self) -> _containers.RepeatedCompositeFieldContainer[Global___CustodianStatus]: ...
+    @_builtins.property
+    def epochs(self) -> _containers.RepeatedCompositeFieldContainer[Global___EpochStatus]:
+        """Every epoch that was not destroyed, by key id, newest first."""
+
+    @_builtins.property
+    def ceremonies(self) -> _containers.RepeatedCompositeFieldContainer[Global___Ceremony]:
+        """Those that have not ended, without receipts; latest first."""
+
+    @_builtins.property
+    def ledger(self) -> Global___LedgerStatus: ...
+    @_builtins.property
+    def drills(self) -> _containers.RepeatedCompositeFieldContainer[_drills_pb2.DrillKind]:
+        """Empty where the coordinator holds no drills."""
+
+    def __init__(
+        self,
+        *,
+        roster: _builtins.bytes = ...,
+        version: _builtins.str = ...,
+        now: _builtins.int = ...,
+        custodians: _abc.Iterable[Global___CustodianStatus] | None = ...,
+        epochs: _abc.Iterable[Global___EpochStatus] | None = ...,
+        ceremonies: _abc.Iterable[Global___Ceremony] | None = ...,
+        ledger: Global___LedgerStatus | None = ...,
+        drills: _abc.Iterable[_drills_pb2.DrillKind] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["ledger", b"ledger"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["ceremonies", b"ceremonies", "custodians", b"custodians", "drills", b"drills", "epochs", b"epochs", "ledger", b"ledger", "now", b"now", "roster", b"roster", "version", b"version"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ClusterStatusResponse: _TypeAlias = ClusterStatusResponse  # noqa: Y015
+
+@_typing.final
+class CustodianStatus(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    HEALTH_FIELD_NUMBER: _builtins.int
+    DESCRIBED_FIELD_NUMBER: _builtins.int
+    DESCRIBED_AT_FIELD_NUMBER: _builtins.int
+    described_at: _builtins.int
+    """When that was, unix seconds by the coordinator's clock."""
+    @_builtins.property
+    def health(self) -> Global___CustodianHealth: ...
+    @_builtins.property
+    def described(self) -> _custodian_pb2.DescribeResponse:
+        """What it said of itself when it was asked last; absent before the first time."""
+
+    def __init__(
+        self,
+        *,
+        health: Global___CustodianHealth | None = ...,
+        described: _custodian_pb2.DescribeResponse | None = ...,
+        described_at: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["described", b"described", "health", b"health"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["described", b"described", "described_at", b"described_at", "health", b"health"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CustodianStatus: _TypeAlias = CustodianStatus  # noqa: Y015
+
+@_typing.final
+class EpochStatus(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    KEY_ID_FIELD_NUMBER: _builtins.int
+    EPOCH_FIELD_NUMBER: _builtins.int
+    STATE_FIELD_NUMBER: _builtins.int
+    CERTIFICATE_DIGEST_FIELD_NUMBER: _builtins.int
+    RETIRED_AT_FIELD_NUMBER: _builtins.int
+    STALE_FIELD_NUMBER: _builtins.int
+    key_id: _builtins.str
+    epoch: _builtins.int
+    state: _builtins.str
+    """active, retired"""
+    certificate_digest: _builtins.str
+    """Digest of the epoch's certificate, which Keys.ListEpochs gives."""
+    retired_at: _builtins.int
+    @_builtins.property
+    def stale(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Custodians that lack the epoch, as far as the coordinator knows."""
+
+    def __init__(
+        self,
+        *,
+        key_id: _builtins.str = ...,
+        epoch: _builtins.int = ...,
+        state: _builtins.str = ...,
+        certificate_digest: _builtins.str = ...,
+        retired_at: _builtins.int = ...,
+        stale: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["certificate_digest", b"certificate_digest", "epoch", b"epoch", "key_id", b"key_id", "retired_at", b"retired_at", "stale", b"stale", "state", b"state"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___EpochStatus: _TypeAlias = EpochStatus  # noqa: Y015
+
+@_typing.final
+class LedgerStatus(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SIZE_FIELD_NUMBER: _builtins.int
+    SIGNED_AT_FIELD_NUMBER: _builtins.int
+    WITNESSED_SIZE_FIELD_NUMBER: _builtins.int
+    size: _builtins.int
+    signed_at: _builtins.int
+    """By the log's own lines, unix seconds."""
+    witnessed_size: _builtins.int
+    """The newest checkpoint that a quorum cosigned; 0 before the first."""
+    def __init__(
+        self,
+        *,
+        size: _builtins.int = ...,
+        signed_at: _builtins.int = ...,
+        witnessed_size: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["signed_at", b"signed_at", "size", b"size", "witnessed_size", b"witnessed_size"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___LedgerStatus: _TypeAlias = LedgerStatus  # noqa: Y015
 
 @_typing.final
 class AcceptRevocationsRequest(_message.Message):

@@ -26,8 +26,7 @@ if _version_not_supported:
 
 
 class ClusterStub:
-    """Any authenticated caller.
-    """
+    """Missing associated documentation comment in .proto file."""
 
     def __init__(self, channel):
         """Constructor.
@@ -40,14 +39,26 @@ class ClusterStub:
                 request_serializer=keyquorum__protos_dot_v1_dot_coordinator__pb2.DescribeClusterRequest.SerializeToString,
                 response_deserializer=keyquorum__protos_dot_v1_dot_coordinator__pb2.DescribeClusterResponse.FromString,
                 _registered_method=True)
+        self.Status = channel.unary_unary(
+                '/keyquorum.v1.Cluster/Status',
+                request_serializer=keyquorum__protos_dot_v1_dot_coordinator__pb2.ClusterStatusRequest.SerializeToString,
+                response_deserializer=keyquorum__protos_dot_v1_dot_coordinator__pb2.ClusterStatusResponse.FromString,
+                _registered_method=True)
 
 
 class ClusterServicer:
-    """Any authenticated caller.
-    """
+    """Missing associated documentation comment in .proto file."""
 
     def Describe(self, request, context):
-        """Missing associated documentation comment in .proto file."""
+        """Any authenticated caller.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Status(self, request, context):
+        """How everything is, at one moment. Caller roles: owner, operator, coordinator.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
@@ -60,6 +71,11 @@ def add_ClusterServicer_to_server(servicer, server):
                     request_deserializer=keyquorum__protos_dot_v1_dot_coordinator__pb2.DescribeClusterRequest.FromString,
                     response_serializer=keyquorum__protos_dot_v1_dot_coordinator__pb2.DescribeClusterResponse.SerializeToString,
             ),
+            'Status': grpc.unary_unary_rpc_method_handler(
+                    servicer.Status,
+                    request_deserializer=keyquorum__protos_dot_v1_dot_coordinator__pb2.ClusterStatusRequest.FromString,
+                    response_serializer=keyquorum__protos_dot_v1_dot_coordinator__pb2.ClusterStatusResponse.SerializeToString,
+            ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
             'keyquorum.v1.Cluster', rpc_method_handlers)
@@ -69,8 +85,7 @@ def add_ClusterServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class Cluster:
-    """Any authenticated caller.
-    """
+    """Missing associated documentation comment in .proto file."""
 
     @staticmethod
     def Describe(request,
@@ -89,6 +104,33 @@ class Cluster:
             '/keyquorum.v1.Cluster/Describe',
             keyquorum__protos_dot_v1_dot_coordinator__pb2.DescribeClusterRequest.SerializeToString,
             keyquorum__protos_dot_v1_dot_coordinator__pb2.DescribeClusterResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Status(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/keyquorum.v1.Cluster/Status',
+            keyquorum__protos_dot_v1_dot_coordinator__pb2.ClusterStatusRequest.SerializeToString,
+            keyquorum__protos_dot_v1_dot_coordinator__pb2.ClusterStatusResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -27,30 +27,39 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class ClusterStub:
-    """Any authenticated caller."""
-
     @_typing.overload
     def __new__(cls, channel: _grpc.Channel) -> _Self: ...
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> ClusterAsyncStub: ...
     Describe: _grpc.UnaryUnaryMultiCallable[_coordinator_pb2.DescribeClusterRequest, _coordinator_pb2.DescribeClusterResponse]
+    """Any authenticated caller."""
+    Status: _grpc.UnaryUnaryMultiCallable[_coordinator_pb2.ClusterStatusRequest, _coordinator_pb2.ClusterStatusResponse]
+    """How everything is, at one moment. Caller roles: owner, operator, coordinator."""
 
 @_typing.type_check_only
 class ClusterAsyncStub(ClusterStub):
-    """Any authenticated caller."""
-
     def __init__(self, channel: _aio.Channel) -> None: ...
     Describe: _aio.UnaryUnaryMultiCallable[_coordinator_pb2.DescribeClusterRequest, _coordinator_pb2.DescribeClusterResponse]  # type: ignore[assignment]
+    """Any authenticated caller."""
+    Status: _aio.UnaryUnaryMultiCallable[_coordinator_pb2.ClusterStatusRequest, _coordinator_pb2.ClusterStatusResponse]  # type: ignore[assignment]
+    """How everything is, at one moment. Caller roles: owner, operator, coordinator."""
 
 class ClusterServicer(metaclass=_abc_1.ABCMeta):
-    """Any authenticated caller."""
-
     @_abc_1.abstractmethod
     def Describe(
         self,
         request: _coordinator_pb2.DescribeClusterRequest,
         context: _ServicerContext,
-    ) -> _typing.Union[_coordinator_pb2.DescribeClusterResponse, _abc.Awaitable[_coordinator_pb2.DescribeClusterResponse]]: ...
+    ) -> _typing.Union[_coordinator_pb2.DescribeClusterResponse, _abc.Awaitable[_coordinator_pb2.DescribeClusterResponse]]:
+        """Any authenticated caller."""
+
+    @_abc_1.abstractmethod
+    def Status(
+        self,
+        request: _coordinator_pb2.ClusterStatusRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_coordinator_pb2.ClusterStatusResponse, _abc.Awaitable[_coordinator_pb2.ClusterStatusResponse]]:
+        """How everything is, at one moment. Caller roles: owner, operator, coordinator."""
 
 def add_ClusterServicer_to_server(servicer: ClusterServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
 
