@@ -25,6 +25,8 @@ __all__ = [
     "decide",
     "fetch_approvals",
     "fetch_status",
+    "send_seal",
+    "send_secret",
     "show_approval",
     "show_bulletin",
     "show_status",
@@ -90,6 +92,31 @@ def show_approval(each: dict[str, Any]) -> str:
     return "\n".join([head, *(f"  {line}" for line in each["difference"])])
 
 
+async def send_secret(directory: Path, secret: str, timeout: float = 60.0) -> dict[str, Any]:
+    """One passphrase, PIN or share for the sealed custodian serving ``directory``; how far it then is from being open.
+
+    Raises ``STATE`` (open already), ``ATTEMPTS``, ``PASSPHRASE``, ``UNSEAL``, or ``UNAVAILABLE``."""
+    async with admin_stub(directory) as stub:
+        found = await stub.Unseal(pb.UnsealRequest(secret=secret), timeout=timeout)
+    return {"open": found.open, **_sealing(found.sealing)}
+
+
+async def send_seal(directory: Path, timeout: float = 10.0) -> None:
+    """Have the custodian serving ``directory`` forget its keys."""
+    async with admin_stub(directory) as stub:
+        await stub.Seal(pb.SealRequest(), timeout=timeout)
+
+
+def _sealing(message: Any) -> dict[str, Any]:
+    return {
+        "shares_held": message.shares_held,
+        "shares_needed": message.shares_needed,
+        "forgotten_at": message.forgotten_at,
+        "failed_attempts": message.failed_attempts,
+        "next_attempt_at": message.next_attempt_at,
+    }
+
+
 async def fetch_status(directory: Path, timeout: float = 5.0) -> dict[str, Any]:
     """What the custodian serving ``directory`` says of itself. Raises its error, or ``UNAVAILABLE`` without one."""
     async with admin_stub(directory) as stub:
@@ -100,6 +127,9 @@ async def fetch_status(directory: Path, timeout: float = 5.0) -> dict[str, Any]:
         "jurisdiction": described.jurisdiction,
         "cluster": described.cluster,
         "version": described.version,
+        "sealed": described.sealed,
+        "scheme": described.scheme,
+        "sealing": _sealing(found.sealing) if described.sealed else None,
         "roster_version": described.roster_version,
         "roster_digest": described.roster_digest,
         "trusts_development_hardware": described.trusts_development_hardware,
@@ -181,6 +211,11 @@ def show_status(found: dict[str, Any]) -> str:
         f"custodian {found['custodian']} ({found['jurisdiction']}) of {found['cluster']}, version {found['version']}",
         f"  serving since  {started}",
         f"  roster         version {found['roster_version']}, {found['roster_digest']}",
+    ]
+    if found["sealed"]:
+        return "\n".join([*lines, *_show_sealing(found)])
+    lines += [
+        f"  opened by      {found['scheme']}",
         f"  releases       {found['releases']} answered, {found['refusals']} refused since then",
         f"  ledger         {found['ledger_size']} leaves, {_vouched(found)}",
     ]
@@ -211,6 +246,17 @@ def show_status(found: dict[str, Any]) -> str:
     lines.append(f"  leases         {good} in force, {found['quarantined']} quarantined")
     lines += [f"  {show_bulletin(each)}" for each in found["bulletins"]]
     return "\n".join(lines)
+
+
+def _show_sealing(found: dict[str, Any]) -> list[str]:
+    state = found["sealing"]
+    lines = [f"  SEALED         opened by {found['scheme']}: keyquorum-custodian unseal"]
+    if state["shares_needed"]:
+        lines.append(f"  shares         {state['shares_held']} of {state['shares_needed']} entered")
+    if state["failed_attempts"]:
+        wait = max(0, state["next_attempt_at"] - found["now"])
+        lines.append(f"  attempts       {state['failed_attempts']} wrong; the next in {wait} s")
+    return lines
 
 
 def _vouched(found: dict[str, Any]) -> str:

@@ -7,7 +7,6 @@ import json
 import os
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, NoReturn
 
@@ -17,6 +16,13 @@ os.environ.setdefault("GRPC_VERBOSITY", "NONE")
 import typer
 
 from keyquorum_core.errors import KeyquorumError, Reason, RefusedError, StateError, UnavailableError, printable
+from keyquorum_custodian.cli_parts import Directory as _Directory
+from keyquorum_custodian.cli_parts import Json as _Json
+from keyquorum_custodian.cli_parts import PassphraseFile as _PassphraseFile
+from keyquorum_custodian.cli_parts import passphrase_from as _passphrase
+from keyquorum_custodian.cli_parts import refusals as _refusals
+from keyquorum_custodian.cli_parts import refuse
+from keyquorum_custodian.cli_sealing import PinFile, ShareDirectory, Shares, TokenLabel, choose_wrapping, sealing_app
 
 __all__ = ["app", "main"]
 
@@ -26,6 +32,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="A keyquorum custodian: holds seeds, and decides for itself what to release them for.",
 )
+app.add_typer(sealing_app)
 owner_app = typer.Typer(no_args_is_help=True, help="The owners whose manifests this custodian accepts.")
 app.add_typer(owner_app, name="owner")
 bulletin_app = typer.Typer(no_args_is_help=True, help="The documents that the cluster's operators sign together.")
@@ -40,49 +47,6 @@ quarantine_app = typer.Typer(
     no_args_is_help=True, help="Workers that get nothing here since their attestation failed anew."
 )
 app.add_typer(quarantine_app, name="quarantine")
-
-_Directory = Annotated[Path, typer.Option("--dir", help="The custodian's folder.")]
-_Json = Annotated[bool, typer.Option("--json", help="Print one JSON object, for scripts.")]
-_PassphraseFile = Annotated[
-    Path | None,
-    typer.Option(help="A file whose first line is the passphrase. Otherwise KEYQUORUM_PASSPHRASE, or a prompt."),
-]
-
-
-@contextlib.contextmanager
-def _refusals(as_json: bool = False) -> Iterator[None]:
-    """Typed errors as text on standard error, or as JSON on standard output; exit status 1."""
-    try:
-        yield
-    except KeyquorumError as error:
-        _refuse(error, as_json)
-
-
-def _refuse(error: KeyquorumError, as_json: bool) -> NoReturn:
-    if as_json:
-        typer.echo(json.dumps({"error": error.as_dict()}))
-    else:
-        typer.echo(error.for_people(), err=True)
-    raise typer.Exit(1)
-
-
-def _passphrase(path: Path | None, *, confirm: bool = False) -> str:
-    if path is not None:
-        from keyquorum_protos.wire.files import read_bytes
-
-        lines = read_bytes(path, "the passphrase file", 4096).decode("utf-8", "replace").splitlines()
-        return lines[0] if lines else ""
-    # Taken out of the environment, so that nothing this process starts inherits it.
-    found = os.environ.pop("KEYQUORUM_PASSPHRASE", None)
-    if found is not None:
-        return found
-    if sys.stdin.isatty():
-        return str(typer.prompt("Passphrase", hide_input=True, confirmation_prompt=confirm, err=True))
-    raise RefusedError(
-        Reason.PASSPHRASE,
-        "no passphrase was given",
-        next_step="Set KEYQUORUM_PASSPHRASE, or use --passphrase-file, or run at a terminal.",
-    )
 
 
 @app.command()
@@ -99,11 +63,19 @@ def init(
         str, typer.Option(help="host:port for add-checkpoint by C2SP tlog-witness, plain HTTP; empty serves none.")
     ] = "",
     suite: Annotated[str, typer.Option(help="HPKE suite of the custodian's own key.")] = "MLKEM768_X25519",
+    sealing: Annotated[
+        str, typer.Option(help="What opens the keystore: passphrase, slip39, pkcs11 or pkcs11-seeds.")
+    ] = "passphrase",
     passphrase_file: _PassphraseFile = None,
+    shares: Shares = "",
+    share_dir: ShareDirectory = None,
+    token: TokenLabel = "",
+    module: Annotated[str, typer.Option(help="pkcs11: the token's library; it goes into custodian.toml.")] = "",
+    pin_file: PinFile = None,
     as_json: _Json = False,
 ) -> None:
     """Make a new custodian: identity, keystore, TLS certificates, enrolment card. Never overwrites."""
-    from keyquorum_custodian.config import CustodianConfig
+    from keyquorum_custodian.config import CustodianConfig, check_module
     from keyquorum_custodian.init import CARD, initialise
     from keyquorum_protos.wire.process import harden
 
@@ -118,10 +90,19 @@ def init(
             admin_listen,
             metrics_listen,
             witness_listen,
+            pkcs11_module=check_module(module),
         )
-        card = initialise(
-            config, _passphrase(passphrase_file, confirm=True), now=int(time.time()), address=address, suite=suite
+        wrapping = choose_wrapping(
+            sealing,
+            custodian_id,
+            passphrase_file=passphrase_file,
+            shares=shares,
+            share_dir=share_dir,
+            token=token,
+            module=module,
+            pin_file=pin_file,
         )
+        card = initialise(config, wrapping, now=int(time.time()), address=address, suite=suite)
         fingerprint = card.custodian.identity.fingerprint
         out = {
             "custodian": custodian_id,
@@ -153,17 +134,28 @@ def card(directory: _Directory) -> None:
 def serve(
     directory: _Directory,
     passphrase_file: _PassphraseFile = None,
+    sealed: Annotated[
+        bool, typer.Option("--sealed", help="Ask for nothing: serve status only until unsealed.")
+    ] = False,
     log_level: Annotated[str, typer.Option(help="debug, info, warning or error.")] = "info",
 ) -> None:
-    """Serve until SIGTERM. Checks everything on disk first; prints one line of JSON when it can be reached."""
+    """Serve until SIGTERM. Checks everything on disk first; prints one line of JSON when it can be reached.
+
+    A keystore under officers' shares is always served sealed first; each of them then runs `unseal`.
+    """
     if log_level not in ("debug", "info", "warning", "error"):
         raise typer.BadParameter("must be debug, info, warning or error", param_hint="--log-level")
+    from keyquorum_custodian.config import load_config
+    from keyquorum_custodian.sealed_keystore import peek_scheme
+    from keyquorum_custodian.sealing.record import Scheme
     from keyquorum_custodian.serving import become
     from keyquorum_protos.wire.process import harden
 
     with _refusals():
         harden()
-        become(directory, _passphrase(passphrase_file), log_level)
+        with contextlib.suppress(KeyquorumError):  # what is wrong is said by whoever opens it in earnest
+            sealed = sealed or peek_scheme(load_config(directory).keystore) is Scheme.SLIP39
+        become(directory, None if sealed else _passphrase(passphrase_file), log_level)
 
 
 @app.command()
@@ -508,6 +500,6 @@ def main() -> None:
 
 def _exit_with(error: KeyquorumError) -> NoReturn:
     try:
-        _refuse(error, as_json="--json" in sys.argv)
+        refuse(error, as_json="--json" in sys.argv)
     except typer.Exit as done:
         raise SystemExit(done.exit_code) from None

@@ -31,7 +31,8 @@ class CustodianConfig:
     ``bulletin_threshold``: how many operators must sign a bulletin, where the roster asks for fewer.
     ``max_cosignature_age``: for how long a quorum's cosignatures vouch for the ledger.
     ``policy_signers``: a file of the form of ``operators``, saying whose signatures count on this custodian's policies
-    and lists. ``auto_approve``: the ceremonies that its operator need not be asked about."""
+    and lists. ``auto_approve``: the ceremonies that its operator need not be asked about. ``pkcs11_module``: the
+    library of the token that seals the keystore, an absolute path; empty for none."""
 
     directory: Path
     id: str
@@ -52,6 +53,7 @@ class CustodianConfig:
     releases_per_owner_per_hour: int = 1000
     max_cosignature_age: int = 600
     shutdown_grace: int = 10
+    pkcs11_module: str = ""
 
     def path(self, name: str) -> Path:
         """A file of the custodian's folder."""
@@ -66,6 +68,18 @@ def check_names(custodian_id: str, jurisdiction: str, cluster: str) -> None:
     """Raises :class:`MalformedError` unless all three can stand in certificates and rosters."""
     Custodian(custodian_id, jurisdiction)
     names.check(names.CLUSTER, cluster, "cluster name")
+
+
+def check_module(path: str) -> str:
+    """Raises :class:`MalformedError` unless it can stand in custodian.toml as the path of a library, or as none."""
+    if path and (not Path(path).is_absolute() or not path.isprintable() or set(path) & set('"\\')):
+        raise MalformedError(
+            Reason.MALFORMED,
+            f"{CONFIG_NAME}: pkcs11_module is no path of a library",
+            expected="an absolute path without quotes, as /usr/lib/softhsm/libsofthsm2.so",
+            actual=ascii(path[:200]),
+        )
+    return path
 
 
 def load_config(directory: Path) -> CustodianConfig:
@@ -88,6 +102,8 @@ def load_config(directory: Path) -> CustodianConfig:
     for name in ("roster", "operators", "owners", "bulletins", "policy_signers", "rosters"):
         if name in fields:
             texts[name] = fields.text(name, max_length=4096)
+    if "pkcs11_module" in fields:
+        texts["pkcs11_module"] = check_module(fields.text("pkcs11_module", max_length=4096, allow_empty=True))
     limits: dict[str, int] = {}
     for name, low, high in (
         ("bulletin_threshold", 1, 64),
@@ -133,4 +149,5 @@ def render_config(config: CustodianConfig) -> str:
         f"releases_per_owner_per_hour = {config.releases_per_owner_per_hour}\n"
         f"max_cosignature_age = {config.max_cosignature_age}\n"
         f"shutdown_grace = {config.shutdown_grace}\n"
+        f'pkcs11_module = "{check_module(config.pkcs11_module)}"\n'
     )

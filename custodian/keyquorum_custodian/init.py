@@ -21,6 +21,7 @@ from keyquorum_core.sealing import RecipientKey, Suite
 from keyquorum_core.signing import Identity
 from keyquorum_custodian.config import CONFIG_NAME, CustodianConfig, check_names, render_config
 from keyquorum_custodian.keystore import Keystore
+from keyquorum_custodian.sealing.schemes import Wrapping
 from keyquorum_protos.wire import tls
 from keyquorum_protos.wire.ports import choose_port, parse_address
 
@@ -35,7 +36,7 @@ CARD = "card.json"
 
 def initialise(
     config: CustodianConfig,
-    passphrase: str,
+    sealing: str | Wrapping,
     *,
     now: int,
     address: str = "",
@@ -46,8 +47,9 @@ def initialise(
 ) -> EnrolmentCard:
     """Make ``config.directory`` with a new identity, keystore, TLS certificates, configuration and enrolment card.
 
-    A port 0 in the configuration is replaced by one that is free now. ``address`` is where others reach the custodian,
-    by default where it listens. Raises ``EXISTS``, ``STORAGE`` or :class:`MalformedError`; then nothing is left.
+    ``sealing``: a passphrase, or another scheme, ready to seal. A port 0 in the configuration is replaced by one that
+    is free now. ``address`` is where others reach the custodian, by default where it listens.
+    Raises ``EXISTS``, ``STORAGE`` or :class:`MalformedError`; then nothing is left.
     """
     check_names(config.id, config.jurisdiction, config.cluster)
     config = dataclasses.replace(
@@ -68,7 +70,7 @@ def initialise(
     _remove_leftover(stage, config)
     try:
         stage.mkdir(mode=0o700, parents=True)
-        card = _fill(stage, config, address or config.listen, passphrase, now, suite, opslimit, memlimit, keystore)
+        card = _fill(stage, config, address or config.listen, sealing, now, suite, opslimit, memlimit, keystore)
         for folder in (stage / config.owners, stage / config.bulletins, stage):
             _sync(folder)
         stage.rename(target)
@@ -91,7 +93,7 @@ def _fill(
     folder: Path,
     config: CustodianConfig,
     address: str,
-    passphrase: str,
+    sealing: str | Wrapping,
     now: int,
     suite: str,
     opslimit: int,
@@ -122,7 +124,7 @@ def _fill(
         identity,
         recipient,
         cosigner,
-        passphrase,
+        sealing,
         opslimit=opslimit,
         memlimit=memlimit,
     ).close()

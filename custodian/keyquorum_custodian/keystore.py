@@ -1,8 +1,8 @@
 """Everything a custodian must not lose: its own keys, rosters, operators' documents, ceremonies, epochs, releases.
 
 One SQLite file (:mod:`keyquorum_custodian.vault`); the key that seals every secret in it (KEK, 32 random bytes) is
-itself wrapped by a passphrase (``keyquorum_core.keywrap``). Ceremony steps are synced to the disk before they are
-answered; release records survive the process but not always the machine (``synchronous=NORMAL``).
+itself wrapped, by a passphrase or otherwise (:mod:`keyquorum_custodian.sealing`). Ceremony steps are synced to the disk
+before they are answered; release records survive the process but not always the machine (``synchronous=NORMAL``).
 """
 
 from __future__ import annotations
@@ -20,12 +20,14 @@ from keyquorum_core.ledger.cosignatures import Cosigner
 from keyquorum_core.sealing import RecipientKey
 from keyquorum_core.signing import Identity
 from keyquorum_custodian import schema
+from keyquorum_custodian.config import CustodianConfig
+from keyquorum_custodian.sealed_keystore import ATTEMPTS, RECORD, SealedKeystore
+from keyquorum_custodian.sealing.record import Scheme, scheme_of
+from keyquorum_custodian.sealing.schemes import PassphraseWrapping, Secret, Wrapping, unwrap
 from keyquorum_custodian.seed_records import SeedRecords
 from keyquorum_custodian.vault import blob, connect, number, storage
 
-__all__ = ["Keystore", "ReleaseRecord"]
-
-_PURPOSE = "keyquorum/v1/keystore"
+__all__ = ["Keystore", "ReleaseRecord", "open_keystore"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,28 +60,31 @@ class Keystore(SeedRecords):
         identity: Identity,
         recipient: RecipientKey,
         cosigner: Cosigner,
-        passphrase: str,
+        sealing: str | Wrapping,
         *,
         opslimit: int = keywrap.DEFAULT_OPSLIMIT,
         memlimit: int = keywrap.DEFAULT_MEMLIMIT,
     ) -> Keystore:
-        """A new keystore holding the custodian's private keys. Raises ``EXISTS`` if there is a file."""
+        """A new keystore holding the custodian's private keys, sealed under a passphrase, which ``opslimit`` and
+        ``memlimit`` are for, or by another scheme. Raises ``EXISTS`` if there is a file."""
+        if isinstance(sealing, str):
+            sealing = PassphraseWrapping(sealing, opslimit, memlimit)
         kek = AESGCM.generate_key(256)
-        wrapped = keywrap.wrap(kek, passphrase, purpose=_PURPOSE, opslimit=opslimit, memlimit=memlimit)
+        wrapped = sealing.wrap(kek, custodian_id)
         try:
             os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
         except FileExistsError:
             raise StateError(Reason.EXISTS, f"{path} exists; a keystore is never overwritten") from None
         except OSError as error:
             raise UnavailableError(Reason.STORAGE, f"{path} could not be made", actual=error.strerror) from None
-        store = cls(path, custodian_id, connect(path), AESGCM(kek))
+        store = cls(path, custodian_id, connect(path), AESGCM(kek), token=sealing.token)
         ed25519, ml_dsa = identity.seeds()
         witness_ed25519, witness_ml_dsa = cosigner.seeds()
         with storage(path):
             schema.migrate(store._db, str(path))
         with store.transaction():
-            store._put_meta("custodian", custodian_id.encode())
-            store._put_meta("kek", wrapped)
+            store.put_meta("custodian", custodian_id.encode())
+            store.put_meta(RECORD, wrapped)
             for name, secret in (
                 ("ed25519", ed25519),
                 ("ml-dsa-65", ml_dsa),
@@ -92,27 +97,42 @@ class Keystore(SeedRecords):
         return store
 
     @classmethod
-    def open(cls, path: Path, passphrase: str) -> Keystore:
-        """Raises ``NOT_FOUND``, ``PASSPHRASE``, ``UNSUPPORTED`` (newer schema), ``STATE`` (in use) or ``STORAGE``."""
-        if not path.is_file():
-            raise StateError(
-                Reason.NOT_FOUND, f"there is no keystore at {path}", next_step="Run `keyquorum-custodian init` first."
-            )
-        db = connect(path)
+    def open(cls, path: Path, secret: Secret, *, module: str = "") -> Keystore:
+        """``secret`` is what the keystore's scheme asks for, ``module`` the PKCS#11 library where it asks for one.
+
+        Raises ``NOT_FOUND``, ``UNSUPPORTED`` (newer schema), ``STATE`` (in use), ``STORAGE``, or what
+        :func:`keyquorum_custodian.sealing.schemes.unwrap` does: ``PASSPHRASE``, ``UNSEAL``, ``SEALED``.
+        """
+        sealed = SealedKeystore.open(path)
         try:
-            with storage(path):
-                schema.refuse_empty(db, str(path))
-                schema.migrate(db, str(path))
-                meta = dict(db.execute("SELECT name, value FROM meta").fetchall())
-            if not {"custodian", "kek"} <= meta.keys():
-                raise UnavailableError(Reason.STORAGE, f"{path} has no key-encryption key: it was never completed")
-            kek = keywrap.unwrap(meta["kek"], passphrase, _PURPOSE)
-            return cls(path, meta["custodian"].decode(), db, AESGCM(kek))
+            return cls.unseal(sealed, secret, module=module)
         except BaseException:
-            db.close()
+            sealed.close()
             raise
 
-    def _put_meta(self, name: str, value: bytes) -> None:
+    @classmethod
+    def unseal(cls, sealed: SealedKeystore, secret: Secret, *, module: str = "") -> Keystore:
+        """The keystore in a file that is open already and from now on is this one's. Raises as :meth:`open`; then it
+        is still sealed."""
+        opened = unwrap(sealed.record, sealed.custodian_id, secret, module)
+        return cls(sealed.path, sealed.custodian_id, sealed.hand_over(), AESGCM(opened.kek), token=opened.token)
+
+    @property
+    def scheme(self) -> Scheme:
+        """What opens it."""
+        return scheme_of(self.sealing_record())
+
+    def sealing_record(self) -> bytes:
+        """How its key is wrapped (docs/spec/keystore-sealing.md)."""
+        return blob(self._rows("SELECT value FROM meta WHERE name = ?", RECORD)[0][0])
+
+    def clear_attempts(self) -> None:
+        """The right secret came: wrong ones before it count no more."""
+        with self.transaction():
+            self._db.execute("DELETE FROM meta WHERE name = ?", (ATTEMPTS,))
+
+    def put_meta(self, name: str, value: bytes) -> None:
+        """Inside a transaction: one of the keystore's own values."""
         self._db.execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", (name, value))
 
     # -- identity and roster ---------------------------------------------------------------------------------------
@@ -161,7 +181,7 @@ class Keystore(SeedRecords):
     def save_highest_time(self, now: int) -> None:
         """On the disk when this returns."""
         with self.transaction():
-            self._put_meta("highest-time", now.to_bytes(8, "big"))
+            self.put_meta("highest-time", now.to_bytes(8, "big"))
 
     # -- signed operator documents ---------------------------------------------------------------------------------
 
@@ -291,3 +311,8 @@ class Keystore(SeedRecords):
         """The state that this attestation key's last accepted quote left its TPM in."""
         rows = self._rows("SELECT sealed FROM tpm_states WHERE ak = ?", ak)
         return self._unseal(blob(rows[0][0]), "tpm_states", ak) if rows else None
+
+
+def open_keystore(config: CustodianConfig, secret: Secret) -> Keystore:
+    """The keystore of a custodian that isn't running. Raises as :meth:`Keystore.open`."""
+    return Keystore.open(config.keystore, secret, module=config.pkcs11_module)

@@ -11,7 +11,7 @@ from typing import Any
 
 from keyquorum_custodian.admin import admin_stub
 from keyquorum_custodian.config import load_config
-from keyquorum_custodian.keystore import Keystore
+from keyquorum_custodian.keystore import Keystore, open_keystore
 from keyquorum_custodian.ledger_store import LedgerStore
 from keyquorum_protos.v1 import custodian_pb2 as pb
 
@@ -35,7 +35,7 @@ async def clear(directory: Path, number: int, why: str) -> list[dict[str, Any]]:
 
 def read_offline(directory: Path, passphrase: str) -> list[dict[str, Any]]:
     """The same from the keystore of a custodian that isn't running. Raises as :meth:`Keystore.open`."""
-    keystore = Keystore.open(load_config(directory).keystore, passphrase)
+    keystore = open_keystore(load_config(directory), passphrase)
     try:
         return _stored(keystore)
     finally:
@@ -44,7 +44,7 @@ def read_offline(directory: Path, passphrase: str) -> list[dict[str, Any]]:
 
 def clear_offline(directory: Path, passphrase: str, number: int, why: str, now: int) -> list[dict[str, Any]]:
     """The same as :func:`clear`, in the keystore of a custodian that isn't running."""
-    keystore = Keystore.open(load_config(directory).keystore, passphrase)
+    keystore = open_keystore(load_config(directory), passphrase)
     try:
         LedgerStore(keystore).clear_alarm(number, why, now)
         return _stored(keystore)

@@ -41,6 +41,11 @@ class Metrics:
             ["method", "reason"],
             registry=self.registry,
         )
+        self.sealed = Gauge(
+            "keyquorum_custodian_sealed",
+            "1 while its keystore is sealed and it serves status only.",
+            registry=self.registry,
+        )
         self.window = Gauge("keyquorum_custodian_window", "Number of the current window.", registry=self.registry)
         self.epochs = Gauge("keyquorum_custodian_epochs", "Active epochs.", registry=self.registry)
         self.seeds = Gauge("keyquorum_custodian_seeds", "Seeds of active epochs.", registry=self.registry)

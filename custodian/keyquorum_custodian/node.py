@@ -39,6 +39,7 @@ from keyquorum_custodian.logs import logger
 from keyquorum_custodian.policy import POLICY_KINDS, CustodianPolicy, KeptTime, policy_kinds
 from keyquorum_custodian.quarantine import Quarantine, QuarantineEntry
 from keyquorum_custodian.quota import Quota
+from keyquorum_custodian.sealing.schemes import Secret
 from keyquorum_custodian.seed_records import DESTROYED
 from keyquorum_custodian.tpms import Tpms
 from keyquorum_custodian.trust import Owners, load_operators
@@ -48,7 +49,7 @@ from keyquorum_custodian.witness import Witness
 from keyquorum_protos.wire.files import read_bytes
 from keyquorum_protos.wire.tls import TlsIdentity
 
-__all__ = ["BULLETIN_KINDS", "Node", "open_node"]
+__all__ = ["BULLETIN_KINDS", "Node", "assemble", "load_roster", "open_node"]
 
 BULLETIN_KINDS: tuple[Kind[object], ...] = (REFERENCE_VALUES, INVENTORY)
 """The signed operator documents that this custodian has a use for."""
@@ -122,14 +123,19 @@ class Node:
 
 def open_node(
     directory: Path,
-    passphrase: str,
+    secret: Secret,
     *,
     clock: Callable[[], float] = time.time,
     keystore: type[Keystore] = Keystore,
 ) -> Node:
-    """Open a custodian's folder. Raises the typed error of whatever does not fit, and then holds nothing open."""
+    """Open a custodian's folder with what its keystore is sealed under. Raises the typed error of whatever does not
+    fit, and then holds nothing open."""
     config = load_config(directory)
-    store = keystore.open(config.keystore, passphrase)
+    return assemble(config, keystore.open(config.keystore, secret, module=config.pkcs11_module), clock)
+
+
+def assemble(config: CustodianConfig, store: Keystore, clock: Callable[[], float]) -> Node:
+    """The custodian around its open keystore. Raises as :func:`open_node`; then the keystore is closed."""
     try:
         return _assemble(config, store, clock)
     except BaseException:
@@ -137,17 +143,27 @@ def open_node(
         raise
 
 
+def load_roster(config: CustodianConfig, now: int) -> tuple[Roster, bytes]:
+    """The roster on disk, signed by the pinned operators and in date, and its envelope. Raises their errors."""
+    operators = load_operators(config.path(config.operators))
+    envelope = read_bytes(config.path(config.roster), "the roster", 16 << 20)
+    return open_roster(envelope, operators.identities, operators.threshold, now, cluster=config.cluster), envelope
+
+
+def load_tls(config: CustodianConfig) -> TlsIdentity:
+    """Raises ``NOT_FOUND`` or ``STORAGE``."""
+    return TlsIdentity(
+        read_bytes(config.path(TLS_CERTIFICATE), "the TLS certificate", 64 << 10),
+        read_bytes(config.path(TLS_KEY), "the TLS key", 64 << 10),
+    )
+
+
 def _assemble(config: CustodianConfig, store: Keystore, clock: Callable[[], float]) -> Node:
     now = int(clock())
     identity, recipient = store.identity(), store.recipient()
     cosigner = store.cosigner(witness_name(config.cluster, config.id))
-    operators = load_operators(config.path(config.operators))
-    envelope = read_bytes(config.path(config.roster), "the roster", 16 << 20)
-    roster = open_roster(envelope, operators.identities, operators.threshold, now, cluster=config.cluster)
-    tls_identity = TlsIdentity(
-        read_bytes(config.path(TLS_CERTIFICATE), "the TLS certificate", 64 << 10),
-        read_bytes(config.path(TLS_KEY), "the TLS key", 64 << 10),
-    )
+    roster, envelope = load_roster(config, now)
+    tls_identity = load_tls(config)
     entry = roster.custodian(config.id)
     for what, expected, actual in (
         ("id of the keystore", config.id, store.custodian_id),

@@ -14,7 +14,7 @@ from keyquorum_core.policy.facts import Seat
 from keyquorum_core.revocations import REVOCATIONS
 from keyquorum_custodian.bulletins import replace_file
 from keyquorum_custodian.config import load_config
-from keyquorum_custodian.keystore import Keystore
+from keyquorum_custodian.keystore import open_keystore
 from keyquorum_custodian.policy import policy_kinds
 from keyquorum_custodian.trust import load_operators
 
@@ -60,7 +60,7 @@ def forget_time(directory: Path, passphrase: str) -> tuple[int, int]:
     For a clock that was ahead by mistake. Documents that expired in between count again, which is why only somebody
     with the passphrase can do it, and only while the custodian is stopped. Raises as :meth:`Keystore.open`.
     """
-    store = Keystore.open(load_config(directory).keystore, passphrase)
+    store = open_keystore(load_config(directory), passphrase)
     try:
         before, now = store.highest_time(), int(time.time())
         store.save_highest_time(now)

@@ -10,7 +10,7 @@ from pathlib import Path
 from keyquorum_core.errors import Reason, UnavailableError
 from keyquorum_custodian.admin import admin_stub
 from keyquorum_custodian.config import load_config
-from keyquorum_custodian.keystore import Keystore
+from keyquorum_custodian.keystore import open_keystore
 from keyquorum_custodian.quarantine import Quarantine
 from keyquorum_protos.v1 import custodian_pb2 as pb
 
@@ -64,7 +64,7 @@ async def lift(directory: Path, number: int, why: str) -> list[Entry]:
 
 def read_offline(directory: Path, passphrase: str) -> list[Entry]:
     """The same from the keystore of a custodian that isn't running. Raises as :meth:`Keystore.open`."""
-    keystore = Keystore.open(load_config(directory).keystore, passphrase)
+    keystore = open_keystore(load_config(directory), passphrase)
     try:
         return _stored(Quarantine(keystore))
     finally:
@@ -73,7 +73,7 @@ def read_offline(directory: Path, passphrase: str) -> list[Entry]:
 
 def lift_offline(directory: Path, passphrase: str, number: int, why: str, now: int) -> list[Entry]:
     """The same as :func:`lift`, in the keystore of a custodian that isn't running."""
-    keystore = Keystore.open(load_config(directory).keystore, passphrase)
+    keystore = open_keystore(load_config(directory), passphrase)
     try:
         quarantine = Quarantine(keystore)
         quarantine.lift(number, why, now)

@@ -17,45 +17,39 @@ from collections.abc import Callable, Iterator, Mapping
 
 import grpc
 import grpc.aio
-from grpc_health.v1 import health, health_pb2, health_pb2_grpc
-from grpc_reflection.v1alpha import reflection
 
-from keyquorum_core.errors import KeyquorumError, Reason, UnavailableError
+from keyquorum_core.errors import KeyquorumError
 from keyquorum_custodian import __version__
 from keyquorum_custodian.canary_service import CanaryService
 from keyquorum_custodian.init import ADMIN_CERTIFICATE
+from keyquorum_custodian.keystore import Keystore
+from keyquorum_custodian.listening import ADMIN, CANARY, CEREMONIES, CUSTODIAN, Listener, listen
 from keyquorum_custodian.logs import logger
 from keyquorum_custodian.metrics import Metrics
 from keyquorum_custodian.node import Node
 from keyquorum_custodian.pacing import Beside
+from keyquorum_custodian.sealed_node import SealedNode, open_sealed
+from keyquorum_custodian.sealed_server import SealedServer
 from keyquorum_custodian.services import AdminService, CeremoniesService, CustodianService, report
 from keyquorum_custodian.witness_http import WitnessListener
 from keyquorum_protos.v1 import custodian_pb2_grpc, drills_pb2_grpc
-from keyquorum_protos.wire import tls
 from keyquorum_protos.wire.files import read_bytes
-from keyquorum_protos.wire.guard import ANY_ROLE, Guard
 
 __all__ = ["CustodianServer", "serve"]
 
-_CUSTODIAN = "keyquorum.v1.Custodian"
-_CEREMONIES = "keyquorum.v1.Ceremonies"
-_CANARY = "keyquorum.v1.CanaryFaults"
-_ADMIN = "keyquorum.v1.CustodianAdmin"
-_OPEN_ROLES = {"/grpc.health.v1.Health/": ANY_ROLE, "/grpc.reflection.v1alpha.ServerReflection/": ANY_ROLE}
 _FLUSH_SECONDS = 1.0
 _PREPARE_SECONDS = 10.0
-_MAX_CALLS = 64  # at once, on each listener: a coordinator has two streams and a few single calls
 
 
 class CustodianServer:
-    """The listeners around one :class:`Node`."""
+    """The listeners around one :class:`Node`. ``changed`` is set once its operator wants it sealed."""
 
     def __init__(self, node: Node) -> None:
         self._node = node
+        self.changed = asyncio.Event()
         self._log = logger()
         self._tasks: list[asyncio.Task[None]] = []
-        self._servers: list[grpc.aio.Server] = []
-        self._health: list[health.aio.HealthServicer] = []
+        self._listeners: list[Listener] = []
         self._stop_metrics: Callable[[], None] | None = None
         self._witness: WitnessListener | None = None
         self.metrics = Metrics(node.config.id, node.config.jurisdiction)
@@ -79,17 +73,17 @@ class CustodianServer:
         self.address = await self._listen(
             node.config.listen,
             coordinators,
-            {f"/{name}/": frozenset({"coordinator"}) for name in (_CUSTODIAN, _CEREMONIES, _CANARY)},
-            (_CUSTODIAN, _CEREMONIES, _CANARY),
+            dict.fromkeys((CUSTODIAN, CEREMONIES, CANARY), "coordinator"),
             add_services,
         )
         operator = read_bytes(node.config.path(ADMIN_CERTIFICATE), "the operator's certificate", 64 << 10)
         self.admin_address = await self._listen(
             node.config.admin_listen,
             [operator],
-            {f"/{_ADMIN}/": frozenset({"operator"})},
-            (_ADMIN,),
-            lambda server: custodian_pb2_grpc.add_CustodianAdminServicer_to_server(AdminService(node), server),
+            {ADMIN: "operator"},
+            lambda server: custodian_pb2_grpc.add_CustodianAdminServicer_to_server(
+                AdminService(node, self.changed.set), server
+            ),
         )
         if node.config.witness_listen:
             self._witness = WitnessListener(node.witness, report)
@@ -102,34 +96,15 @@ class CustodianServer:
         self,
         address: str,
         client_roots: list[bytes],
-        roles: Mapping[str, frozenset[str]],
-        services: tuple[str, ...],
+        services: Mapping[str, str],
         add: Callable[[grpc.aio.Server], None],
     ) -> str:
         node = self._node
-        guard = Guard(node.config.cluster, {**roles, **_OPEN_ROLES}, observe=self._observe, report=report)
-        server = grpc.aio.server(interceptors=[guard], options=tls.server_options(), maximum_concurrent_rpcs=_MAX_CALLS)
-        add(server)
-        state = health.aio.HealthServicer()
-        for name in services:
-            await state.set(name, health_pb2.HealthCheckResponse.SERVING)
-        health_pb2_grpc.add_HealthServicer_to_server(state, server)
-        reflection.enable_server_reflection((*services, health.SERVICE_NAME, reflection.SERVICE_NAME), server)
-        try:
-            port = server.add_secure_port(address, tls.server_credentials(node.tls_identity, client_roots))
-        except RuntimeError:
-            port = 0
-        if not port:
-            await server.stop(0)
-            raise UnavailableError(
-                Reason.UNAVAILABLE,
-                f"cannot listen at {address}",
-                next_step="Check that no other process listens there, and that the address is this machine's.",
-            )
-        await server.start()
-        self._servers.append(server)
-        self._health.append(state)
-        return f"{address.rpartition(':')[0]}:{port}"
+        made = await listen(
+            address, node.tls_identity, client_roots, node.config.cluster, services, add, observe=self._observe
+        )
+        self._listeners.append(made)
+        return made.address
 
     def _observe(self, method: str, reason: str) -> None:
         self.metrics.calls.labels(method, reason or "OK").inc()
@@ -195,10 +170,10 @@ class CustodianServer:
 
     async def stop(self, grace: float) -> None:
         """Accept nothing more, give what is under way ``grace`` seconds, then close everything."""
-        for state in self._health:
-            await state.enter_graceful_shutdown()
+        for each in self._listeners:
+            await each.health.enter_graceful_shutdown()
         self._custodian.end_streams()
-        await asyncio.gather(*(server.stop(grace) for server in self._servers))
+        await asyncio.gather(*(each.stop(grace) for each in self._listeners))
         await asyncio.to_thread(self._beside.close)
         if self._witness is not None:
             await self._witness.stop()
@@ -211,35 +186,70 @@ class CustodianServer:
         self._flush_now()
 
 
-async def serve(node: Node, announce: Callable[[str], None]) -> None:
-    """Serve until SIGTERM or SIGINT; then finish what is under way and close the keystore. ``announce`` gets one line
-    of JSON once the custodian can be reached."""
+async def serve(
+    node: Node | SealedNode, announce: Callable[[str], None], *, keystore: type[Keystore] = Keystore
+) -> None:
+    """Serve, open or sealed, until SIGTERM or SIGINT; then finish what is under way and close the keystore.
+
+    ``announce`` gets one line of JSON once the custodian can be reached. Unsealing and sealing change over in place:
+    the same process, the same addresses, which are not listened at for a moment.
+    """
     log = logger()
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
-    server = CustodianServer(node)
-    try:
-        await server.start()
-        announce(
-            json.dumps(
-                {
-                    "ready": True,
-                    "custodian": node.config.id,
-                    "address": server.address,
-                    "admin": server.admin_address,
-                    "metrics": node.config.metrics_listen,
-                    "witness": server.witness_address,
-                    "pid": os.getpid(),
-                    "version": __version__,
-                }
-            )
-        )
-        log.info("serving", custodian=node.config.id, address=server.address, epochs=len(node.epochs.all()))
-        await stop.wait()
-        log.info("stopping", custodian=node.config.id, grace=node.config.shutdown_grace)
-    finally:
-        await server.stop(node.config.shutdown_grace)
-        node.close()
+    announced = False
+    while not stop.is_set():
+        server = CustodianServer(node) if isinstance(node, Node) else SealedServer(node)
+        following: Node | None = None
+        try:
+            await server.start()
+            if not announced:
+                announce(json.dumps(_ready(node, server)))
+                announced = True
+            _say_serving(node, server)
+            await _first(stop, server.changed)
+            log.info("stopping" if stop.is_set() else "changing over", custodian=node.config.id)
+        finally:
+            await server.stop(node.config.shutdown_grace)
+            following = server.opened if isinstance(server, SealedServer) else None
+            if following is None:
+                node.close()
+            elif stop.is_set():
+                following.close()
+        if not stop.is_set():
+            node = following or open_sealed(node.config.directory, clock=node.clock, keystore=keystore)
     log.info("stopped", custodian=node.config.id)
+
+
+def _ready(node: Node | SealedNode, server: CustodianServer | SealedServer) -> dict[str, object]:
+    return {
+        "ready": True,
+        "custodian": node.config.id,
+        "address": server.address,
+        "admin": server.admin_address,
+        "metrics": node.config.metrics_listen,
+        "witness": server.witness_address,
+        "pid": os.getpid(),
+        "version": __version__,
+        "sealed": isinstance(node, SealedNode),
+    }
+
+
+def _say_serving(node: Node | SealedNode, server: CustodianServer | SealedServer) -> None:
+    if isinstance(node, SealedNode):
+        logger().warning("sealed: serving status only", custodian=node.config.id, address=server.address)
+    else:
+        epochs = len(node.epochs.all())
+        logger().info("serving", custodian=node.config.id, address=server.address, epochs=epochs)
+
+
+async def _first(*events: asyncio.Event) -> None:
+    """Return once one of them is set."""
+    waiting = [asyncio.create_task(event.wait()) for event in events]
+    try:
+        await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for task in waiting:
+            task.cancel()

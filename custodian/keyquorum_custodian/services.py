@@ -5,13 +5,13 @@ from __future__ import annotations
 import asyncio
 import secrets
 import time
-from collections.abc import AsyncIterable, AsyncIterator, Iterator
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
 from keyquorum_core.bulletin import peek_bulletin
 from keyquorum_core.ceremony_plan import PLAN_TYPE, CeremonyPlan
-from keyquorum_core.errors import KeyquorumError, Reason, StateError, UnavailableError
+from keyquorum_core.errors import KeyquorumError, Reason, StateError
 from keyquorum_core.release import Leaf
 from keyquorum_core.revocations import REVOCATIONS
 from keyquorum_core.signing import peek_payload
@@ -282,10 +282,11 @@ class CeremoniesService(rpc.CeremoniesServicer):
 
 
 class AdminService(rpc.CustodianAdminServicer):
-    """What this custodian's own operator calls."""
+    """What this custodian's own operator calls; ``seal`` has it sealed once the answer is on its way."""
 
-    def __init__(self, node: Node) -> None:
+    def __init__(self, node: Node, seal: Callable[[], None]) -> None:
         self._node = node
+        self._seal = seal
         self._log = logger()
 
     async def Status(self, request: pb.StatusRequest, context: _Context) -> pb.StatusResponse:
@@ -365,9 +366,9 @@ class AdminService(rpc.CustodianAdminServicer):
         )
 
     async def Seal(self, request: pb.SealRequest, context: _Context) -> pb.SealResponse:
-        raise UnavailableError(
-            Reason.UNSUPPORTED, "this custodian cannot be sealed while it runs", next_step="Stop its process instead."
-        )
+        self._log.warning("sealed on the operator's word", custodian=self._node.config.id)
+        self._seal()
+        return pb.SealResponse()
 
 
 def _approval_out(row: ApprovalRow) -> pb.PendingApproval:
@@ -485,4 +486,5 @@ def _describe(node: Node) -> pb.DescribeResponse:
         ledger_alarms=len(node.witness.open_alarms),
         revocations_version=revoked.version if revoked is not None else 0,
         revocations_digest=revoked.digest if revoked is not None else "",
+        scheme=str(node.keystore.scheme),
     )

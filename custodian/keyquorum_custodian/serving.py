@@ -21,9 +21,10 @@ __all__ = ["become"]
 _MAX_PASSPHRASE = 4096  # bytes; what a pipe holds without a reader on every kernel
 
 
-def become(directory: Path, passphrase: str, log_level: str) -> NoReturn:
-    """Replace this process by one that serves ``directory``. Raises :class:`RefusedError` (``PASSPHRASE``)."""
-    data = passphrase.encode("utf-8", "surrogateescape")
+def become(directory: Path, secret: str | None, log_level: str) -> NoReturn:
+    """Replace this process by one that serves ``directory``, whose keystore opens to ``secret``, a passphrase or PIN;
+    None: sealed. Raises :class:`RefusedError` (``PASSPHRASE``)."""
+    data = (secret or "").encode("utf-8", "surrogateescape")
     if len(data) > _MAX_PASSPHRASE:
         raise RefusedError(Reason.PASSPHRASE, "the passphrase is too long", expected=f"at most {_MAX_PASSPHRASE} bytes")
     reader, writer = os.pipe()
@@ -34,27 +35,33 @@ def become(directory: Path, passphrase: str, log_level: str) -> NoReturn:
     sys.stderr.flush()
     # -P: as a console script, not looking for modules in the folder that it is started from.
     arguments = ["-P", "-m", "keyquorum_custodian.serving", str(directory), log_level, str(reader)]
+    arguments.append("sealed" if secret is None else "open")
     os.execv(sys.executable, [sys.executable, *arguments])  # noqa: S606 - this very interpreter
 
 
-def _serve(directory: Path, log_level: str, descriptor: int) -> None:
+def _serve(directory: Path, log_level: str, descriptor: int, *, sealed: bool) -> None:
     from keyquorum_custodian import logs
     from keyquorum_custodian.node import open_node
+    from keyquorum_custodian.sealed_node import open_sealed
     from keyquorum_custodian.server import serve
     from keyquorum_protos.wire.process import harden
 
     harden()  # what the process was before does not count: executing a program undoes it
-    with os.fdopen(descriptor, "rb") as pipe:
-        passphrase = pipe.read().decode("utf-8", "surrogateescape")
     logs.configure(log_level)
-    node = open_node(directory, passphrase)
+    # Nothing here keeps the secret: whoever seals this process later wants it forgotten.
+    node = open_sealed(directory) if sealed else open_node(directory, _read_secret(descriptor))
     asyncio.run(serve(node, lambda line: print(line, flush=True)))
 
 
+def _read_secret(descriptor: int) -> str:
+    with os.fdopen(descriptor, "rb") as pipe:
+        return pipe.read().decode("utf-8", "surrogateescape")
+
+
 def _main(arguments: Sequence[str]) -> int:
-    directory, log_level, descriptor = arguments
+    directory, log_level, descriptor, state = arguments
     try:
-        _serve(Path(directory), log_level, int(descriptor))
+        _serve(Path(directory), log_level, int(descriptor), sealed=state == "sealed")
     except KeyquorumError as error:
         print(error.for_people(), file=sys.stderr)
         return 1

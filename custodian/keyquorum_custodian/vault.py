@@ -17,7 +17,7 @@ from __future__ import annotations
 import contextlib
 import os
 import sqlite3
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -26,6 +26,7 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 from keyquorum_core.errors import KeyquorumError, MalformedError, Reason, StateError, UnavailableError
 from keyquorum_core.transcript import transcript, u64be
+from keyquorum_custodian.sealing.token import Token
 
 __all__ = ["Group", "Vault", "blob", "connect", "number", "storage"]
 
@@ -84,11 +85,15 @@ class Vault:
     _group: Group | None = None
     on_lost: list[Callable[[], None]] = field(default_factory=list)
     """Called when a group is lost."""
+    token: Token | None = field(default=None, repr=False)
+    """The PKCS#11 token that keeps the keystore's own key, logged in to."""
 
     def close(self) -> None:
         """Checkpoint and close. The file is whole without it too."""
         with contextlib.suppress(sqlite3.Error):
             self._db.close()
+        if self.token is not None:
+            self.token.close()
 
     @contextlib.contextmanager
     def transaction(self, *, durable: bool = True) -> Iterator[None]:
@@ -195,6 +200,23 @@ class Vault:
                 yield self._kek.decrypt(value[:_NONCE], value[_NONCE:], begun + u64be(index))
             except (InvalidTag, ValueError):
                 yield self._unseal(value, table, name, key_id, epoch, index)  # says which one it is
+
+    def reseal_row(self, kek: AESGCM, table: str, key: Sequence[str], row: Sequence[object]) -> None:
+        """Inside a transaction: seal one value under another key. ``row``: the values of the ``key`` columns, then
+        name, key id, epoch and index, then what is sealed. Raises ``STORAGE`` for what the present key does not open.
+        """
+        name, key_id, epoch, index, sealed = row[len(key) :]
+        bound = (table, str(name), str(key_id), number(epoch), number(index))
+        secret = self._unseal(blob(sealed), *bound)
+        nonce = os.urandom(_NONCE)
+        again = nonce + kek.encrypt(nonce, secret, _associated(*bound))
+        where = " AND ".join(f"{column} = ?" for column in key)
+        self._db.execute(f"UPDATE {table} SET sealed = ? WHERE {where}", (again, *row[: len(key)]))  # noqa: S608
+
+    def take_key(self, kek: AESGCM, token: Token | None) -> Token | None:
+        """From now on everything is sealed under ``kek``; returns the token of the key before."""
+        before, self._kek, self.token = self.token, kek, token
+        return before
 
     def _rows(self, query: str, *values: object) -> list[tuple[object, ...]]:
         with storage(self.path):

@@ -24,7 +24,7 @@ from keyquorum_coordinator.log_key import load_log_key
 from keyquorum_core.errors import MalformedError, Reason, UnavailableError
 from keyquorum_core.ledger.cosignatures import Cosigner
 from keyquorum_core.ledger.log_keys import LogKeys, LogSigner
-from keyquorum_custodian import cli as custodian_cli
+from keyquorum_custodian import cli_parts as custodian_cli_parts
 from tests.support.coordinator import Process, make_folder
 from tests.support.fake_custodian import FakeCommittee
 from tests.support.ledger_log import add
@@ -104,7 +104,7 @@ def test_the_version_is_that_of_the_distribution() -> None:
     assert __version__ == version("keyquorum-coordinator")
 
 
-@pytest.mark.parametrize("refuse", [coordinator_command.refuse, custodian_cli._refuse])
+@pytest.mark.parametrize("refuse", [coordinator_command.refuse, custodian_cli_parts.refuse])
 def test_what_others_wrote_cannot_drive_the_terminal(refuse: Any, capsys: pytest.CaptureFixture[str]) -> None:
     hostile = "\x1b[2J\x9b31m\u202egnp\r"
     with pytest.raises(typer.Exit):
