@@ -270,6 +270,15 @@ class Making:
                 actual=found.digest,
             )
         if row.state is State.ACTIVE:
+            if store.epoch(row.key_id, row.epoch) is None:
+                raise StateError(
+                    Reason.KEY_STATE,
+                    f"this custodian had epoch {row.epoch} of key {row.key_id}, and lost it",
+                    expected="the epoch in the keystore",
+                    actual="none",
+                    next_step=f"Repair it: keyquorum key repair {row.key_id} --custodian {seat.me}",
+                    details={"stale": seat.me},
+                )
             return
         check_move(row, State.ACTIVE)
         rival = store.live_ceremony(row.key_id, row.epoch)

@@ -103,13 +103,15 @@ def test_a_liar_stops_a_ceremony_by_name_and_leaves_nothing_behind(scene: Canary
 def test_what_was_lost_is_repaired_and_an_injection_repeated_loses_nothing_older(
     scene: CanaryScene, node: Node
 ) -> None:
-    Make.rotate(scene.committee, CANARY).activate()
+    make = Make.rotate(scene.committee, CANARY)
+    make.activate()
     request = scene.request(epoch=2)
     expected, _ = scene.release(request, epoch=2)
     assert inject(node, "lost").seeds == 6
     assert node.keystore.epoch(CANARY, 2) is None
     assert scene.release(request, epoch=2)[1][LIAR].reason is Reason.KEY_STATE
     refusal(Reason.KEY_STATE, inject, node, "lost")  # epoch 1 is retired: it stays
+    refusal(Reason.KEY_STATE, make.activate_one, LIAR)  # what it once confirmed brings no seed back
     assert [held.epoch for held in node.epochs.all() if held.key_id == CANARY] == [1]
     scene.committee.nodes.pop(LIAR).close()
     node = scene.committee.open(LIAR)  # and it starts
