@@ -12,7 +12,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Collection, Coroutine, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -44,7 +44,6 @@ APPROVAL_POLL = 2.0
 GRACE = 5.0
 """Seconds that the silent have, at least, once the others' answers are enough: :meth:`Driver.ask`."""
 _GRACE_TIMES = 3.0
-_MANNERS = 0.05  # seconds that a step waits, at most, for releases under way to be through
 _CANCEL_TIMEOUT = 5.0
 _RETRIES = (0.5, 1.0, 2.0)  # seconds between attempts on a custodian that cannot be reached
 
@@ -163,13 +162,26 @@ class Driver:
             answers[link.id] = self._unsaved[step, link.id] = answer.SerializeToString()
             self.tell(Progress(self.plan.ceremony_id, step, link.id, len(answers), total))
 
-        if len(answers) < total:
-            await self.precedence.quiet(_MANNERS)
-        under_way = {name: asyncio.create_task(one(self.links[name])) for name in wanted if name not in answers}
+        missing = [self.links[name] for name in wanted if name not in answers]
+        if missing:
+            async with self.precedence.step():
+                await self._gather({link.id: one(link) for link in missing}, answers, errors, waiting, enough)
+        return Asked(answers, errors)
+
+    async def _gather(
+        self,
+        asking: Mapping[str, Coroutine[None, None, None]],
+        answers: Mapping[str, bytes],
+        errors: dict[str, KeyquorumError],
+        waiting: Collection[str],
+        enough: Callable[[Mapping[str, bytes]], bool],
+    ) -> None:
+        """Until all have answered or failed to, or the silent have had their time."""
+        under_way = {name: asyncio.create_task(each) for name, each in asking.items()}
         started = time.monotonic()
         try:
             while under_way:
-                silent = under_way.keys() - waiting if enough(answers) else set()
+                silent = under_way.keys() - set(waiting) if enough(answers) else set()
                 patience = max(GRACE, _GRACE_TIMES * (time.monotonic() - started)) if silent else None
                 await asyncio.wait(under_way.values(), timeout=patience, return_when=asyncio.FIRST_COMPLETED)
                 done = [name for name, task in under_way.items() if task.done()]
@@ -181,7 +193,6 @@ class Driver:
         finally:
             for task in under_way.values():
                 task.cancel()
-        return Asked(answers, errors)
 
     async def write(self, work: Callable[[Session], object]) -> None:
         """One transaction, and in it the answers that are not stored yet."""

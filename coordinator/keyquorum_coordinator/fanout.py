@@ -267,15 +267,12 @@ class Fanout:
         data = request.SerializeToString()
         release = Release(self, request_id, self._deadline, again)
         self._running.add(release)
-        self.precedence.begin()
         for link in self.ranked():
             link.ask(request_id, data + (updates or {}).get(link.id, b""), release)
         return release
 
     def ended(self, release: Release) -> None:
-        if release in self._running:
-            self._running.remove(release)
-            self.precedence.end()
+        self._running.discard(release)
 
     @property
     def running(self) -> int:

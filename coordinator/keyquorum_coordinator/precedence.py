@@ -1,43 +1,61 @@
-"""Releases come first: what may wait waits for those that are under way, and not for ever."""
+"""Releases come first: while some are made, a ceremony leaves them as much time as it takes for itself.
+
+A step of a ceremony has every custodian compute at once. One after the other they would keep whoever asks for a key
+waiting each time; so a step waits as long as the one before it took, where there were releases lately, and no longer
+than is needed to be through in reasonable time however many there are.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Iterator
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 
 __all__ = ["Precedence"]
 
+_LATELY = 0.25
+"""Seconds after a release for which more are expected."""
+_LONGEST = 0.15
+"""Seconds that a step waits at most."""
+
 
 class Precedence:
-    """Counts releases from the moment that they begin; used from the event loop."""
+    """Knows of releases and of ceremonies' steps; used from the event loop. ``clock`` gives seconds."""
 
-    def __init__(self) -> None:
+    def __init__(
+        self,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+        sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+    ) -> None:
+        self._clock = clock
+        self._sleep = sleep
         self._under_way = 0
-        self._nobody: asyncio.Future[None] | None = None
-
-    def begin(self) -> None:
-        self._under_way += 1
-
-    def end(self) -> None:
-        self._under_way -= 1
-        if self._under_way == 0 and self._nobody is not None:
-            self._nobody.set_result(None)
-            self._nobody = None
+        self._ended = float("-inf")
+        self._step = 0.0
 
     @contextlib.contextmanager
     def release(self) -> Iterator[None]:
-        """A release, or a part of one, is under way."""
-        self.begin()
+        """A release is under way."""
+        self._under_way += 1
         try:
             yield
         finally:
-            self.end()
+            self._under_way -= 1
+            self._ended = self._clock()
 
-    async def quiet(self, patience: float) -> None:
-        """Returns once no release is under way, and after ``patience`` seconds in any case."""
-        if self._under_way == 0:
-            return
-        if self._nobody is None:
-            self._nobody = asyncio.get_running_loop().create_future()
-        await asyncio.wait([self._nobody], timeout=patience)
+    @property
+    def _busy(self) -> bool:
+        return self._under_way > 0 or self._clock() - self._ended < _LATELY
+
+    @contextlib.asynccontextmanager
+    async def step(self) -> AsyncIterator[None]:
+        """A step of a ceremony, once it is its turn."""
+        if self._busy:
+            await self._sleep(min(self._step, _LONGEST))
+        started = self._clock()
+        try:
+            yield
+        finally:
+            self._step = self._clock() - started

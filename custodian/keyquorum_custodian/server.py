@@ -13,6 +13,7 @@ import json
 import os
 import secrets
 import signal
+import sys
 from collections.abc import Callable, Iterator, Mapping
 
 import grpc
@@ -195,6 +196,8 @@ async def serve(
     the same process, the same addresses, which are not listened at for a moment.
     """
     log = logger()
+    # Seconds after which the thread that computes in ceremonies makes room for this one, when both are in Python code.
+    sys.setswitchinterval(0.001)
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
