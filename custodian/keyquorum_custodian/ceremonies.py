@@ -21,6 +21,7 @@ from keyquorum_core.errors import Reason, RefusedError, StateError
 from keyquorum_core.parts import SealedPart
 from keyquorum_core.succession import earlier_rosters
 from keyquorum_custodian.approvals import Approvals, category
+from keyquorum_custodian.ceremony_policy import CeremonyPolicy, OwnPolicy
 from keyquorum_custodian.ceremony_seat import CeremonySeat, another_request, check_move, wrong_state
 from keyquorum_custodian.config import AUTOMATIC
 from keyquorum_custodian.destroying import Destroying
@@ -50,10 +51,11 @@ class Steps:
     keystore's thread. One step of a key's ceremonies at a time, so that nothing that a step looked at changes while it
     waits."""
 
-    def __init__(self, seat: CeremonySeat, approvals: Approvals) -> None:
+    def __init__(self, seat: CeremonySeat, approvals: Approvals, own_policy: OwnPolicy) -> None:
         self._seat = seat
         self._keystore = seat.keystore
         self._approvals = approvals
+        self._own_policy = own_policy
         self._making = Making(seat)
         self._rebuilding = Rebuilding(seat)
         self._destroying = Destroying(seat)
@@ -76,7 +78,8 @@ class Steps:
         rosters, down to the one it was certified under. Raises ``SIGNATURE…``, ``CEREMONY`` (a plan for another
         cluster, roster, quorum or certificate, or another plan of this id), ``STALE`` (an old plan), ``APPROVAL``
         (waits for this custodian's operator, or was rejected), ``UNSUPPORTED`` (suite), ``EXISTS``, ``KEY_STATE``
-        (stale, destroyed), ``STATE`` (cancelled, too soon), ``STORAGE``.
+        (stale, destroyed), ``STATE`` (cancelled, too soon), ``POLICY`` (its own policies do not
+        permit it), ``STORAGE``.
         """
         roster = self._seat.roster
         ordered = await self._seat.work(open_plan, envelope, roster.operator_identities(), roster.operator_threshold)
@@ -100,6 +103,7 @@ class Steps:
         if rosters:
             self._learn_rosters(rosters)
         await self._check(plan, certificate)
+        self._own_policy.check(plan, ordered.signers)
         kind = category(plan)
         if not self._approvals.automatic(kind):
             if row is None:
@@ -170,6 +174,7 @@ class Steps:
     async def confirm(self, ceremony_id: str, commitments: list[bytes]) -> bytes:
         """See :meth:`Making.confirm`."""
         async with self._step(ceremony_id, MAKING, State.CONFIRMED):
+            self._still_permitted(ceremony_id, State.DELIVERED)
             return await self._making.confirm(ceremony_id, commitments)
 
     async def activate(self, ceremony_id: str, certificate: bytes) -> None:
@@ -190,7 +195,15 @@ class Steps:
     async def erase(self, ceremony_id: str, consents: list[bytes]) -> bytes:
         """See :meth:`Destroying.erase`."""
         async with self._step(ceremony_id, {Kind.DESTROY}, State.ERASED):
+            self._still_permitted(ceremony_id, State.PROPOSED)
             return self._destroying.erase(ceremony_id, consents)
+
+    def _still_permitted(self, ceremony_id: str, before: State) -> None:
+        """Ask the policies again before the step that binds: they may be others than when this custodian agreed. A step
+        that was done already is only repeated."""
+        row = self._seat.row(ceremony_id)
+        if row.state is before:
+            self._own_policy.check(CeremonyPlan.parse(row.plan), row.signers)
 
     @contextlib.asynccontextmanager
     async def _step(self, ceremony_id: str, kinds: Iterable[Kind], target: State) -> AsyncIterator[None]:
@@ -230,15 +243,16 @@ class Ceremonies:
     """One custodian's part in ceremonies; used from the keystore's thread. Its steps are those of :class:`Steps`, done
     on the spot; :meth:`steps` are for a server."""
 
-    def __init__(self, seat: CeremonySeat, automatic: Collection[str] = AUTOMATIC) -> None:
+    def __init__(self, seat: CeremonySeat, policy: CeremonyPolicy, automatic: Collection[str] = AUTOMATIC) -> None:
         self._seat = seat
+        self._own_policy = OwnPolicy(policy, seat)
         self._keystore = seat.keystore
         self.approvals = Approvals(seat.keystore, automatic, seat.clock)
         self._steps = self.steps(on_the_spot)
 
     def steps(self, work: Work) -> Steps:
         """The steps, with what takes long left to ``work``."""
-        return Steps(replace(self._seat, work=work), self.approvals)
+        return Steps(replace(self._seat, work=work), self.approvals, self._own_policy)
 
     def resume(self) -> int:
         """On start-up: finish what a death left half erased; returns how many epochs."""

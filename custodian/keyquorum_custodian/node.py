@@ -225,7 +225,7 @@ def _assemble(config: CustodianConfig, store: Keystore, clock: Callable[[], floa
     ceremony_seat = CeremonySeat(
         config.id, identity, recipient, roster, digest, roster.quorum_of(), store, epochs, certificates, clock, canary
     )
-    ceremonies = Ceremonies(ceremony_seat, config.auto_approve)
+    ceremonies = Ceremonies(ceremony_seat, policy, config.auto_approve)
     ceremonies.resume()
     return Node(
         config=config,

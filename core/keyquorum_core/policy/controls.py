@@ -27,6 +27,7 @@ _TCB: Final = re.compile(r"[a-z0-9-]{1,32}\.[a-z0-9_]{1,32}", re.ASCII)
 _SPAN: Final = re.compile(r"([0-9]{1,6})([smhd])", re.ASCII)
 _UNITS: Final = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 CEREMONIES: Final = ("enrol", "rotate", "destroy")
+_SCHEDULED: Final = ("rotate", "destroy")
 MAX_CLASSIFICATIONS: Final = 256
 
 
@@ -66,12 +67,14 @@ class Control:
 
 @dataclass(frozen=True, slots=True)
 class Controls:
-    """``ceremonies``: how many operators must have signed for each; one that is not there is denied."""
+    """``ceremonies``: how many operators must have signed for each; one that is not there is denied. ``scheduled``:
+    those that a key's own certified policy may order, with nobody's signature."""
 
     name: str
     title: str
     rows: tuple[Control, ...]
     ceremonies: Mapping[str, int]
+    scheduled: frozenset[str] = frozenset()
 
 
 def read_controls(document: object) -> Controls:
@@ -85,16 +88,21 @@ def read_controls(document: object) -> Controls:
         raise _bad("controls: bad number of classifications", f"1…{MAX_CLASSIFICATIONS}", len(names))
     rows = tuple(_row(each, given.object(each)) for each in names)
     ceremonies: dict[str, int] = {}
+    scheduled: set[str] = set()
     if "ceremonies" in top:
         orders = top.object("ceremonies")
         for each in CEREMONIES:
             if each in orders:
                 order = orders.object(each)
                 ceremonies[each] = order.integer("operators", 1, 64)
+                if each in _SCHEDULED and "scheduled" in order and order.boolean("scheduled"):
+                    scheduled.add(each)
                 order.done()
         orders.done()
     top.done()
-    return Controls(name, title, tuple(sorted(rows, key=lambda row: row.classification)), ceremonies)
+    return Controls(
+        name, title, tuple(sorted(rows, key=lambda row: row.classification)), ceremonies, frozenset(scheduled)
+    )
 
 
 def _row(name: str, given: Fields) -> Control:

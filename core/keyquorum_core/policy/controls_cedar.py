@@ -19,12 +19,16 @@ def compile_controls(controls: Controls) -> dict[str, str]:
     if controls.ceremonies:
         files["ceremonies.cedar"] = "\n".join(
             f'@id("ceremony.{action}")\npermit (principal, action == Action::"{action}", resource)\n'
-            f"when {{ context.operator_count >= {count} }};\n"
+            f"when {{ context.operator_count >= {count}{_or_scheduled(controls, action)} }};\n"
             for action, count in sorted(controls.ceremonies.items())
         )
     head = f"// Compiled from the controls {_one_line(controls.name)}: {_one_line(controls.title)}.\n"
     head += "// Change controls.yaml, not this file.\n\n"
     return {name: head + text for name, text in sorted(files.items())}
+
+
+def _or_scheduled(controls: Controls, action: str) -> str:
+    return " || context.scheduled" if action in controls.scheduled else ""
 
 
 def _one_line(text: str) -> str:

@@ -22,6 +22,7 @@ def table(controls: Controls) -> str:
     lines += ["", *(f"- **{row.classification}**: {_cell(row.description)}" for row in controls.rows)]
     orders = "; ".join(
         f"{action} takes {count} operator{'s' if count > 1 else ''}"
+        + (" or the key's own schedule" if action in controls.scheduled else "")
         for action, count in sorted(controls.ceremonies.items())
     )
     denied = ", ".join(action for action in CEREMONIES if action not in controls.ceremonies)

@@ -41,9 +41,12 @@ class Situation:
         }
         return Request("enrol", enrolled, cluster, {**self._ordered(operators), **listings})
 
-    def ceremony(self, action: str, custodian: Entity, key: Entity, operators: Iterable[str]) -> Request:
-        """May this custodian take part in rotating or destroying an epoch of ``key``?"""
-        return Request(action, custodian, key, self._ordered(operators))
+    def ceremony(
+        self, action: str, custodian: Entity, key: Entity, operators: Iterable[str], *, scheduled: bool = False
+    ) -> Request:
+        """May this custodian take part in rotating or destroying an epoch of ``key``? ``scheduled``: its own certified
+        policy orders it."""
+        return Request(action, custodian, key, {**self._ordered(operators), "scheduled": scheduled})
 
     def _base(self) -> dict[str, object]:
         return {"now": self.now, "seat": self.seat.attrs(), "quorum": self.quorum.attrs()}

@@ -161,6 +161,7 @@ def read_request(top: Fields, lists: Mapping[str, ControlledList], what: str) ->
     now = top.integer("now") if "now" in top else _NOW
     logged = top.boolean("logged") if "logged" in top else False
     operators = top.texts("operators", max_items=64) if "operators" in top else ()
+    scheduled = top.boolean("scheduled") if "scheduled" in top else False
     recipient = top.text("to", max_length=16) if "to" in top else ("worker" if worker is not None else "owner")
     job = _job(top.object("job"), owner, what) if "job" in top else None
     key = _key(top.object("key")) if "key" in top else None
@@ -182,7 +183,9 @@ def read_request(top: Fields, lists: Mapping[str, ControlledList], what: str) ->
     if action == "enrol":
         enrolled = worker.entity if worker is not None else custodian_entity(*custodian)
         return situation.enrol(enrolled, cluster_entity(cluster), operators)
-    return situation.ceremony(action, custodian_entity(*custodian), _given(key, "key", what), operators)
+    return situation.ceremony(
+        action, custodian_entity(*custodian), _given(key, "key", what), operators, scheduled=scheduled
+    )
 
 
 def _given(value: Any, name: str, what: str) -> Any:

@@ -92,13 +92,21 @@ class PolicySeat:
         return self.decide(lambda situation: situation.release(job, worker, logged=logged))
 
     def check_ceremony(
-        self, action: str, key_id: str, epoch: int, age_seconds: int, operators: Iterable[str]
+        self,
+        action: str,
+        key_id: str,
+        epoch: int,
+        age_seconds: int,
+        operators: Iterable[str],
+        *,
+        scheduled: bool = False,
     ) -> Decision:
-        """May this custodian ``rotate`` from, or ``destroy``, this epoch of a key, on the word of ``operators``?"""
+        """May this custodian ``rotate`` from, or ``destroy``, this epoch of a key, on the word of ``operators``, or
+        because the key's certified policy has it ``scheduled``?"""
         who = custodian_entity(self.seat.id, self.seat.jurisdiction)
         key = key_entity(key_id, epoch, age_seconds)
         names = tuple(operators)
-        return self.decide(lambda situation: situation.ceremony(action, who, key, names))
+        return self.decide(lambda situation: situation.ceremony(action, who, key, names, scheduled=scheduled))
 
     def check_enrolment(self, enrolled: Entity, cluster: str, operators: Iterable[str]) -> Decision:
         """May this custodian (:func:`custodian_entity`) or machine (:attr:`WorkerFacts.entity`) be enrolled?"""
