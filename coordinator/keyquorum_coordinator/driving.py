@@ -204,7 +204,7 @@ class Driver:
 
         await self.database.write(both)
         for key in answers:
-            del self._unsaved[key]
+            self._unsaved.pop(key, None)  # another write, begun meanwhile, may have taken it along
 
     async def end(self, work: Callable[[Session], object]) -> None:
         """The ceremony's last transaction. Sealed parts have no use any more, and what is not kept cannot be attacked
