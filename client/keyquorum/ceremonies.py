@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import grpc.aio
 
-from keyquorum.keys import KeyRecord, get_key, list_epochs, open_certificate, record
+from keyquorum.keys import KeyRecord, get_key, list_epochs, open_certificate, record_of
 from keyquorum.profile import Profile
 from keyquorum.progress import Progress, ProgressCallback, Stage
 from keyquorum.session import Connection
@@ -291,7 +291,7 @@ class Ceremonies:
             )
         message = pb.Key(key_id=plan.key_id, epoch=plan.epoch, state="active", certificate=event.certificate)
         message.stale.extend(made.absent)
-        return record(message, self._profile)
+        return record_of(message, made)
 
     async def _run(self, plan: CeremonyPlan, progress: ProgressCallback) -> pb.CeremonyEvent:
         """Order the ceremony and see it through; a broken connection goes on with the same plan."""

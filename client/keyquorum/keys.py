@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from keyquorum.profile import Profile
 from keyquorum.session import Connection
 from keyquorum_core.ceremony import CERTIFICATE_TYPE, MAX_CERTIFICATE, EpochCertificate
-from keyquorum_core.ceremony_checks import check_certificate
+from keyquorum_core.ceremony_checks import check_signed
 from keyquorum_core.errors import Reason, RefusedError
 from keyquorum_core.key_policy import KeyPolicy
 from keyquorum_core.keywrap import LoadedKeys
 from keyquorum_core.quorum import Quorum
-from keyquorum_core.signing import open_multi, peek_payload
+from keyquorum_core.signing import Unverified
 from keyquorum_protos.v1 import coordinator_pb2 as pb
 
 __all__ = ["KeyRecord", "get_key", "list_epochs", "list_keys", "open_certificate", "record"]
@@ -93,7 +93,11 @@ class KeyRecord:
 
 def record(message: pb.Key, profile: Profile) -> KeyRecord:
     """What the coordinator says of an epoch, as far as its certificate bears it out."""
-    certificate = open_certificate(message.certificate, profile)
+    return record_of(message, open_certificate(message.certificate, profile))
+
+
+def record_of(message: pb.Key, certificate: EpochCertificate) -> KeyRecord:
+    """As :func:`record`, by the message's certificate, which was opened."""
     plan = certificate.plan
     if (message.key_id, message.epoch) != (plan.key_id, plan.epoch):
         raise RefusedError(
@@ -128,14 +132,12 @@ def open_certificate(envelope: bytes, profile: Profile) -> EpochCertificate:
     A certificate under a roster that is not at hand is verified against the pinned one's custodians of the same ids.
     """
     what = "epoch certificate"
-    claimed = EpochCertificate.parse(peek_payload(envelope, CERTIFICATE_TYPE, what, MAX_CERTIFICATE))
-    roster = profile.roster_of(claimed.plan.roster_digest)
+    unverified = Unverified(envelope, CERTIFICATE_TYPE, what, MAX_CERTIFICATE)
+    certificate = EpochCertificate.parse(unverified.payload)
+    plan = certificate.plan
+    roster = profile.roster_of(plan.roster_digest)
     signers = {each.id: each.identity for each in roster.custodians}
-    payload, signed = open_multi(
-        envelope, CERTIFICATE_TYPE, signers, len(claimed.signers), what, max_bytes=MAX_CERTIFICATE
-    )
-    plan = claimed.plan
-    certificate = check_certificate(payload, plan, plan.quorum, signed)
+    check_signed(certificate, plan, plan.quorum, unverified.open_multi(signers, len(certificate.signers), what))
     if plan.cluster != profile.cluster:
         raise RefusedError(
             Reason.CEREMONY, "the certificate is another cluster's", expected=profile.cluster, actual=plan.cluster

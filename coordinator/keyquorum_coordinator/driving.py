@@ -102,13 +102,17 @@ class Driver:
         self.envelope = plan_envelope
         self.tell = tell
         self.clock = clock
+        self.certificate = b""
+        """The certificate that a making came to, once it is whole."""
+        self.settled: tuple[str, ...] = ()
+        """Who takes part, once that is settled."""
         self._stored: dict[Step, dict[str, bytes]] = {}
         self._unsaved: dict[tuple[Step, str], bytes] = {}
 
     async def drive(self) -> None:
         """From where it is to its end, or to an error that says where it stopped."""
         try:
-            self._stored = await self.database.read(self._stored_answers)
+            await self.database.read(self._load)
             await self.run()
         except OvertakenError:
             raise
@@ -343,12 +347,14 @@ class Driver:
         )
         enter(session, leaf, self.plan.ceremony_id)
 
-    def _stored_answers(self, session: Session) -> dict[Step, dict[str, bytes]]:
+    def _load(self, session: Session) -> None:
+        """What an earlier drive left."""
+        row = self.row(session)
+        self.certificate = row.certificate or b""
+        self.settled = tuple(row.present.split())
         query = select(CeremonyAnswerRow).where(CeremonyAnswerRow.ceremony_id == self.plan.ceremony_id)
-        found: dict[Step, dict[str, bytes]] = {}
-        for row in session.scalars(query):
-            found.setdefault(Step(row.step), {})[row.custodian] = row.answer
-        return found
+        for each in session.scalars(query):
+            self._stored.setdefault(Step(each.step), {})[each.custodian] = each.answer
 
     def _save_answers(self, session: Session, answers: Mapping[tuple[Step, str], bytes]) -> None:
         mine = CeremonyAnswerRow.ceremony_id == self.plan.ceremony_id

@@ -37,7 +37,7 @@ class Making(Driver):
     """One generate or rotate ceremony."""
 
     async def run(self) -> None:
-        certificate = await self.database.read(lambda session: self.row(session).certificate or b"")
+        certificate = self.certificate
         if certificate:
             found = await asyncio.to_thread(self._opened, certificate)
         else:
@@ -104,7 +104,7 @@ class Making(Driver):
         Once it is settled who takes part it stays so: by this coordinator's own record, or, when another one drove the
         ceremony before, by what custodians say they went by.
         """
-        settled = await self.database.read(lambda session: tuple(self.row(session).present.split()))
+        settled = self.settled
         propose = pb.ProposeRequest(plan=self.envelope)
         asked = await self.ask(
             Step.PROPOSE,
