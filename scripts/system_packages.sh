@@ -3,7 +3,7 @@
 set -u
 cd "$(dirname "$0")/.."
 missing=()
-for pair in swtpm:swtpm swtpm_setup:swtpm-tools tpm2_quote:tpm2-tools; do
+for pair in swtpm:swtpm swtpm_setup:swtpm-tools tpm2_quote:tpm2-tools softhsm2-util:softhsm2; do
     command -v "${pair%%:*}" >/dev/null 2>&1 || missing+=("${pair##*:}")
 done
 # Several coordinators share one log over PostgreSQL; its server's programs are not on the path.

@@ -15,11 +15,12 @@ of 256-bit secrets and may be shown; parts and seeds are secret and appear in no
 from __future__ import annotations
 
 import hashlib
+import hmac
 import re
 import secrets
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
-from typing import Final, cast
+from typing import Final, Protocol, cast, runtime_checkable
 
 from keyquorum_core import jcs
 from keyquorum_core.ceremony_plan import MAX_PLAN, CeremonyPlan
@@ -28,7 +29,7 @@ from keyquorum_core.errors import MalformedError, Reason, RefusedError
 from keyquorum_core.names import CUSTODIAN_ID, check
 from keyquorum_core.quorum import MAX_CUSTODIANS, MAX_SEEDS_EACH, Quorum
 from keyquorum_core.strictjson import Fields, canonical
-from keyquorum_core.transcript import H, H_each, u64be
+from keyquorum_core.transcript import H, H_each, transcript, u64be
 
 __all__ = [
     "CERTIFICATE_TYPE",
@@ -39,7 +40,10 @@ __all__ = [
     "SEED_SIZE",
     "Commitments",
     "EpochCertificate",
+    "KeptSeed",
     "PartsHeader",
+    "Seed",
+    "before_seed",
     "commitment",
     "commitments_to",
     "derive_seeds",
@@ -56,6 +60,7 @@ SEED_SIZE: Final = 32
 MAX_CERTIFICATE: Final = 32 << 20
 """Bytes that an epoch certificate's envelope may have, for whoever opens or merges one."""
 _DIGEST_SIZE = 32
+_BLOCK = 64  # of SHA-256
 _MAX_CERTIFICATE = 1 << 24  # 64 characters and a little for each seed: over 200 000
 _MAX_SEEDS = 1 << 18
 
@@ -63,6 +68,20 @@ Rng = Callable[[int], bytes]
 
 
 # Values
+
+
+@runtime_checkable
+class KeptSeed(Protocol):
+    """A seed that does not leave where it is kept, a hardware module, which computes with it."""
+
+    def sha256(self, before: bytes, after: bytes) -> bytes:
+        """SHA-256(before ‖ seed ‖ after), 32 bytes. Raises :class:`UnavailableError` where the module cannot."""
+
+    def is_committed(self, before: bytes, commitment: bytes) -> bool:
+        """Whether ``commitment`` is SHA-256(before ‖ seed)."""
+
+
+Seed = bytes | KeptSeed
 
 
 def new_parts(quorum: Quorum, me: str, rng: Rng = secrets.token_bytes) -> dict[int, bytes]:
@@ -93,6 +112,11 @@ def commitment(ceremony_id: str, index: int, seed: bytes) -> bytes:
     return H("keyquorum/v1/commitment", _id_bytes(ceremony_id), _u64(index), seed)
 
 
+def before_seed(ceremony_id: str, index: int) -> bytes:
+    """What a commitment hashes before the seed that it ends with."""
+    return transcript("keyquorum/v1/commitment", _id_bytes(ceremony_id), _u64(index)) + u64be(SEED_SIZE)
+
+
 def commitments_to(ceremony_id: str, seeds: Mapping[int, bytes]) -> dict[int, bytes]:
     """:func:`commitment` to each of many seeds, by index."""
     for index, value in seeds.items():
@@ -109,7 +133,7 @@ def derive_seeds(
     me: str,
     parts: Mapping[str, Mapping[int, bytes]],
     present: Collection[str] | None = None,
-    before: Mapping[int, bytes] | None = None,
+    before: Mapping[int, Seed] | None = None,
 ) -> dict[int, bytes]:
     """All seeds I hold, from what each custodian (myself included) gave me: custodian id → index → part. Secret.
 
@@ -127,16 +151,19 @@ def derive_seeds(
             raise refused("part of the wrong size", [name], expected=f"{PART_SIZE} bytes")
     if before is not None:
         check_indices("seeds of the epoch before", me, before, mine)
-        if any(len(value) != SEED_SIZE for value in before.values()):
+        if any(isinstance(value, bytes) and len(value) != SEED_SIZE for value in before.values()):
             raise MalformedError(Reason.CEREMONY, "bad seed size", expected=SEED_SIZE)
     return _derive(ceremony_id, sorted(mine), [parts.get(name, {}) for name in quorum.ids], before)
 
 
 def _derive(
-    ceremony_id: str, indices: list[int], parts: list[Mapping[int, bytes]], before: Mapping[int, bytes] | None
+    ceremony_id: str, indices: list[int], parts: list[Mapping[int, bytes]], before: Mapping[int, Seed] | None
 ) -> dict[int, bytes]:
     """:func:`seed` for many at once; ``parts`` in order of custodian id, each of its own seeds."""
-    inputs = {index: bytearray(before[index] if before is not None else b"") for index in indices}
+    kept = {index: value for index, value in (before or {}).items() if isinstance(value, KeptSeed)}
+    inputs = {index: bytearray() for index in indices}
+    for index, value in (before or {}).items():
+        inputs[index] += bytes(SEED_SIZE) if isinstance(value, KeptSeed) else value
     for given in parts:
         for index, part in given.items():
             inputs[index] += part
@@ -146,9 +173,19 @@ def _derive(
     label = "keyquorum/v1/seed" if before is None else "keyquorum/v1/rotated-seed"
     infos = H_each(label, _id_bytes(ceremony_id), ((_u64(index),) for index in indices))
     return {
-        index: hkdf_sha256(bytes(inputs[index]), salt=b"", info=info, length=SEED_SIZE)
+        index: _from_kept(kept[index], bytes(inputs[index][SEED_SIZE:]), info)
+        if index in kept
+        else hkdf_sha256(bytes(inputs[index]), salt=b"", info=info, length=SEED_SIZE)
         for index, info in zip(indices, infos, strict=True)
     }
+
+
+def _from_kept(before: KeptSeed, parts: bytes, info: bytes) -> bytes:
+    """HKDF-SHA-256 without salt over a seed that its module hashes: the inner hash of HKDF-Extract's HMAC under the
+    zero key (RFC 5869 §2.2, RFC 2104 §2) is all that sees the seed."""
+    inner = before.sha256(b"\x36" * _BLOCK, parts)
+    extracted = hashlib.sha256(b"\x5c" * _BLOCK + inner).digest()
+    return hmac.digest(extracted, info + b"\x01", "sha256")
 
 
 def _id_bytes(ceremony_id: str) -> bytes:

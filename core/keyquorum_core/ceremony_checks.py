@@ -12,6 +12,8 @@ from collections.abc import Collection, Mapping
 from keyquorum_core.ceremony import (
     Commitments,
     EpochCertificate,
+    Seed,
+    before_seed,
     check_indices,
     commitment,
     commitments_to,
@@ -159,7 +161,7 @@ def check_signed(certificate: EpochCertificate, plan: CeremonyPlan, quorum: Quor
     check_present(plan, certificate.signers)
 
 
-def check_seeds(certificate: EpochCertificate, me: str, seeds: Mapping[int, bytes]) -> None:
+def check_seeds(certificate: EpochCertificate, me: str, seeds: Mapping[int, Seed]) -> None:
     """The seeds are exactly those that the certificate says I hold; on start-up, what is on disk.
 
     Raises :class:`RefusedError` with ``CEREMONY`` naming the first index that differs, never a seed.
@@ -172,16 +174,22 @@ def check_seeds(certificate: EpochCertificate, me: str, seeds: Mapping[int, byte
             f"seed {index} is not the one in the epoch certificate",
             [me],
             expected=certificate.commitments[index].hex(),
-            actual=commitment(plan.ceremony_id, index, seeds[index]).hex(),
+            actual=_shown(plan.ceremony_id, index, seeds[index]),
             index=index,
         )
 
 
-def right_seeds(certificate: EpochCertificate, seeds: Mapping[int, bytes]) -> set[int]:
+def _shown(ceremony_id: str, index: int, seed: Seed) -> str:
+    return commitment(ceremony_id, index, seed).hex() if isinstance(seed, bytes) else "another seed, in a module"
+
+
+def right_seeds(certificate: EpochCertificate, seeds: Mapping[int, Seed]) -> set[int]:
     """The indices whose seed is the one that the certificate commits to."""
-    certified = certificate.commitments
-    made = commitments_to(certificate.plan.ceremony_id, seeds)
-    return {index for index, value in made.items() if hmac.compare_digest(value, certified[index])}
+    certified, ceremony_id = certificate.commitments, certificate.plan.ceremony_id
+    made = commitments_to(ceremony_id, {index: seed for index, seed in seeds.items() if isinstance(seed, bytes)})
+    kept = ((index, seed) for index, seed in seeds.items() if not isinstance(seed, bytes))
+    right = {index for index, seed in kept if seed.is_committed(before_seed(ceremony_id, index), certified[index])}
+    return right | {index for index, value in made.items() if hmac.compare_digest(value, certified[index])}
 
 
 def _check_statement(what: str, plan: CeremonyPlan, plan_digest: str, stated: str, signer: str) -> None:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
-from keyquorum_core.ceremony import EpochCertificate, refused
+from keyquorum_core.ceremony import EpochCertificate, Seed, refused
 from keyquorum_core.ceremony_plan import CeremonyPlan
 from keyquorum_core.ceremony_states import MOVES, State, Step
 from keyquorum_core.errors import Reason, RefusedError, StateError
@@ -107,9 +107,9 @@ class CeremonySeat:
         """The certificate of an epoch in the keystore, verified."""
         return await self.certificates.open(row.certificate, self.work)
 
-    async def seeds(self, row: EpochRow | CeremonyRow) -> dict[int, bytes]:
+    async def seeds(self, row: EpochRow | CeremonyRow) -> dict[int, Seed]:
         """The seeds of an epoch, or that a ceremony made; others get their turns between two pieces."""
-        found: dict[int, bytes] = {}
+        found: dict[int, Seed] = {}
         for piece in self.keystore.seeds_in_pieces(row):
             found |= piece
             await self.work(_nothing)

@@ -3,24 +3,26 @@
 An epoch enters only through :func:`load_epoch`, which checks every seed against the epoch's certificate first (DESIGN
 §9: start-up checks what is on disk). What is kept of a seed is its HMAC key schedule (RFC 2104 §4): a contribution then
 takes under a microsecond, a quarter of what keying HMAC anew takes, and OpenSSL overwrites the schedule when
-:meth:`HeldEpoch.wipe` lets go of it. Copies that the interpreter made on the way are beyond reach.
+:meth:`HeldEpoch.wipe` lets go of it. Copies that the interpreter made on the way are beyond reach. Seeds that are keys
+of a hardware module stay there: it computes the contributions.
 """
 
 from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Final
 
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.hmac import HMAC
 
-from keyquorum_core.ceremony import EpochCertificate
+from keyquorum_core.ceremony import EpochCertificate, Seed
 from keyquorum_core.ceremony_checks import check_seeds
 from keyquorum_core.errors import KeyquorumError, Reason, RefusedError, StateError, UnavailableError
 from keyquorum_custodian.certificates import Certificates
 from keyquorum_custodian.keystore import Keystore
+from keyquorum_custodian.sealing.token_seeds import TokenSeed
 from keyquorum_custodian.seed_records import ACTIVE, DESTROYED, RETIRED, EpochRow
 
 __all__ = ["ISSUE_GRACE", "Epochs", "HeldEpoch", "hold", "load_epoch"]
@@ -40,6 +42,7 @@ class HeldEpoch:
 
     __slots__ = (
         "_closing",
+        "_kept",
         "_keyed",
         "_leases",
         "_lock",
@@ -55,7 +58,7 @@ class HeldEpoch:
     )
 
     def __init__(
-        self, certificate: EpochCertificate, seeds: dict[int, bytes], *, retired_at: int | None = None
+        self, certificate: EpochCertificate, seeds: Mapping[int, Seed], *, retired_at: int | None = None
     ) -> None:
         plan = certificate.plan
         self.key_id = plan.key_id
@@ -69,7 +72,8 @@ class HeldEpoch:
         """Unix seconds, the date of the epoch that followed; None while this one is the newest."""
         self.certificate_digest = certificate.digest
         self.indices = tuple(seeds)
-        self._keyed = {index: HMAC(seed, SHA256()) for index, seed in seeds.items()}
+        self._keyed = {index: HMAC(seed, SHA256()) for index, seed in seeds.items() if isinstance(seed, bytes)}
+        self._kept = {index: seed for index, seed in seeds.items() if isinstance(seed, TokenSeed)}
         self._lock = threading.Lock()
         self._leases = 0
         self._closing = False
@@ -132,11 +136,14 @@ class HeldEpoch:
             mac = keyed.copy()
             mac.update(message)
             out[index] = mac.finalize()
+        for index, seed in self._kept.items():
+            out[index] = seed.mac(message)
         return out
 
     def wipe(self) -> None:
         """Overwrite and forget the seeds."""
         self._keyed.clear()
+        self._kept.clear()
 
 
 class Epochs:
@@ -219,13 +226,13 @@ def load_epoch(keystore: Keystore, row: EpochRow, me: str, certificates: Certifi
     """
     try:
         certificate = (certificates or Certificates(keystore)).open_now(row.certificate)
-        seeds = keystore.seeds(row)
+        seeds = keystore.held_seeds(row)
     except KeyquorumError as error:
         raise _named(error, row) from None
     return hold(certificate, row, seeds, me)
 
 
-def hold(certificate: EpochCertificate, row: EpochRow, seeds: dict[int, bytes], me: str) -> HeldEpoch:
+def hold(certificate: EpochCertificate, row: EpochRow, seeds: Mapping[int, Seed], me: str) -> HeldEpoch:
     """The epoch of ``row`` from its verified certificate and from seeds that are checked against it now; in any thread.
     Raises as :func:`load_epoch`."""
     try:

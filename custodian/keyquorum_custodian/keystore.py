@@ -21,9 +21,11 @@ from keyquorum_core.sealing import RecipientKey
 from keyquorum_core.signing import Identity
 from keyquorum_custodian import schema
 from keyquorum_custodian.config import CustodianConfig
-from keyquorum_custodian.sealed_keystore import ATTEMPTS, RECORD, SealedKeystore
+from keyquorum_custodian.sealed_keystore import ATTEMPTS, RECORD, TOKEN_SEEDS, SealedKeystore
 from keyquorum_custodian.sealing.record import Scheme, scheme_of
 from keyquorum_custodian.sealing.schemes import PassphraseWrapping, Secret, Wrapping, unwrap
+from keyquorum_custodian.sealing.token import Token
+from keyquorum_custodian.sealing.token_seeds import INSTANCE_SIZE, TokenSeeds
 from keyquorum_custodian.seed_records import SeedRecords
 from keyquorum_custodian.vault import blob, connect, number, storage
 
@@ -85,6 +87,8 @@ class Keystore(SeedRecords):
         with store.transaction():
             store.put_meta("custodian", custodian_id.encode())
             store.put_meta(RECORD, wrapped)
+            if sealing.scheme is Scheme.PKCS11_SEEDS:
+                store.put_meta(TOKEN_SEEDS, os.urandom(INSTANCE_SIZE))
             for name, secret in (
                 ("ed25519", ed25519),
                 ("ml-dsa-65", ml_dsa),
@@ -115,7 +119,22 @@ class Keystore(SeedRecords):
         """The keystore in a file that is open already and from now on is this one's. Raises as :meth:`open`; then it
         is still sealed."""
         opened = unwrap(sealed.record, sealed.custodian_id, secret, module)
-        return cls(sealed.path, sealed.custodian_id, sealed.hand_over(), AESGCM(opened.kek), token=opened.token)
+        try:
+            kept = _token_seeds(opened.token, sealed) if sealed.scheme is Scheme.PKCS11_SEEDS else None
+        except BaseException:
+            if opened.token is not None:
+                opened.token.close()
+            raise
+        store = cls(sealed.path, sealed.custodian_id, sealed.hand_over(), AESGCM(opened.kek), token=opened.token)
+        store.token_seeds = kept
+        try:
+            store.sweep()
+        except BaseException:
+            sealed.take_back(store._db)
+            if opened.token is not None:
+                opened.token.close()
+            raise
+        return store
 
     @property
     def scheme(self) -> Scheme:
@@ -311,6 +330,13 @@ class Keystore(SeedRecords):
         """The state that this attestation key's last accepted quote left its TPM in."""
         rows = self._rows("SELECT sealed FROM tpm_states WHERE ak = ?", ak)
         return self._unseal(blob(rows[0][0]), "tpm_states", ak) if rows else None
+
+
+def _token_seeds(token: Token | None, sealed: SealedKeystore) -> TokenSeeds:
+    instance = sealed.token_instance()
+    if token is None or len(instance) != INSTANCE_SIZE:
+        raise UnavailableError(Reason.STORAGE, f"{sealed.path} does not say which keys of the token are its seeds")
+    return TokenSeeds(token, instance, sealed.custodian_id)
 
 
 def open_keystore(config: CustodianConfig, secret: Secret) -> Keystore:

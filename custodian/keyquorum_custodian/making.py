@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from keyquorum_core import ceremony, jcs
-from keyquorum_core.ceremony import Commitments, EpochCertificate, PartsHeader
+from keyquorum_core.ceremony import Commitments, EpochCertificate, PartsHeader, Seed
 from keyquorum_core.ceremony_checks import check_commitments, check_present, check_seeds
 from keyquorum_core.ceremony_plan import CeremonyPlan, check_order, check_plan
 from keyquorum_core.ceremony_states import Kind, State, Step
@@ -110,6 +110,16 @@ class Making:
                 actual=newest.state,
                 next_step="Generate the next epoch anew.",
             )
+        kept = self._seat.keystore.token_seeds
+        if kept is not None and not kept.hashes:
+            raise StateError(
+                Reason.KEY_STATE,
+                "this custodian's hardware module does not hash its keys, so that it cannot take part in a rotation",
+                expected="a module whose C_DigestKey takes seeds",
+                actual="one that refuses",
+                next_step=f"Rotate without it, then: keyquorum key repair {plan.key_id} --custodian {self._seat.me}",
+                details={"stale": self._seat.me},
+            )
         if before.plan.quorum != plan.quorum:
             raise RefusedError(
                 Reason.QUORUM_RULE,
@@ -191,7 +201,7 @@ class Making:
         headers: list[bytes],
         parts: list[SealedPart],
         mine: dict[int, bytes],
-        before: Mapping[int, bytes] | None,
+        before: Mapping[int, Seed] | None,
         lies: bool,
     ) -> tuple[dict[int, bytes], bytes]:
         """My seeds, and what I say about them; ``lies``: a drill wants it wrong."""
@@ -207,7 +217,7 @@ class Making:
         commitments = Commitments.to_seeds(plan, seat.me, spoilt(seeds) if lies else seeds, digests)
         return seeds, seat.sign(ceremony.COMMITMENTS_TYPE, commitments.to_payload())
 
-    async def _before(self, plan: CeremonyPlan) -> Mapping[int, bytes] | None:
+    async def _before(self, plan: CeremonyPlan) -> Mapping[int, Seed] | None:
         """My seeds of the epoch that is rotated."""
         if plan.kind is not Kind.ROTATE:
             return None
@@ -234,7 +244,7 @@ class Making:
             seat.keystore.save_answer(ceremony_id, Step.CONFIRM, request, answer)
         return answer
 
-    def _agree(self, plan: CeremonyPlan, commitments: list[bytes], seeds: dict[int, bytes]) -> bytes:
+    def _agree(self, plan: CeremonyPlan, commitments: list[bytes], seeds: Mapping[int, Seed]) -> bytes:
         """The certificate that the commitments give, signed."""
         seat = self._seat
         stated: dict[str, Commitments] = {}

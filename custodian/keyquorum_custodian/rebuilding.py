@@ -34,7 +34,16 @@ from keyquorum_core.roster import Roster, RosterCustodian
 from keyquorum_core.transcript import transcript
 from keyquorum_custodian.ceremony_seat import CeremonySeat
 from keyquorum_custodian.epochs import hold
-from keyquorum_custodian.seed_records import ACTIVE, DESTROYED, RETIRED, Accusation, CeremonyRow, EpochRow
+from keyquorum_custodian.seed_records import (
+    ACTIVE,
+    DESTROYED,
+    RETIRED,
+    Accusation,
+    CeremonyRow,
+    EpochRow,
+    cannot_give,
+    plain,
+)
 
 __all__ = ["Rebuilding"]
 
@@ -103,6 +112,8 @@ class Rebuilding:
             )
         if row.state == DESTROYED:
             raise _destroyed(row)
+        if seat.keystore.token_seeds is not None:
+            raise cannot_give()
         held = (await seat.certificate_of(row)).digest
         if held != certificate.digest:
             raise refused("this custodian holds that epoch by another certificate", [seat.me], expected=held)
@@ -158,7 +169,7 @@ class Rebuilding:
             )
         if not shared_indices(plan.quorum, seat.me, plan.target):
             raise refused("shares no seed with the one to be rebuilt", [seat.me])
-        statement, sealed = await seat.work(self._gift, plan, await seat.seeds(epoch))
+        statement, sealed = await seat.work(self._gift, plan, plain(await seat.seeds(epoch)))
         if row.state is not State.GIVEN:
             with seat.keystore.transaction():
                 seat.keystore.move_ceremony(ceremony_id, State.GIVEN, seat.now())

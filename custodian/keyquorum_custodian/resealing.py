@@ -8,19 +8,22 @@ old ciphertexts are overwritten in the file and its log, at the latest by the ne
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final
 
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
-from keyquorum_core.errors import KeyquorumError, Reason, UnavailableError
+from keyquorum_core.errors import KeyquorumError, Reason, StateError, UnavailableError
 from keyquorum_custodian.keystore import Keystore
 from keyquorum_custodian.logs import logger
-from keyquorum_custodian.sealed_keystore import ATTEMPTS, RECORD, UNSCRUBBED
+from keyquorum_custodian.sealed_keystore import ATTEMPTS, RECORD, TOKEN_SEEDS, UNSCRUBBED
 from keyquorum_custodian.sealing.record import Scheme, SealingRecord, TokenKey, scheme_of
 from keyquorum_custodian.sealing.schemes import Wrapping
 from keyquorum_custodian.sealing.token import Token
+from keyquorum_custodian.sealing.token_seeds import INSTANCE_SIZE, TokenSeeds
+from keyquorum_custodian.vault import blob
 
 __all__ = ["FOREIGN", "SEALED_TABLES", "SealedTable", "reseal"]
 
@@ -65,20 +68,27 @@ def reseal(store: Keystore, wrapping: Wrapping) -> None:
     scheme raises; then the old scheme is in force, whole. A token that the old scheme used no longer holds its key.
     """
     before = store.sealing_record()
+    kept = _seeds_after(store, wrapping)
     kek = AESGCM.generate_key(256)
     record = wrapping.wrap(kek, store.custodian_id)
+    moving = kept if kept is not store.token_seeds else None
     try:
         _check_tables(store)
         with store.transaction():
             for table, row in _rows(store):
-                store.reseal_row(AESGCM(kek), table, SEALED_TABLES[table].key, row)
+                into = moving if table == "seeds" else None
+                store.reseal_row(AESGCM(kek), table, SEALED_TABLES[table].key, row, into)
             store.put_meta(RECORD, record)
             store.put_meta(UNSCRUBBED, b"")
             store.change("DELETE FROM meta WHERE name = ?", ATTEMPTS)
     except BaseException:
+        if moving is not None:
+            moving.forget_new()
         _forget_key(wrapping.token, record)
         raise
-    old = store.take_key(AESGCM(kek), wrapping.token)
+    if moving is not None:
+        moving.settle()
+    old = store.take_key(AESGCM(kek), wrapping.token, kept)
     try:
         store.scrub()
         with store.transaction():
@@ -88,6 +98,38 @@ def reseal(store: Keystore, wrapping: Wrapping) -> None:
     _forget_key(old, before)
     if old is not None and old is not wrapping.token:
         old.close()
+
+
+def _seeds_after(store: Keystore, wrapping: Wrapping) -> TokenSeeds | None:
+    """Where seeds will be. Raises ``STATE`` where they cannot get there: what is in a token stays in it."""
+    token, now = wrapping.token, store.token_seeds
+    if now is not None and (wrapping.scheme is not Scheme.PKCS11_SEEDS or token is not now.token):
+        if store.select("SELECT 1 FROM seeds LIMIT 1"):
+            raise StateError(
+                Reason.STATE,
+                "the seeds are keys of the token, which does not give them away",
+                expected="the same token",
+                actual=str(wrapping.scheme),
+                next_step="Make a new custodian with the other scheme and have this one replaced by it.",
+            )
+        now = None
+    if wrapping.scheme is not Scheme.PKCS11_SEEDS or token is None or now is not None:
+        return now
+    instance = os.urandom(INSTANCE_SIZE)
+    found = store.select("SELECT value FROM meta WHERE name = ?", TOKEN_SEEDS)
+    if found:  # an attempt before this one died: what it left in the token goes now
+        instance = blob(found[0][0])
+    else:
+        with store.transaction():
+            store.put_meta(TOKEN_SEEDS, instance)
+    made = TokenSeeds(token, instance, store.custodian_id)
+    made.sweep((), _epochs_of(store))
+    return made
+
+
+def _epochs_of(store: Keystore) -> set[tuple[str, int]]:
+    known = {(row.key_id, row.epoch) for row in store.epochs()}
+    return known | {(row.key_id, row.epoch) for row in store.ceremonies()}
 
 
 def _check_tables(store: Keystore) -> None:

@@ -14,11 +14,13 @@ from keyquorum_custodian.sealing.attempts import Attempts
 from keyquorum_custodian.sealing.record import Scheme, scheme_of
 from keyquorum_custodian.vault import blob, connect, number, storage
 
-__all__ = ["ATTEMPTS", "RECORD", "UNSCRUBBED", "SealedKeystore", "peek_scheme"]
+__all__ = ["ATTEMPTS", "RECORD", "TOKEN_SEEDS", "UNSCRUBBED", "SealedKeystore", "peek_scheme"]
 
 RECORD: Final = "kek"
 """Where the sealing record is kept among the keystore's values."""
 ATTEMPTS: Final = "unseal-attempts"
+TOKEN_SEEDS: Final = "token-seeds"  # noqa: S105 - where it is kept
+"""The random name by which a token's keys are known as this keystore's seeds."""
 UNSCRUBBED: Final = "sealing-changed"
 """There while the scheme was changed and what was sealed before may still be in the file or its log."""
 
@@ -63,6 +65,16 @@ class SealedKeystore:
         """The connection, which is the caller's from now on."""
         db, self._db = self._connection, None
         return db
+
+    def take_back(self, db: sqlite3.Connection) -> None:
+        """What was handed over could not be used."""
+        self._db = db
+
+    def token_instance(self) -> bytes:
+        """The name under which a token knows its seeds; empty where it has none."""
+        with storage(self.path):
+            row = self._connection.execute("SELECT value FROM meta WHERE name = ?", (TOKEN_SEEDS,)).fetchone()
+        return blob(row[0]) if row else b""
 
     def close(self) -> None:
         if self._db is not None:

@@ -7,15 +7,29 @@ step, its answer and the secrets it made or erased are one change.
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Final
 
+from keyquorum_core.ceremony import Seed
 from keyquorum_core.ceremony_states import MAKING, Kind, State, Step
+from keyquorum_core.errors import Reason, UnavailableError
 from keyquorum_custodian.vault import Vault, blob, number
 
-__all__ = ["ACTIVE", "DESTROYED", "RETIRED", "Accusation", "ApprovalRow", "CeremonyRow", "EpochRow", "SeedRecords"]
+__all__ = [
+    "ACTIVE",
+    "DESTROYED",
+    "RETIRED",
+    "Accusation",
+    "ApprovalRow",
+    "CeremonyRow",
+    "EpochRow",
+    "SeedRecords",
+    "cannot_give",
+    "plain",
+]
 
 ACTIVE: Final = "active"
 RETIRED: Final = "retired"
@@ -79,10 +93,68 @@ class Accusation:
     sealed: bytes
 
 
+def plain(seeds: Mapping[int, Seed]) -> dict[int, bytes]:
+    """Seeds as bytes. Raises ``UNSUPPORTED`` where they are a token's keys."""
+    out = {index: seed for index, seed in seeds.items() if isinstance(seed, bytes)}
+    if len(out) != len(seeds):
+        raise cannot_give()
+    return out
+
+
+def cannot_give() -> UnavailableError:
+    """Seeds in a hardware module stay there."""
+    return UnavailableError(
+        Reason.UNSUPPORTED,
+        "this custodian's seeds are keys of its hardware module, which does not give them away",
+        expected="a co-holder that keeps its seeds in its keystore",
+        actual="pkcs11-seeds",
+        next_step="Have the other co-holders give; each seed needs one that can.",
+    )
+
+
 class SeedRecords(Vault):
     """The part of the keystore that ceremonies use."""
 
     __slots__ = ()
+
+    # -- seeds in a token ------------------------------------------------------------------------------------------
+
+    @contextlib.contextmanager
+    def transaction(self, *, durable: bool = True) -> Iterator[None]:
+        """See :meth:`Vault.transaction`. Seeds go into a token before their rows are committed, and out of it after: a
+        death in between leaves keys without rows, which :meth:`sweep` destroys, and never a row without its key."""
+        try:
+            with super().transaction(durable=durable):
+                yield
+        except BaseException:
+            if self.token_seeds is not None:
+                self.token_seeds.forget_new()
+            raise
+        if self.token_seeds is not None:
+            self.token_seeds.settle()
+
+    def scrub(self) -> None:
+        """See :meth:`Vault.scrub`; the token too holds nothing of what was deleted."""
+        super().scrub()
+        self.sweep()
+
+    def sweep(self) -> int:
+        """Destroy keys in the token that no row speaks of; returns how many. Raises ``UNAVAILABLE``."""
+        if self.token_seeds is None:
+            return 0
+        rows = [value for row in self._seed_owners() for value in self._indexed("seeds", *row).values()]
+        known = {(key_id, epoch) for _, key_id, epoch in self._seed_owners()}
+        known |= {(row.key_id, row.epoch) for row in self.epochs()}
+        known |= {(row.key_id, row.epoch) for row in self.ceremonies()}
+        return self.token_seeds.sweep(rows, known)
+
+    def _seed_owners(self) -> list[tuple[str, str, int]]:
+        """``(ceremony id, key id, epoch)`` of everything that seeds are kept of."""
+        rows = self._rows(
+            "SELECT DISTINCT s.ceremony_id, coalesce(e.key_id, c.key_id, ''), coalesce(e.epoch, c.epoch, 0)"
+            " FROM seeds s LEFT JOIN epochs e USING (ceremony_id) LEFT JOIN ceremonies c USING (ceremony_id)"
+        )
+        return [(str(ceremony_id), str(key_id), number(epoch)) for ceremony_id, key_id, epoch in rows]
 
     # -- ceremonies ------------------------------------------------------------------------------------------------
 
@@ -200,23 +272,38 @@ class SeedRecords(Vault):
 
     def insert_seeds(self, ceremony_id: str, key_id: str, epoch: int, seeds: Mapping[int, bytes]) -> None:
         """Inside a transaction: the seeds that ceremony ``ceremony_id`` made."""
+        kept = self.token_seeds
+        if kept is not None:
+            seeds = {index: kept.put(ceremony_id, key_id, epoch, index, seed) for index, seed in seeds.items()}
         self._put_indexed("seeds", ceremony_id, key_id, epoch, seeds)
 
     def drop_secrets(self, ceremony_id: str) -> int:
         """Inside a transaction: erase a ceremony's parts and seeds (``secure_delete`` overwrites the pages; see
         :meth:`Vault.scrub`). Returns how many seeds."""
         self._db.execute("DELETE FROM parts WHERE ceremony_id = ?", (ceremony_id,))
+        if self.token_seeds is not None:
+            for row in self._seed_owners():
+                for value in self._indexed("seeds", *row).values() if row[0] == ceremony_id else ():
+                    self.token_seeds.drop(value)
         return self._db.execute("DELETE FROM seeds WHERE ceremony_id = ?", (ceremony_id,)).rowcount
 
     def seeds(self, row: EpochRow | CeremonyRow) -> dict[int, bytes]:
-        """The seeds a ceremony made, by index, opened."""
-        return self._indexed("seeds", row.ceremony_id, row.key_id, row.epoch)
+        """The seeds a ceremony made, by index, opened. Raises ``UNSUPPORTED`` where they are a token's keys."""
+        return plain(self.held_seeds(row))
 
-    def seeds_in_pieces(self, row: EpochRow | CeremonyRow) -> Iterator[dict[int, bytes]]:
-        """:meth:`seeds`, some hundreds at a time; each piece is read when it is asked for."""
+    def held_seeds(self, row: EpochRow | CeremonyRow) -> dict[int, Seed]:
+        """The seeds a ceremony made, by index, wherever they are kept."""
+        return self._held(self._indexed("seeds", row.ceremony_id, row.key_id, row.epoch))
+
+    def _held(self, found: dict[int, bytes]) -> dict[int, Seed]:
+        kept = self.token_seeds
+        return {index: value if kept is None else kept.get(value) for index, value in found.items()}
+
+    def seeds_in_pieces(self, row: EpochRow | CeremonyRow) -> Iterator[dict[int, Seed]]:
+        """:meth:`held_seeds`, some hundreds at a time; each piece is read when it is asked for."""
         after = -1
         while piece := self._indexed("seeds", row.ceremony_id, row.key_id, row.epoch, after, _PIECE):
-            yield piece
+            yield self._held(piece)
             after = max(piece)
 
     def _put_indexed(self, table: str, ceremony_id: str, key_id: str, epoch: int, secrets: Mapping[int, bytes]) -> None:

@@ -27,6 +27,7 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from keyquorum_core.errors import KeyquorumError, MalformedError, Reason, StateError, UnavailableError
 from keyquorum_core.transcript import transcript, u64be
 from keyquorum_custodian.sealing.token import Token
+from keyquorum_custodian.sealing.token_seeds import TokenSeeds
 
 __all__ = ["Group", "Vault", "blob", "connect", "number", "storage"]
 
@@ -87,6 +88,8 @@ class Vault:
     """Called when a group is lost."""
     token: Token | None = field(default=None, repr=False)
     """The PKCS#11 token that keeps the keystore's own key, logged in to."""
+    token_seeds: TokenSeeds | None = field(default=None, repr=False)
+    """Where seeds are, if they are keys of the token."""
 
     def close(self) -> None:
         """Checkpoint and close. The file is whole without it too."""
@@ -201,21 +204,26 @@ class Vault:
             except (InvalidTag, ValueError):
                 yield self._unseal(value, table, name, key_id, epoch, index)  # says which one it is
 
-    def reseal_row(self, kek: AESGCM, table: str, key: Sequence[str], row: Sequence[object]) -> None:
+    def reseal_row(
+        self, kek: AESGCM, table: str, key: Sequence[str], row: Sequence[object], into: TokenSeeds | None = None
+    ) -> None:
         """Inside a transaction: seal one value under another key. ``row``: the values of the ``key`` columns, then
         name, key id, epoch and index, then what is sealed. Raises ``STORAGE`` for what the present key does not open.
+        ``into``: the value is a seed and goes into a token.
         """
         name, key_id, epoch, index, sealed = row[len(key) :]
         bound = (table, str(name), str(key_id), number(epoch), number(index))
         secret = self._unseal(blob(sealed), *bound)
+        if into is not None:
+            secret = into.put(*bound[1:], secret)
         nonce = os.urandom(_NONCE)
         again = nonce + kek.encrypt(nonce, secret, _associated(*bound))
         where = " AND ".join(f"{column} = ?" for column in key)
         self._db.execute(f"UPDATE {table} SET sealed = ? WHERE {where}", (again, *row[: len(key)]))  # noqa: S608
 
-    def take_key(self, kek: AESGCM, token: Token | None) -> Token | None:
+    def take_key(self, kek: AESGCM, token: Token | None, seeds: TokenSeeds | None) -> Token | None:
         """From now on everything is sealed under ``kek``; returns the token of the key before."""
-        before, self._kek, self.token = self.token, kek, token
+        before, self._kek, self.token, self.token_seeds = self.token, kek, token, seeds
         return before
 
     def _rows(self, query: str, *values: object) -> list[tuple[object, ...]]:

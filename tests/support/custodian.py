@@ -109,6 +109,9 @@ class Committee:
     keystore: type[Keystore] = Keystore
     """What nodes are opened with: a twin that dies, say."""
 
+    secrets: dict[str, str] = field(default_factory=dict)
+    """What opens a custodian's keystore, where that is another than the passphrase."""
+
     @property
     def log(self) -> LogSigner:
         """The keys of the log that the roster names."""
@@ -133,7 +136,10 @@ class Committee:
         """The custodian in this process; opened when it was not, and told of the ledger as it is."""
         if custodian_id not in self.nodes:
             self.nodes[custodian_id] = open_node(
-                self.directory(custodian_id), PASSPHRASE, clock=self.clock, keystore=self.keystore
+                self.directory(custodian_id),
+                self.secrets.get(custodian_id, PASSPHRASE),
+                clock=self.clock,
+                keystore=self.keystore,
             )
             if shown and self.ledger.size:
                 self.ledger.bring(self.nodes[custodian_id].witness)

@@ -125,6 +125,70 @@ class Token:
         with _failures("the token"), self._lock:
             self._key(key).destroy()
 
+    # -- seeds -------------------------------------------------------------------------------------------------------
+
+    def put_seed(self, object_id: bytes, label: str, seed: bytes) -> Any:
+        """A seed as a key of the token's own (CKK_GENERIC_SECRET) that signs and nothing else; returns its handle."""
+        from pkcs11 import Attribute, KeyType, ObjectClass
+
+        with _failures("the token"), self._lock:
+            key = self._session.create_object(
+                {
+                    Attribute.CLASS: ObjectClass.SECRET_KEY,
+                    Attribute.KEY_TYPE: KeyType.GENERIC_SECRET,
+                    Attribute.VALUE: seed,
+                    Attribute.ID: object_id,
+                    Attribute.LABEL: label,
+                    Attribute.TOKEN: True,
+                    Attribute.PRIVATE: True,
+                    Attribute.SENSITIVE: True,
+                    Attribute.EXTRACTABLE: False,
+                    Attribute.SIGN: True,
+                }
+            )
+            try:
+                _check_kept(key)
+            except KeyquorumError:
+                key.destroy()
+                raise
+            return key
+
+    def seeds(self, label: str) -> dict[bytes, Any]:
+        """The handles of all keys with this label, by CKA_ID."""
+        from pkcs11 import Attribute, ObjectClass
+
+        with _failures("the token"), self._lock:
+            wanted = {Attribute.CLASS: ObjectClass.SECRET_KEY, Attribute.LABEL: label}
+            return {bytes(key[Attribute.ID]): key for key in self._session.get_objects(wanted)}
+
+    def destroy(self, key: Any) -> None:
+        with _failures("the token"), self._lock:
+            key.destroy()
+
+    def mac(self, key: Any, message: bytes) -> bytes:
+        """HMAC-SHA-256 under a key of the token (CKM_SHA256_HMAC), 32 bytes."""
+        from pkcs11 import Mechanism
+
+        with _failures("the token"), self._lock:
+            return bytes(key.sign(message, mechanism=Mechanism.SHA256_HMAC))
+
+    def digest(self, key: Any, before: bytes, after: bytes) -> bytes:
+        """SHA-256(before ‖ key ‖ after) by C_DigestKey, 32 bytes. Raises ``UNSUPPORTED`` where the token will not."""
+        from pkcs11 import Mechanism
+        from pkcs11.exceptions import PKCS11Error
+
+        with _failures("the token"), self._lock:
+            try:
+                parts = [part for part in (before, key, after) if part != b""]
+                return bytes(self._session.digest(parts, mechanism=Mechanism.SHA256))
+            except PKCS11Error as error:
+                raise UnavailableError(
+                    Reason.UNSUPPORTED,
+                    "the token does not hash its keys",
+                    expected="C_DigestKey for keys that are sensitive and not extractable",
+                    actual=type(error).__name__,
+                ) from None
+
     def _key(self, key: TokenKey) -> Any:
         from pkcs11 import Attribute, ObjectClass
 
