@@ -12,7 +12,6 @@ import asyncio
 import contextlib
 import re
 import time
-from collections import deque
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -21,6 +20,7 @@ import grpc.aio
 import structlog
 
 from keyquorum_coordinator.circuit import Circuit, CircuitState
+from keyquorum_coordinator.lane import Lane
 from keyquorum_coordinator.latency import Latency
 from keyquorum_core.errors import KeyquorumError, Reason, RefusedError, UnavailableError
 from keyquorum_core.release import WINDOW_SECONDS, Window, open_window
@@ -34,7 +34,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Link", "Waiting"]
 
-_RELEASE = "/keyquorum.v1.Custodian/Release"
 _MAX_PENDING = 1024
 _HEDGE_FACTOR = 3
 _PROBE_TIMEOUT = 5.0
@@ -64,59 +63,9 @@ class _Pending:
         self.waiting: Waiting | None = waiting
         self.data = data
         self.sent_at = sent_at
-        self.lane: _Lane | None = None
+        self.lane: Lane | None = None
         self.hedged = False
         self.conflicts = 0
-
-
-class _Lane:
-    """One Release stream: a queue with its writer, and a reader. Ends when either fails."""
-
-    def __init__(self, channel: grpc.aio.Channel, on_answer: Callable[[pb.ReleaseAnswer], None]) -> None:
-        method: Callable[[], grpc.aio.StreamStreamCall[bytes, pb.ReleaseAnswer]] = channel.stream_stream(
-            _RELEASE, request_serializer=None, response_deserializer=pb.ReleaseAnswer.FromString
-        )
-        self._call = method()
-        self._on_answer = on_answer
-        self._queue: deque[bytes] = deque()
-        self._wake: asyncio.Future[None] | None = None
-        self.started = time.monotonic()
-
-    def send(self, data: bytes) -> None:
-        self._queue.append(data)
-        wake = self._wake
-        if wake is not None and not wake.done():
-            wake.set_result(None)
-
-    async def run(self, peer: str) -> KeyquorumError:
-        """Until the stream ends; returns why."""
-        writer = asyncio.create_task(self._write())
-        try:
-            call = self._call
-            on_answer = self._on_answer
-            while True:
-                answer = await call.read()
-                if not isinstance(answer, pb.ReleaseAnswer):
-                    return UnavailableError(Reason.UNAVAILABLE, f"{peer} ended the release stream")
-                on_answer(answer)
-        except grpc.aio.AioRpcError as error:
-            return from_rpc_error(error, peer)
-        finally:
-            writer.cancel()
-            self._call.cancel()
-            with contextlib.suppress(asyncio.CancelledError, Exception):
-                await writer
-
-    async def _write(self) -> None:
-        queue = self._queue
-        write = self._call.write
-        loop = asyncio.get_running_loop()
-        while True:
-            while queue:
-                # Raises when the stream is broken; the reader learns of it as well, and says why.
-                await write(queue.popleft())
-            self._wake = loop.create_future()
-            await self._wake
 
 
 class Link:
@@ -153,6 +102,7 @@ class Link:
         """Version and digest of the revocations that it says it has."""
         self.connections = 0
         """How often a stream was begun: what was sent over earlier ones may be lost."""
+        self._group = 1
         self._custodian = custodian
         self._cluster = cluster
         self._connect = connect
@@ -163,8 +113,8 @@ class Link:
         self._pending: dict[str, _Pending] = {}
         self._windows: dict[int, bytes] = {}
         self._latest: Window | None = None
-        self._primary: _Lane | None = None
-        self._second: _Lane | None = None
+        self._primary: Lane | None = None
+        self._second: Lane | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._tasks: set[asyncio.Task[Any]] = set()
         self._channel: grpc.aio.Channel | None = None
@@ -362,15 +312,15 @@ class Link:
         if self._pending:
             self._timer = asyncio.get_running_loop().call_later(next_due, self._overdue)
 
-    def _second_lane(self) -> _Lane:
+    def _second_lane(self) -> Lane:
         if self._second is None and self._channel is not None:
-            self._second = _Lane(self._channel, self._answer)
+            self._second = Lane(self._channel, self._answer, self._group)
             self._spawn(self._run_second(self._second))
         if self._second is None:
             raise UnavailableError(Reason.UNAVAILABLE, f"{self.id} is not connected")
         return self._second
 
-    async def _run_second(self, lane: _Lane) -> None:
+    async def _run_second(self, lane: Lane) -> None:
         # When it breaks, the first stream's answer or the deadline still settles the requests sent over it.
         await lane.run(self.id)
         if self._second is lane:
@@ -394,7 +344,7 @@ class Link:
             if self._channel is None:
                 return
             self.connections += 1
-            lane = self._primary = _Lane(self._channel, self._answer)
+            lane = self._primary = Lane(self._channel, self._answer, self._group)
             self.first_stream.set()
             now = time.monotonic()
             for pending in self._pending.values():
@@ -411,7 +361,7 @@ class Link:
             else:
                 backoff = _FIRST_BACKOFF
 
-    def _broken(self, lane: _Lane, error: KeyquorumError) -> None:
+    def _broken(self, lane: Lane, error: KeyquorumError) -> None:
         """Requests whose answers the broken stream owed: sent once more if the custodian is there, else failed."""
         for request_id, pending in list(self._pending.items()):
             if pending.lane is lane:
@@ -447,6 +397,7 @@ class Link:
         skew = described.now + 0.5 - (asked + now) / 2
         self.clock_skew = skew if abs(skew) >= 1 else 0.0
         self.ledger_size = described.ledger_size
+        self._group = described.release_group
         self.revocations = described.revocations_version, described.revocations_digest[:64]
         self.keys = {(key.key_id, key.epoch): key.state for key in described.keys[:4096]}
         self._remember(window.statement, int(now))

@@ -12,7 +12,7 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from keyquorum_core.errors import Reason, UnavailableError
-from keyquorum_custodian.services import report
+from keyquorum_custodian.answering import report
 from keyquorum_protos.wire import tls
 from keyquorum_protos.wire.guard import ANY_ROLE, Guard
 

@@ -17,13 +17,13 @@ import grpc.aio
 
 from keyquorum_core.errors import Reason, UnavailableError
 from keyquorum_custodian import __version__
+from keyquorum_custodian.answering import report
 from keyquorum_custodian.init import ADMIN_CERTIFICATE
 from keyquorum_custodian.listening import ADMIN, CANARY, CEREMONIES, CUSTODIAN, Listener, listen
 from keyquorum_custodian.logs import logger
 from keyquorum_custodian.metrics import Metrics
 from keyquorum_custodian.node import Node
 from keyquorum_custodian.sealed_node import Progress, SealedNode
-from keyquorum_custodian.services import report
 from keyquorum_protos.v1 import custodian_pb2 as pb
 from keyquorum_protos.v1 import custodian_pb2_grpc as rpc
 from keyquorum_protos.v1 import drills_pb2_grpc as drills

@@ -21,6 +21,7 @@ import grpc.aio
 
 from keyquorum_core.errors import KeyquorumError
 from keyquorum_custodian import __version__
+from keyquorum_custodian.answering import report
 from keyquorum_custodian.canary_service import CanaryService
 from keyquorum_custodian.init import ADMIN_CERTIFICATE
 from keyquorum_custodian.keystore import Keystore
@@ -31,7 +32,7 @@ from keyquorum_custodian.node import Node
 from keyquorum_custodian.pacing import Beside
 from keyquorum_custodian.sealed_node import SealedNode, open_sealed
 from keyquorum_custodian.sealed_server import SealedServer
-from keyquorum_custodian.services import AdminService, CeremoniesService, CustodianService, report
+from keyquorum_custodian.services import AdminService, CeremoniesService, CustodianService
 from keyquorum_custodian.witness_http import WitnessListener
 from keyquorum_protos.v1 import custodian_pb2_grpc, drills_pb2_grpc
 from keyquorum_protos.wire.files import read_bytes

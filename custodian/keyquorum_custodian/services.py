@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import secrets
-import time
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -16,37 +14,22 @@ from keyquorum_core.release import Leaf
 from keyquorum_core.revocations import REVOCATIONS
 from keyquorum_core.signing import peek_payload
 from keyquorum_custodian import __version__
+from keyquorum_custodian.answering import MAX_GROUP, Answering
 from keyquorum_custodian.bulletins import Accepted
 from keyquorum_custodian.canary import FaultKind
 from keyquorum_custodian.ceremonies import SealedPart
-from keyquorum_custodian.gate import ReleaseRequest
 from keyquorum_custodian.logs import logger
 from keyquorum_custodian.metrics import Metrics
 from keyquorum_custodian.node import Node
 from keyquorum_custodian.pacing import Work, on_the_spot
 from keyquorum_custodian.seed_records import ApprovalRow
-from keyquorum_custodian.witness import CheckpointUpdate, Inclusion
 from keyquorum_protos.v1 import custodian_pb2 as pb
 from keyquorum_protos.v1 import custodian_pb2_grpc as rpc
-from keyquorum_protos.wire.errors import to_status
 
-__all__ = ["AdminService", "CeremoniesService", "CustodianService", "report"]
+__all__ = ["AdminService", "CeremoniesService", "CustodianService"]
 
 _Context = Any
 _MAX_HELD = 256
-
-
-def report(method: str, reference: str, error: BaseException) -> None:
-    """Log a failure nobody foresaw: where it happened, and not what it says, since it could say anything."""
-    places = []
-    trace = error.__traceback__
-    while trace is not None:
-        code = trace.tb_frame.f_code
-        places.append(f"{code.co_filename.rsplit('/', 2)[-1]}:{trace.tb_lineno} {code.co_name}")
-        trace = trace.tb_next
-    logger().error(
-        "unforeseen failure", method=method, reference=reference, type=type(error).__name__, where=places[-12:]
-    )
 
 
 @dataclass(eq=False, slots=True)
@@ -97,8 +80,8 @@ class CustodianService(rpc.CustodianServicer):
 
     def __init__(self, node: Node, metrics: Metrics) -> None:
         self._node = node
-        self._metrics = metrics
         self._log = logger()
+        self._answering = Answering(node, metrics)
         self._streams: set[_Stream] = set()
 
     async def Release(
@@ -116,8 +99,8 @@ class CustodianService(rpc.CustodianServicer):
                     return
                 if request is None:
                     continue
-                answer = self._answer(request)
-                if not (self._node.canary.any and self._keeps_back(request, answer, stream)):
+                answer = self._answering.answer(request)
+                if not self._node.canary.any or self._leaves_something(request, answer, stream):
                     yield answer
         except asyncio.CancelledError:
             if not stream.ending:
@@ -125,6 +108,16 @@ class CustodianService(rpc.CustodianServicer):
         finally:
             stream.close()
             self._streams.discard(stream)
+
+    def _leaves_something(self, request: pb.ReleaseRequest, answer: pb.ReleaseAnswer, stream: _Stream) -> bool:
+        """Take out of the answer what a drill keeps back; whether anything is left of it."""
+        if not answer.group:
+            return not self._keeps_back(request, answer, stream)
+        pairs = zip(request.group, list(answer.group), strict=True)
+        left = [one for asked, one in pairs if not self._keeps_back(asked, one, stream)]
+        del answer.group[:]
+        answer.group.extend(left)
+        return bool(left)
 
     def _keeps_back(self, request: pb.ReleaseRequest, answer: pb.ReleaseAnswer, stream: _Stream) -> bool:
         """A drill has this custodian give no answer for the canary that the leaf names, or a late one. Nobody else's
@@ -145,52 +138,6 @@ class CustodianService(rpc.CustodianServicer):
             stream.ending = True
             if stream.reading and stream.task is not None:
                 stream.task.cancel()
-
-    def _answer(self, request: pb.ReleaseRequest) -> pb.ReleaseAnswer:
-        asked_as_witness = request.HasField("update") and not request.leaf
-        try:
-            return self._cosign(request) if asked_as_witness else self._release(request)
-        except KeyquorumError as error:
-            refusal = error
-        except Exception as error:
-            # One request must not take the stream, and with it the answers to others, down.
-            reference = secrets.token_hex(8)
-            report("/keyquorum.v1.Custodian/Release", reference, error)
-            refusal = KeyquorumError(Reason.INTERNAL, f"an unforeseen failure; the log entry is {reference}")
-        if not asked_as_witness:
-            self._node.refusals += 1
-            self._metrics.refusals.labels(str(refusal.reason)).inc()
-        what = "checkpoint refused" if asked_as_witness else "release refused"
-        self._log.warning(what, request=request.request_id[:64], **refusal.as_dict())
-        return pb.ReleaseAnswer(
-            request_id=request.request_id, custodian=self._node.config.id, refusal=to_status(refusal)
-        )
-
-    def _release(self, request: pb.ReleaseRequest) -> pb.ReleaseAnswer:
-        started = time.perf_counter()
-        answer = self._node.gate.release(_request(request))
-        self._node.releases += 1
-        self._metrics.releases.inc()
-        self._metrics.release_seconds.observe(time.perf_counter() - started)
-        return pb.ReleaseAnswer(
-            request_id=request.request_id,
-            custodian=answer.custodian,
-            share=pb.Share(
-                key_id=answer.key_id,
-                epoch=answer.epoch,
-                window=answer.window,
-                sealed=answer.sealed,
-                signature=answer.signature,
-            ),
-        )
-
-    def _cosign(self, request: pb.ReleaseRequest) -> pb.ReleaseAnswer:
-        lines = self._node.witness.serve(_update(request.update), cosign=request.update.cosign)
-        return pb.ReleaseAnswer(
-            request_id=request.request_id,
-            custodian=self._node.config.id,
-            cosignatures="".join(line.line() for line in lines).encode(),
-        )
 
     async def GetWindow(self, request: pb.GetWindowRequest, context: _Context) -> pb.GetWindowResponse:
         return pb.GetWindowResponse(statement=self._node.windows.current().statement)
@@ -433,27 +380,6 @@ def _alarms(node: Node) -> pb.ListLedgerAlarmsResponse:
     )
 
 
-def _request(request: pb.ReleaseRequest) -> ReleaseRequest:
-    return ReleaseRequest(
-        request.manifest,
-        request.evidence,
-        request.leaf,
-        Inclusion(request.leaf_index, request.tree_size, tuple(request.inclusion_proof)),
-        _update(request.update) if request.HasField("update") else None,
-        request.presentation,
-    )
-
-
-def _update(update: pb.CheckpointUpdate) -> CheckpointUpdate:
-    return CheckpointUpdate(
-        update.old_size,
-        tuple(update.consistency_proof),
-        update.checkpoint,
-        update.cosigned,
-        tuple(update.cosigned_proof),
-    )
-
-
 def _part_out(part: SealedPart) -> pb.SealedParts:
     return pb.SealedParts(**{"from": part.sender}, to=part.to, sealed=part.sealed)
 
@@ -461,6 +387,7 @@ def _part_out(part: SealedPart) -> pb.SealedParts:
 def _describe(node: Node) -> pb.DescribeResponse:
     revoked = node.bulletins.accepted(REVOCATIONS)
     return pb.DescribeResponse(
+        release_group=MAX_GROUP,
         custodian=node.config.id,
         jurisdiction=node.config.jurisdiction,
         cluster=node.config.cluster,

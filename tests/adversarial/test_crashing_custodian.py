@@ -7,6 +7,7 @@ requests must then run to completion.
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -170,6 +171,45 @@ async def test_a_custodian_killed_between_recording_and_answering_answers_the_ne
     assert (await custodian.call(release)).WhichOneof("outcome") == "share"
     custodian.stop()
     assert committee.open(ME).keystore.release_count() == 1
+
+
+@pytest.mark.parametrize(
+    ("number", "when", "kept"), [(2, "record", 0), (4, "record", 0), (2, "before", 0), (2, "after", 4)]
+)
+async def test_a_custodian_killed_while_it_keeps_a_group_answered_none_of_it(
+    committee: Committee, number: int, when: str, kept: int
+) -> None:
+    """Dead between two records, before the commit or after it: the coordinator has no answer, and gets all the next
+    time; each release is recorded once."""
+    committee.generate()
+    committee.nodes.pop(ME).close()
+    custodian = MortalCustodian(committee, ME)
+    await custodian.start(number, when)  # the first commit is the checkpoint's
+    requests = [committee.owner_request() for _ in range(4)]
+    requests = [dataclasses.replace(each, inclusion=committee.ledger.inclusion(i)) for i, each in enumerate(requests)]
+    messages = [committee.message(ME, each, str(number)) for number, each in enumerate(requests)]
+    heard: list[pb.ReleaseAnswer] = []
+
+    async def release(channel: grpc.aio.Channel) -> list[str | None]:
+        call = rpc.CustodianStub(channel).Release(timeout=10)
+        await call.write(pb.ReleaseRequest(group=messages))
+        answer = await call.read()
+        if not isinstance(answer, pb.ReleaseAnswer):
+            raise AssertionError(await call.code())
+        heard.append(answer)
+        return [each.WhichOneof("outcome") for each in answer.group]
+
+    with pytest.raises(UnavailableError):
+        await custodian.call(release)
+    custodian.wait_for_death()
+    assert heard == []
+    node = committee.open(ME)
+    assert node.keystore.release_count() == kept
+    committee.nodes.pop(ME).close()
+    await custodian.start()
+    assert await custodian.call(release) == ["share"] * 4
+    custodian.stop()
+    assert committee.open(ME).keystore.release_count() == 4
 
 
 @pytest.mark.parametrize(("when", "version"), [("before", 1), ("after", 2)])

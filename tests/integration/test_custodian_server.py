@@ -25,6 +25,7 @@ from keyquorum_core.errors import KeyquorumError, Reason, UnavailableError
 from keyquorum_core.parts import SealedPart
 from keyquorum_core.release import Answer, Leaf, open_share, open_window, verify_answer
 from keyquorum_core.signing import Identity, merge
+from keyquorum_custodian.answering import MAX_GROUP
 from keyquorum_custodian.server import CustodianServer
 from keyquorum_protos.v1 import custodian_pb2 as pb
 from keyquorum_protos.v1 import custodian_pb2_grpc as rpc
@@ -32,6 +33,7 @@ from keyquorum_protos.wire import tls
 from keyquorum_protos.wire.errors import from_rpc_error, from_status
 from tests.support import policies
 from tests.support.custodian import PASSPHRASE, Committee, CustodianProcess, build_committee, start_custodian_process
+from tests.support.ledger import update_message
 from tests.support.vendor import bulletin, reference_json
 
 NAME = "ch-1"
@@ -117,6 +119,34 @@ async def test_requests_on_one_stream_are_each_answered_in_order(
         verify_answer(received, window, manifest.subject(payload), leaf.hash(), key_id="key-1", epoch=1)
         shares.append(open_share(received, committee.owner.recipient, leaf.hash(), committee.quorum))
     assert shares[0] == shares[1] == shares[2]
+
+
+async def test_a_group_is_answered_in_one_message_each_request_by_itself(
+    committee: Committee, channel: grpc.aio.Channel
+) -> None:
+    stub = rpc.CustodianStub(channel)
+    assert (await stub.Describe(pb.DescribeRequest(), timeout=5)).release_group == MAX_GROUP
+    first, second = committee.owner_request(), committee.owner_request()
+    first = dataclasses.replace(first, inclusion=committee.ledger.inclusion(first.inclusion.index))
+    group = [
+        committee.message(NAME, first, "1"),
+        committee.message(NAME, dataclasses.replace(first, leaf=b"no leaf"), "2"),
+        pb.ReleaseRequest(request_id="3", update=update_message(committee.ledger.update(committee.ledger.size))),
+        pb.ReleaseRequest(request_id="4", group=[committee.message(NAME, first, "inner")]),
+        committee.message(NAME, second, "5"),
+    ]
+    many = [committee.message(NAME, first, f"{number}") for number in range(MAX_GROUP + 1)]
+    call = stub.Release()
+    for sent in (group, many, many[1:]):
+        await call.write(pb.ReleaseRequest(group=sent))
+    await call.done_writing()
+    answers = [answer async for answer in call]
+    assert [each.request_id for each in answers[0].group] == ["1", "2", "3", "4", "5"]
+    outcomes = [each.WhichOneof("outcome") for each in answers[0].group]
+    assert outcomes == ["share", "refusal", "cosignatures", "refusal", "share"]
+    assert [from_status(answers[0].group[place].refusal).reason for place in (1, 3)] == ["MALFORMED", "TOO_LARGE"]
+    assert from_status(answers[1].refusal).reason is Reason.TOO_LARGE
+    assert [each.WhichOneof("outcome") for each in answers[2].group] == ["share"] * MAX_GROUP
 
 
 async def test_health_is_answered_while_a_stream_is_busy(committee: Committee, channel: grpc.aio.Channel) -> None:

@@ -43,7 +43,8 @@ class Behaviour:
     """``delay``: seconds before each answer. ``refusal``: what to answer instead of a share. ``name``: in whose name.
     ``break_after``: end the stream with an error after so many requests. ``stall``: never answer on the first stream
     that carried a request. ``holding``: answers wait until it is set. ``reverse``: hold this many requests, then answer
-    them last first. ``sealed``: size of a share."""
+    them last first. ``sealed``: size of a share. ``group``: how
+    many requests it says that it takes in one message; those in a group all get what it otherwise answers."""
 
     delay: float = 0.0
     refusal: KeyquorumError | None = None
@@ -56,6 +57,7 @@ class Behaviour:
     sealed: int = 1500
     clock_shift: int = 0
     revoke_error: KeyquorumError | None = None
+    group: int = 0
     keys: list[tuple[str, int, str]] = field(default_factory=lambda: [("k1", 1, "active")])
 
 
@@ -71,6 +73,7 @@ class FakeCustodian(rpc.CustodianServicer):
         self.ledger_size = 0
         self.revocations = 0, ""
         self.requests: list[pb.ReleaseRequest] = []
+        self.groups: list[int] = []
         self.streams = 0
         self.asked: dict[int, list[str]] = {}  # request ids by stream, streams numbered from 1 as they were opened
         self.open: set[int] = set()
@@ -123,6 +126,11 @@ class FakeCustodian(rpc.CustodianServicer):
         held: list[pb.ReleaseRequest] = []
         count = 0
         async for request in request_iterator:
+            if request.group:
+                self.groups.append(len(request.group))
+                self.requests += request.group
+                yield pb.ReleaseAnswer(group=[self._answer(each) for each in request.group if each.leaf])
+                continue
             if request.HasField("update") and not request.leaf:
                 yield self.cosign(request)
                 continue
@@ -186,6 +194,7 @@ class FakeCustodian(rpc.CustodianServicer):
             now=self.now(),
             revocations_version=self.revocations[0],
             revocations_digest=self.revocations[1],
+            release_group=self.behaviour.group,
         )
 
     async def Revoke(self, request: pb.RevokeRequest, context: Any) -> pb.RevokeResponse:

@@ -34,6 +34,7 @@ class ReleaseRequest(_message.Message):
     INCLUSION_PROOF_FIELD_NUMBER: _builtins.int
     UPDATE_FIELD_NUMBER: _builtins.int
     PRESENTATION_FIELD_NUMBER: _builtins.int
+    GROUP_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
     manifest: _builtins.bytes
     """DSSE envelope of the job manifest, exact bytes."""
@@ -54,6 +55,12 @@ class ReleaseRequest(_message.Message):
     def update(self) -> Global___CheckpointUpdate:
         """The checkpoint of that size, in the first request over the stream that names it."""
 
+    @_builtins.property
+    def group(self) -> _containers.RepeatedCompositeFieldContainer[Global___ReleaseRequest]:
+        """In place of all of the above: several requests that one message brings, none of them such a group itself. They are
+        judged in order, each by itself, and answered in order in the group of one answer. How many at most, Describe says.
+        """
+
     def __init__(
         self,
         *,
@@ -66,10 +73,11 @@ class ReleaseRequest(_message.Message):
         inclusion_proof: _abc.Iterable[_builtins.bytes] | None = ...,
         update: Global___CheckpointUpdate | None = ...,
         presentation: _builtins.bytes = ...,
+        group: _abc.Iterable[Global___ReleaseRequest] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["update", b"update"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["evidence", b"evidence", "inclusion_proof", b"inclusion_proof", "leaf", b"leaf", "leaf_index", b"leaf_index", "manifest", b"manifest", "presentation", b"presentation", "request_id", b"request_id", "tree_size", b"tree_size", "update", b"update"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["evidence", b"evidence", "group", b"group", "inclusion_proof", b"inclusion_proof", "leaf", b"leaf", "leaf_index", b"leaf_index", "manifest", b"manifest", "presentation", b"presentation", "request_id", b"request_id", "tree_size", b"tree_size", "update", b"update"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -160,6 +168,7 @@ class ReleaseAnswer(_message.Message):
     SHARE_FIELD_NUMBER: _builtins.int
     REFUSAL_FIELD_NUMBER: _builtins.int
     COSIGNATURES_FIELD_NUMBER: _builtins.int
+    GROUP_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
     custodian: _builtins.str
     cosignatures: _builtins.bytes
@@ -170,6 +179,10 @@ class ReleaseAnswer(_message.Message):
     def refusal(self) -> _status_pb2.Status:
         """Carries a google.rpc.ErrorInfo with the reason code."""
 
+    @_builtins.property
+    def group(self) -> _containers.RepeatedCompositeFieldContainer[Global___ReleaseAnswer]:
+        """In place of all of the above: the answers to a group."""
+
     def __init__(
         self,
         *,
@@ -178,10 +191,11 @@ class ReleaseAnswer(_message.Message):
         share: Global___Share | None = ...,
         refusal: _status_pb2.Status | None = ...,
         cosignatures: _builtins.bytes = ...,
+        group: _abc.Iterable[Global___ReleaseAnswer] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["cosignatures", b"cosignatures", "outcome", b"outcome", "refusal", b"refusal", "share", b"share"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cosignatures", b"cosignatures", "custodian", b"custodian", "outcome", b"outcome", "refusal", b"refusal", "request_id", b"request_id", "share", b"share"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cosignatures", b"cosignatures", "custodian", b"custodian", "group", b"group", "outcome", b"outcome", "refusal", b"refusal", "request_id", b"request_id", "share", b"share"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType_outcome: _TypeAlias = _typing.Literal["share", "refusal", "cosignatures"]  # noqa: Y015
     _WhichOneofArgType_outcome: _TypeAlias = _typing.Literal["outcome", b"outcome"]  # noqa: Y015
@@ -259,6 +273,7 @@ class DescribeResponse(_message.Message):
     REVOCATIONS_DIGEST_FIELD_NUMBER: _builtins.int
     SEALED_FIELD_NUMBER: _builtins.int
     SCHEME_FIELD_NUMBER: _builtins.int
+    RELEASE_GROUP_FIELD_NUMBER: _builtins.int
     custodian: _builtins.str
     jurisdiction: _builtins.str
     cluster: _builtins.str
@@ -281,6 +296,8 @@ class DescribeResponse(_message.Message):
     """Its private keys and seeds are not open: it serves status only. The members on keys and ledger are then empty."""
     scheme: _builtins.str
     """What opens its keystore: passphrase, slip39, pkcs11, pkcs11-seeds."""
+    release_group: _builtins.int
+    """The most release requests that it takes in one message; 0: no groups."""
     @_builtins.property
     def keys(self) -> _containers.RepeatedCompositeFieldContainer[Global___KeyEpoch]: ...
     def __init__(
@@ -302,10 +319,11 @@ class DescribeResponse(_message.Message):
         revocations_digest: _builtins.str = ...,
         sealed: _builtins.bool = ...,
         scheme: _builtins.str = ...,
+        release_group: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cluster", b"cluster", "custodian", b"custodian", "jurisdiction", b"jurisdiction", "keys", b"keys", "ledger_alarms", b"ledger_alarms", "ledger_size", b"ledger_size", "ledger_witnessed_at", b"ledger_witnessed_at", "now", b"now", "revocations_digest", b"revocations_digest", "revocations_version", b"revocations_version", "roster_digest", b"roster_digest", "roster_version", b"roster_version", "scheme", b"scheme", "sealed", b"sealed", "trusts_development_hardware", b"trusts_development_hardware", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cluster", b"cluster", "custodian", b"custodian", "jurisdiction", b"jurisdiction", "keys", b"keys", "ledger_alarms", b"ledger_alarms", "ledger_size", b"ledger_size", "ledger_witnessed_at", b"ledger_witnessed_at", "now", b"now", "release_group", b"release_group", "revocations_digest", b"revocations_digest", "revocations_version", b"revocations_version", "roster_digest", b"roster_digest", "roster_version", b"roster_version", "scheme", b"scheme", "sealed", b"sealed", "trusts_development_hardware", b"trusts_development_hardware", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -63,7 +63,7 @@ class CustodianServicer:
 
     def Release(self, request_iterator, context):
         """One ordered stream per coordinator. Requests are judged in order; each gets exactly one answer, which
-        carries its request id. A repeated request id is answered again (answers are idempotent).
+        carries its request id. A repeated request id is answered again (answers are idempotent). Several may share a message.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

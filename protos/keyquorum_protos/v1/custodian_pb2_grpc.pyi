@@ -35,7 +35,7 @@ class CustodianStub:
     def __new__(cls, channel: _aio.Channel) -> CustodianAsyncStub: ...
     Release: _grpc.StreamStreamMultiCallable[_custodian_pb2.ReleaseRequest, _custodian_pb2.ReleaseAnswer]
     """One ordered stream per coordinator. Requests are judged in order; each gets exactly one answer, which
-    carries its request id. A repeated request id is answered again (answers are idempotent).
+    carries its request id. A repeated request id is answered again (answers are idempotent). Several may share a message.
     """
     GetWindow: _grpc.UnaryUnaryMultiCallable[_custodian_pb2.GetWindowRequest, _custodian_pb2.GetWindowResponse]
     """The current window statement: nonce and answer key, signed by the custodian's identity."""
@@ -52,7 +52,7 @@ class CustodianAsyncStub(CustodianStub):
     def __init__(self, channel: _aio.Channel) -> None: ...
     Release: _aio.StreamStreamMultiCallable[_custodian_pb2.ReleaseRequest, _custodian_pb2.ReleaseAnswer]  # type: ignore[assignment]
     """One ordered stream per coordinator. Requests are judged in order; each gets exactly one answer, which
-    carries its request id. A repeated request id is answered again (answers are idempotent).
+    carries its request id. A repeated request id is answered again (answers are idempotent). Several may share a message.
     """
     GetWindow: _aio.UnaryUnaryMultiCallable[_custodian_pb2.GetWindowRequest, _custodian_pb2.GetWindowResponse]  # type: ignore[assignment]
     """The current window statement: nonce and answer key, signed by the custodian's identity."""
@@ -72,7 +72,7 @@ class CustodianServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_custodian_pb2.ReleaseAnswer], _abc.AsyncIterator[_custodian_pb2.ReleaseAnswer]]:
         """One ordered stream per coordinator. Requests are judged in order; each gets exactly one answer, which
-        carries its request id. A repeated request id is answered again (answers are idempotent).
+        carries its request id. A repeated request id is answered again (answers are idempotent). Several may share a message.
         """
 
     @_abc_1.abstractmethod
