@@ -22,10 +22,9 @@ from pathlib import Path
 import grpc.aio
 
 from keyquorum import data_sessions
-from keyquorum import keys as keyring
 from keyquorum.data_keys import DEFAULT_NAME, DataFile, DataKey, DataSink, DataSource
 from keyquorum.folder import read_folder
-from keyquorum.jobs import Job, JobEvent, event_from_wire, job_from_wire
+from keyquorum.jobs import Job, JobEvent, event_from_wire, job_from_wire, own_manifest
 from keyquorum.keyfiles import PassphraseSource
 from keyquorum.opening import encrypt_folder, gather, prepare
 from keyquorum.operating import ClusterClient
@@ -39,7 +38,7 @@ from keyquorum.session import Connection
 from keyquorum.submission import SubmittedJob
 from keyquorum.telemetry import Telemetry, fetch_batches, verify_telemetry
 from keyquorum.transfer import upload
-from keyquorum.verify import VerifiedOutcome, VerifiedRelease, verify_outcome, verify_release
+from keyquorum.verify import MadeFor, VerifiedOutcome, VerifiedRelease, verify_outcome, verify_release
 from keyquorum_core.answers import Answers, JobBinding
 from keyquorum_core.derivation import Combination, DerivedKey
 from keyquorum_core.errors import KeyquorumError, Reason, RefusedError, StateError, UnavailableError
@@ -97,7 +96,7 @@ class AsyncClient(ClusterClient):
         owner = await self._keys("owner")
         connection = self._connection("owner")
         if epoch is None:
-            record = await keyring.get_key(connection, self.profile, key)
+            record = await self._newest(connection, key)
             record.check_usable_by(owner, self.profile)
             epoch = record.epoch
         request = make_request(
@@ -112,7 +111,7 @@ class AsyncClient(ClusterClient):
         )
         envelope = await asyncio.to_thread(sign_key_request, request, owner.identity)
         binding = Asked(request, request.payload()).binding()
-        answers = self._answers(binding, owner, key_check)
+        answers = self._answers(binding, await self._made_for(connection, key, epoch), owner, key_check)
         opened = await gather(
             connection,
             answers,
@@ -232,7 +231,7 @@ class AsyncClient(ClusterClient):
         )
         owner = await self._keys("owner")
         connection = self._connection("owner")
-        record = await keyring.get_key(connection, self.profile, key)
+        record = await self._newest(connection, key)
         record.check_usable_by(owner, self.profile)
         subjects = await asyncio.to_thread(found.subjects)
         prepared = await asyncio.to_thread(
@@ -251,7 +250,7 @@ class AsyncClient(ClusterClient):
         try:
             accepted = await connection.unary(connection.jobs.Submit, pb.SubmitRequest(manifest=prepared.envelope))
             job_from_wire(accepted, owner.identity.public, job.job_id)
-            answers = self._answers(job, owner)
+            answers = self._answers(job, MadeFor(record.quorum, self.profile.roster), owner)
             opened = await gather(
                 connection, answers, job.job_id, grace=self._grace, progress=report, total=len(answers.committee)
             )
@@ -286,11 +285,18 @@ class AsyncClient(ClusterClient):
             confirmed=opened.confirmed,
         )
 
-    def _answers(self, job: JobBinding, owner: LoadedKeys, key_check: bytes | None = None) -> Answers:
+    async def _made_for(self, connection: Connection, key_id: str, epoch: int) -> MadeFor:
+        """The committee and rule that an epoch was certified for, which the roster may have left behind since."""
+        record = await self._certified(connection, key_id, epoch)
+        return MadeFor(record.quorum, self.profile.roster_of(record.roster_digest))
+
+    def _answers(
+        self, job: JobBinding, made_for: MadeFor, owner: LoadedKeys, key_check: bytes | None = None
+    ) -> Answers:
         return Answers(
             job,
             self.profile.roster,
-            self.profile.quorum,
+            made_for.quorum,
             owner.recipient,
             "owner",
             clock=self._clock,
@@ -385,12 +391,13 @@ class AsyncClient(ClusterClient):
         job = job_from_wire(message.job, owner.identity.public, job_id)
         if not message.statement:
             raise no_statement(job)
+        manifest, _ = own_manifest(message.job.manifest, owner.identity.public, job_id)
         outcome = verify_outcome(
             outcome_from_wire(message),
             job=job_id,
             owner=owner.identity.public,
             roster=self.profile.roster,
-            quorum=self.profile.quorum,
+            made_for=await self._made_for(connection, manifest.key_id, manifest.epoch),
             now=int(self._clock()),
         )
         ran = outcome.statement.outcome
@@ -417,12 +424,13 @@ class AsyncClient(ClusterClient):
         owner = await self._keys("owner")
         connection = self._connection("owner")
         message = await self._release(connection, job_id)
+        manifest, _ = own_manifest(message.job.manifest, owner.identity.public, job_id)
         release = verify_release(
             outcome_from_wire(message),
             job=job_id,
             owner=owner.identity.public,
             roster=self.profile.roster,
-            quorum=self.profile.quorum,
+            made_for=await self._made_for(connection, manifest.key_id, manifest.epoch),
             now=int(self._clock()),
         )
         batches = await fetch_batches(connection, job_id)
@@ -478,7 +486,9 @@ class AsyncClient(ClusterClient):
         kept = await asyncio.to_thread(self._cache.load, outcome.binding, owner.recipient, check)
         if kept is not None:
             return kept, True
-        answers = self._answers(outcome.binding, owner, check)
+        binding = outcome.binding
+        made_for = await self._made_for(connection, binding.key_id, binding.epoch)
+        answers = self._answers(binding, made_for, owner, check)
         opened = await gather(
             connection,
             answers,

@@ -43,6 +43,8 @@ class KeyRecord:
     ended_at: int = 0
     stale: tuple[str, ...] = ()
     """Custodians that lack the epoch and are to be repaired."""
+    roster_digest: str = ""
+    """Of the roster that the epoch was made under."""
 
     def as_dict(self) -> dict[str, object]:
         """JSON-able, for ``--json``."""
@@ -62,6 +64,7 @@ class KeyRecord:
             "retired_at": self.retired_at,
             "ended_at": self.ended_at,
             "stale": list(self.stale),
+            "roster_sha256": self.roster_digest,
         }
 
     def check_usable_by(self, owner: LoadedKeys, profile: Profile) -> None:
@@ -122,6 +125,7 @@ def record_of(message: pb.Key, certificate: EpochCertificate) -> KeyRecord:
         retired_at=message.retired_at,
         ended_at=message.ended_at,
         stale=tuple(name[:32] for name in message.stale[:64]),
+        roster_digest=plan.roster_digest,
     )
 
 

@@ -24,6 +24,7 @@ from keyquorum.progress import ProgressCallback, silent
 from keyquorum.revoking import Held, fetch, hand_over
 from keyquorum.session import Connection
 from keyquorum_core.drill_report import FULL
+from keyquorum_core.errors import Reason, StateError
 from keyquorum_core.key_policy import KeyPolicy
 from keyquorum_core.keywrap import LoadedKeys
 from keyquorum_core.sealing import Suite
@@ -79,6 +80,26 @@ class ClusterClient:
                 unlock, principal.key_file, role, principal.name, self._passphrase
             )
         return self._unlocked[role]
+
+    async def _newest(self, connection: Connection, key_id: str) -> KeyRecord:
+        record = await keyring.get_key(connection, self.profile, key_id)
+        self._certificates[record.certificate_sha256] = record
+        return record
+
+    async def _certified(self, connection: Connection, key_id: str, epoch: int) -> KeyRecord:
+        """An epoch by its verified certificate, which never changes. Raises :class:`StateError` (``EPOCH``)."""
+        known = self._known(key_id, epoch)
+        if known is None:
+            for each in await keyring.list_epochs(connection, self.profile, key_id):
+                self._certificates[each.certificate_sha256] = each
+            known = self._known(key_id, epoch)
+        if known is None:
+            raise StateError(Reason.EPOCH, f"the coordinator shows no epoch {epoch} of key {key_id}")
+        return known
+
+    def _known(self, key_id: str, epoch: int) -> KeyRecord | None:
+        records = self._certificates.values()
+        return next((each for each in records if (each.key_id, each.epoch) == (key_id, epoch)), None)
 
     # Cluster and keys
 

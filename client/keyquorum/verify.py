@@ -10,6 +10,7 @@ without the job's key. The coordinator carried all of it and appears nowhere.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from keyquorum.jobs import own_manifest
@@ -30,11 +31,19 @@ from keyquorum_core.manifest import (
     subject,
 )
 from keyquorum_core.quorum import Quorum
-from keyquorum_core.release import Leaf, Receipt, open_window, verify_receipt
+from keyquorum_core.release import Leaf, Receipt, Window, open_window, verify_receipt
 from keyquorum_core.roster import Roster
 from keyquorum_core.signing import PublicIdentity
 
-__all__ = ["OutcomeBytes", "VerifiedOutcome", "VerifiedRelease", "open_job", "verify_outcome", "verify_release"]
+__all__ = [
+    "MadeFor",
+    "OutcomeBytes",
+    "VerifiedOutcome",
+    "VerifiedRelease",
+    "open_job",
+    "verify_outcome",
+    "verify_release",
+]
 
 _LEAF_SKEW = (
     150  # seconds: a custodian takes a leaf within 120 s of its clock, and its own window's edges are 30 s away
@@ -97,11 +106,19 @@ def open_job(manifest: bytes, opening: bytes, owner: PublicIdentity, job: str) -
     return parsed, JobBinding(job, subject(data), parsed.key_id, parsed.epoch), open_opening(opening, owner, job)
 
 
+@dataclass(frozen=True, slots=True)
+class MadeFor:
+    """The committee that a key's epoch was certified for: its rule, and the roster that names its custodians."""
+
+    quorum: Quorum
+    roster: Roster
+
+
 def verify_outcome(
-    outcome: OutcomeBytes, *, job: str, owner: PublicIdentity, roster: Roster, quorum: Quorum, now: int
+    outcome: OutcomeBytes, *, job: str, owner: PublicIdentity, roster: Roster, made_for: MadeFor, now: int
 ) -> VerifiedOutcome:
     """The release as :func:`verify_release`, then the statement of the worker that got the key."""
-    found = verify_release(outcome, job=job, owner=owner, roster=roster, quorum=quorum, now=now)
+    found = verify_release(outcome, job=job, owner=owner, roster=roster, made_for=made_for, now=now)
     statement = open_result(outcome.statement, found.signer, job)
     _check_artifacts(statement)
     return VerifiedOutcome(
@@ -119,9 +136,12 @@ def verify_outcome(
 
 
 def verify_release(
-    outcome: OutcomeBytes, *, job: str, owner: PublicIdentity, roster: Roster, quorum: Quorum, now: int
+    outcome: OutcomeBytes, *, job: str, owner: PublicIdentity, roster: Roster, made_for: MadeFor, now: int
 ) -> VerifiedRelease:
-    """Raises :class:`MalformedError` or :class:`RefusedError` at the first link that doesn't hold.
+    """The ledger is vouched for by a quorum of ``roster``, the one in force; the release by one of the committee that
+    the key's epoch was ``made_for``, whose custodians may have left, or been replaced, since.
+
+    Raises :class:`MalformedError` or :class:`RefusedError` at the first link that doesn't hold.
 
     A receipt that doesn't verify is a doubt and no more, as long as the others qualify: else one lying custodian could
     take everybody's results away. Reasons: ``SIGNATURE…``, ``WRONG_JOB``, ``LEAF``, ``RECIPIENT``, ``EPOCH``,
@@ -133,8 +153,9 @@ def verify_release(
     evidence = EvidenceDocument.parse(outcome.evidence)
     check_leaf(leaf, binding, recipient="worker", recipient_public=evidence.hpke_key, evidence=outcome.evidence)
     check_window(manifest, leaf.time)
-    proof, logged = _check_ledger(outcome.leaf_proof, leaf, roster, quorum, now)
-    custodians, doubts = _check_receipts(outcome, binding, leaf, roster, quorum)
+    quorum = made_for.quorum
+    proof, logged = _check_ledger(outcome.leaf_proof, leaf, roster, roster.quorum_of(), now)
+    custodians, doubts = _check_receipts(outcome, binding, leaf, (roster, made_for.roster), quorum)
     if not quorum.is_qualified(custodians):
         first = next(iter(doubts.values()), None)
         raise RefusedError(
@@ -196,7 +217,7 @@ def _check_artifacts(statement: ResultStatement) -> None:
 
 
 def _check_receipts(
-    outcome: OutcomeBytes, job: JobBinding, leaf: Leaf, roster: Roster, quorum: Quorum
+    outcome: OutcomeBytes, job: JobBinding, leaf: Leaf, rosters: Sequence[Roster], quorum: Quorum
 ) -> tuple[tuple[str, ...], dict[str, KeyquorumError]]:
     good: set[str] = set()
     doubts: dict[str, KeyquorumError] = {}
@@ -204,15 +225,7 @@ def _check_receipts(
     for receipt, statement in outcome.receipts[: 4 * len(quorum.ids)]:
         name = receipt.custodian
         try:
-            custodian = roster.custodian(name)
-            window = open_window(
-                statement,
-                custodian.identity,
-                custodian=custodian.id,
-                cluster=roster.cluster,
-                now=leaf.time,
-                skew=_LEAF_SKEW,
-            )
+            window = _window(statement, name, rosters, leaf.time)
             verify_receipt(receipt, window, job.subject, leaf_hash, key_id=job.key_id, epoch=job.epoch)
         except KeyquorumError as error:
             doubts.setdefault(name[:32], error)
@@ -221,3 +234,22 @@ def _check_receipts(
     for name in good:
         doubts.pop(name, None)
     return tuple(sorted(good)), doubts
+
+
+def _window(statement: bytes, name: str, rosters: Sequence[Roster], now: int) -> Window:
+    """The window that the custodian of that name signed, as one of the rosters knows it. Raises as the first does."""
+    first: KeyquorumError | None = None
+    for roster in rosters:
+        try:
+            custodian = roster.custodian(name)
+            return open_window(
+                statement,
+                custodian.identity,
+                custodian=custodian.id,
+                cluster=roster.cluster,
+                now=now,
+                skew=_LEAF_SKEW,
+            )
+        except KeyquorumError as error:
+            first = first or error
+    raise first or RefusedError(Reason.UNKNOWN_CUSTODIAN, "no roster names this custodian", actual=name[:32])

@@ -6,7 +6,7 @@ believed before its signatures verify.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import grpc.aio
 from sqlalchemy import select
@@ -15,14 +15,13 @@ from sqlalchemy.orm import Session
 from keyquorum_coordinator.database import RosterRow
 from keyquorum_coordinator.link import Link
 from keyquorum_core.ceremony import CERTIFICATE_TYPE, MAX_CERTIFICATE, EpochCertificate
-from keyquorum_core.ceremony_checks import check_certificate
-from keyquorum_core.errors import KeyquorumError, Reason, RefusedError, UnavailableError
+from keyquorum_core.errors import KeyquorumError, Reason, UnavailableError
 from keyquorum_core.roster import Roster
-from keyquorum_core.signing import open_multi, peek_payload
+from keyquorum_core.signing import peek_payload
 from keyquorum_core.succession import earlier_rosters
 from keyquorum_protos.v1 import custodian_pb2 as pb
 
-__all__ = ["fetch_certificate", "keep_roster", "older_rosters", "open_certificate"]
+__all__ = ["fetch_certificate", "keep_roster", "older_rosters"]
 
 _TIMEOUT = 30.0
 
@@ -59,25 +58,3 @@ async def fetch_certificate(links: Mapping[str, Link], key_id: str, epoch: int, 
         expected=digest or "one",
         next_step="Bring back a custodian that holds the epoch",
     )
-
-
-def open_certificate(envelope: bytes, rosters: Sequence[Roster]) -> EpochCertificate:
-    """A certificate signed by all who made its epoch, under one of these rosters.
-
-    Raises :class:`MalformedError`, :class:`RefusedError` (``ROSTER``, ``SIGNATURE…``, ``CEREMONY``).
-    """
-    what = "epoch certificate"
-    claimed = EpochCertificate.parse(peek_payload(envelope, CERTIFICATE_TYPE, what, MAX_CERTIFICATE))
-    roster = next((each for each in rosters if each.digest == claimed.plan.roster_digest), None)
-    if roster is None:
-        raise RefusedError(
-            Reason.ROSTER,
-            "the epoch certificate names a roster that is not known here",
-            expected=", ".join(f"version {each.version}" for each in rosters),
-            actual=claimed.plan.roster_digest,
-        )
-    identities = {each.id: each.identity for each in roster.custodians}
-    payload, signed = open_multi(
-        envelope, CERTIFICATE_TYPE, identities, len(claimed.signers), what, max_bytes=MAX_CERTIFICATE
-    )
-    return check_certificate(payload, claimed.plan, claimed.plan.quorum, signed)

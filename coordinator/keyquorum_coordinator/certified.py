@@ -12,14 +12,17 @@ from dataclasses import dataclass
 
 from sqlalchemy.orm import Session
 
+from keyquorum_coordinator.certificates import older_rosters
 from keyquorum_coordinator.database import Database, KeyRow
 from keyquorum_core.ceremony import CERTIFICATE_TYPE, MAX_CERTIFICATE, EpochCertificate
 from keyquorum_core.quorum import Quorum
+from keyquorum_core.roster import Roster
 from keyquorum_core.signing import peek_payload
 
-__all__ = ["Certified", "CertifiedEpochs"]
+__all__ = ["Certified", "CertifiedEpochs", "Handed"]
 
 _KEPT = 4096
+_MAX_ROSTERS = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +31,15 @@ class Certified:
 
     quorum: Quorum
     digest: str
+
+
+@dataclass(frozen=True, slots=True)
+class Handed:
+    """A certificate (DSSE envelope), and the rosters down to the one that it names, for somebody who has the one in
+    force."""
+
+    certificate: bytes
+    rosters: tuple[bytes, ...]
 
 
 class CertifiedEpochs:
@@ -54,6 +66,20 @@ class CertifiedEpochs:
             while len(self._known) > _KEPT:
                 self._known.popitem(last=False)
         return known
+
+    async def handed(self, key_id: str, epoch: int, roster: Roster) -> Handed | None:
+        """What tells an epoch's rule to who knows ``roster``; None where it is the roster's own, or not known here."""
+        certified = await self.of(key_id, epoch)
+        if certified is None or certified.quorum == roster.quorum_of():
+            return None
+
+        def load(session: Session) -> Handed | None:
+            row = session.get(KeyRow, (key_id, epoch))
+            return (
+                None if row is None else Handed(row.certificate, tuple(older_rosters(session, roster)[:_MAX_ROSTERS]))
+            )
+
+        return await self._database.read(load)
 
 
 def _read(envelope: bytes) -> Certified:

@@ -16,6 +16,7 @@ from typing import TypeVar
 from keyquorum_coordinator.admission import admit, admit_key_request, check_opening, check_statement, facts_of
 from keyquorum_coordinator.artifacts import ArtifactStore, WriteRight
 from keyquorum_coordinator.ceremonies import Ceremonies
+from keyquorum_coordinator.certified import CertifiedEpochs, Handed
 from keyquorum_coordinator.denials import Denials
 from keyquorum_coordinator.fanout import Arrival, Fanout
 from keyquorum_coordinator.job_states import FINAL, JobState
@@ -54,6 +55,7 @@ class Desk:
         artifacts: ArtifactStore,
         releases: Releases,
         ceremonies: Ceremonies,
+        certified: CertifiedEpochs,
         fanout: Fanout,
         outbox: Outbox,
         denials: Denials,
@@ -69,6 +71,7 @@ class Desk:
         self.artifacts = artifacts
         self.releases = releases
         self.ceremonies = ceremonies
+        self.certified = certified
         self.fanout = fanout
         self.outbox = outbox
         self.denials = denials
@@ -258,11 +261,21 @@ class Desk:
                 )
             await self._wait(changed, min(left, _POLL))
 
-    async def challenge(self) -> list[bytes]:
-        """Window statements; raises ``NO_QUORUM`` when those at hand could never make a quorum of answers."""
+    async def handed(self, job: Job) -> Handed | None:
+        """What a worker needs to combine the job's key where its epoch has another rule than the roster."""
+        return await self.certified.handed(job.key_id, job.epoch, self.fanout.roster)
+
+    async def challenge(self, peer: Peer, job_id: str) -> list[bytes]:
+        """Window statements; raises ``NO_QUORUM`` when those at hand could never make a quorum of answers, by the rule
+        of the epoch of the worker's job, where it names one."""
+        quorum = self.fanout.quorum
+        if job_id:
+            job = await self.jobs.held(job_id, peer.name)
+            certified = await self.certified.of(job.key_id, job.epoch)
+            quorum = certified.quorum if certified is not None else quorum
         statements = await self.fanout.windows()
         at_hand = {name for name, link in self.fanout.links.items() if link.window_statement() is not None}
-        if not self.fanout.quorum.is_qualified(at_hand):
+        if not quorum.is_qualified(at_hand):
             missing = {
                 name: f"{link.last_error.reason}: {link.last_error.message}" if link.last_error else "not reached yet"
                 for name, link in self.fanout.links.items()
@@ -271,7 +284,7 @@ class Desk:
             raise UnavailableError(
                 Reason.NO_QUORUM,
                 f"too few custodians can be reached for a challenge; without: {', '.join(sorted(missing))}",
-                expected=self.fanout.quorum.words(),
+                expected=quorum.words(),
                 actual=", ".join(sorted(at_hand)) or "nobody",
                 details=missing,
             )

@@ -51,8 +51,9 @@ class Arrival:
 class Release:
     """An asynchronous iterator over :class:`Arrival`, one per custodian. Close it when done (``async with`` does)."""
 
-    def __init__(self, fanout: Fanout, request_id: str, deadline: float, again: Again | None) -> None:
+    def __init__(self, fanout: Fanout, request_id: str, deadline: float, again: Again | None, quorum: Quorum) -> None:
         self._again = again
+        self._quorum = quorum
         self._fanout = fanout
         self._request_id = request_id
         self._arrived: deque[Arrival] = deque()
@@ -112,7 +113,7 @@ class Release:
         for name, answer in self._refusals.items():
             refusal = from_status(answer.refusal)
             reasons[name] = f"{refusal.reason}: {refusal.message}"
-        quorum = self._fanout.quorum
+        quorum = self._quorum
         kind = UnavailableError if quorum.is_qualified(self._shares | set(self._failures)) else RefusedError
         named = ", ".join(f"{name} ({text.partition(':')[0]})" for name, text in sorted(reasons.items()))
         raise kind(
@@ -138,7 +139,7 @@ class Release:
             return
         if window_statement:
             self._shares.add(custodian)
-            if self._quorum_after is None and self._fanout.quorum.is_qualified(self._shares):
+            if self._quorum_after is None and self._quorum.is_qualified(self._shares):
                 self._quorum_after = time.monotonic() - self._started
         else:
             self._refusals[custodian] = answer
@@ -254,18 +255,23 @@ class Fanout:
             )
 
     def release(
-        self, request: pb.ReleaseRequest, updates: Mapping[str, bytes] | None = None, again: Again | None = None
+        self,
+        request: pb.ReleaseRequest,
+        updates: Mapping[str, bytes] | None = None,
+        again: Again | None = None,
+        quorum: Quorum | None = None,
     ) -> Release:
         """Ask all custodians, fastest first. The request id is set here; answers carry the one sent.
 
         ``updates``: what else a custodian is told, as further serialised members of the request. ``again``: makes the
-        request anew for a custodian that is at another size of the ledger. Raises as :meth:`require_room`.
+        request anew for a custodian that is at another size of the ledger. ``quorum``: the epoch's own rule, where it
+        is not the roster's. Raises as :meth:`require_room`.
         """
         self.require_room()
         self._count += 1
         request.request_id = request_id = f"{self._prefix}-{self._count}"
         data = request.SerializeToString()
-        release = Release(self, request_id, self._deadline, again)
+        release = Release(self, request_id, self._deadline, again, quorum or self.quorum)
         self._running.add(release)
         for link in self.ranked():
             link.ask(request_id, data + (updates or {}).get(link.id, b""), release)

@@ -19,6 +19,7 @@ from sqlalchemy import delete, select
 from sqlalchemy.orm import Session
 
 from keyquorum_coordinator.admission import AdmittedRequest, facts_of
+from keyquorum_coordinator.certified import CertifiedEpochs
 from keyquorum_coordinator.database import Database, JobRow, ReceiptRow, ReleaseRow
 from keyquorum_coordinator.fanout import Arrival, Fanout, Release
 from keyquorum_coordinator.job_states import JobState
@@ -30,6 +31,7 @@ from keyquorum_core.attestation.naming import claims_development
 from keyquorum_core.errors import KeyquorumError, MalformedError, Reason
 from keyquorum_core.ledger.tlog_proof import TlogProof
 from keyquorum_core.presentation import MAX_PRESENTATION
+from keyquorum_core.quorum import Quorum
 from keyquorum_core.release import Leaf
 from keyquorum_protos.v1 import custodian_pb2 as pb
 
@@ -76,6 +78,7 @@ class Releases:
         witnesses: Witnesses,
         jobs: JobStore,
         database: Database,
+        certified: CertifiedEpochs,
         *,
         clock: Callable[[], float] = time.time,
         on_release: Callable[[str, float | None], None] = lambda recipient, seconds: None,
@@ -85,6 +88,7 @@ class Releases:
         self._witnesses = witnesses
         self._jobs = jobs
         self._database = database
+        self._certified = certified
         self._clock = clock
         self._on_release = on_release
         self._tasks: set[asyncio.Task[None]] = set()
@@ -96,7 +100,8 @@ class Releases:
         facts = facts_of(job)
         leaf = self._leaf(job, facts.manifest_sha256, "owner", facts.owner_recipient_sha256, Leaf.NO_EVIDENCE)
         entry, shown = await self._enter(leaf)
-        release = await self._witnesses.release(entry, pb.ReleaseRequest(manifest=job.manifest, leaf=leaf))
+        quorum = await self._rule(job.key_id, job.epoch)
+        release = await self._witnesses.release(entry, pb.ReleaseRequest(manifest=job.manifest, leaf=leaf), quorum)
         opened: asyncio.Task[None] | None = None
         try:
             async with release:
@@ -115,7 +120,8 @@ class Releases:
         recipient = hashlib.sha256(admitted.request.owner_hpke).hexdigest()
         leaf = self._leaf(admitted, admitted.payload_sha256, "owner", recipient, Leaf.NO_EVIDENCE)
         entry, shown = await self._enter(leaf)
-        release = await self._witnesses.release(entry, pb.ReleaseRequest(manifest=admitted.envelope, leaf=leaf))
+        quorum = await self._rule(admitted.request.key_id, admitted.request.epoch)
+        release = await self._witnesses.release(entry, pb.ReleaseRequest(manifest=admitted.envelope, leaf=leaf), quorum)
         try:
             async with release:
                 async for arrival in release:
@@ -146,8 +152,9 @@ class Releases:
         )
         entry, shown = await self._enter(leaf)
         request = pb.ReleaseRequest(manifest=job.manifest, evidence=evidence, leaf=leaf, presentation=presentation)
-        release = await self._witnesses.release(entry, request)
-        record = _Record(job, leaf, entry.index, evidence)
+        quorum = await self._rule(job.key_id, job.epoch)
+        release = await self._witnesses.release(entry, request, quorum)
+        record = _Record(job, leaf, entry.index, evidence, quorum)
         try:
             async for arrival in release:
                 # Begun before the answer that may complete the worker's quorum leaves, and not waited for.
@@ -233,7 +240,12 @@ class Releases:
             _log.warning("release.opened_not_recorded", job=job_id, reason=str(error.reason))
 
     def _qualified(self, record: _Record) -> bool:
-        return self._fanout.quorum.is_qualified(record.receipts)
+        return record.quorum.is_qualified(record.receipts)
+
+    async def _rule(self, key_id: str, epoch: int) -> Quorum:
+        """The rule that the epoch was certified with; the roster's while the certificate is not here yet."""
+        certified = await self._certified.of(key_id, epoch)
+        return self._fanout.quorum if certified is None else certified.quorum
 
     def _write_soon(self, record: _Record, rest: Release | None = None) -> None:
         """Write what came, and what still comes from ``rest`` until it makes a quorum, after earlier writes."""
@@ -270,7 +282,8 @@ class Releases:
 class _Record:
     """A release to a worker, as it comes to be known."""
 
-    def __init__(self, job: Job, leaf: bytes, leaf_index: int, evidence: bytes) -> None:
+    def __init__(self, job: Job, leaf: bytes, leaf_index: int, evidence: bytes, quorum: Quorum) -> None:
+        self.quorum = quorum
         self.job = job
         self.leaf = leaf
         self.leaf_index = leaf_index

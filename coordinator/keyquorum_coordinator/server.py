@@ -169,6 +169,7 @@ class CoordinatorServer:
             self.witnesses,
             self.jobs,
             self.database,
+            self.certified,
             clock=clock,
             on_release=self.metrics.released,
         )
@@ -177,6 +178,7 @@ class CoordinatorServer:
             artifacts=self.artifacts,
             releases=self.releases,
             ceremonies=self.ceremonies,
+            certified=self.certified,
             fanout=self.fanout,
             outbox=self.outbox,
             denials=self.denials,

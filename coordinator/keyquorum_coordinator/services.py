@@ -231,10 +231,15 @@ class WorkersService(rpc.WorkersServicer):
 
     async def Claim(self, request: pb.ClaimRequest, context: Context) -> pb.ClaimResponse:
         job = await self._desk.claim(peer_of(context), request.job_id, request.wait_seconds)
-        return pb.ClaimResponse(job=job_message(job))
+        message = job_message(job)
+        handed = await self._desk.handed(job)
+        if handed is not None:
+            message.certificate = handed.certificate
+            message.rosters.extend(handed.rosters)
+        return pb.ClaimResponse(job=message)
 
     async def GetChallenge(self, request: pb.GetChallengeRequest, context: Context) -> pb.GetChallengeResponse:
-        return pb.GetChallengeResponse(window_statements=await self._desk.challenge())
+        return pb.GetChallengeResponse(window_statements=await self._desk.challenge(peer_of(context), request.job_id))
 
     async def Release(self, request: pb.WorkerReleaseRequest, context: Context) -> AsyncIterator[pb.AnswerEvent]:
         async with aclosing(

@@ -20,13 +20,14 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from keyquorum_coordinator.ceremonies import Ceremonies, KeyEpoch
-from keyquorum_coordinator.certificates import fetch_certificate, older_rosters, open_certificate
+from keyquorum_coordinator.certificates import fetch_certificate, older_rosters
 from keyquorum_coordinator.database import Database, JobRow, KeyRow, StaleRow
 from keyquorum_coordinator.fanout import Fanout
 from keyquorum_coordinator.job_states import FINAL
 from keyquorum_core.ceremony import CERTIFICATE_TYPE, MAX_CERTIFICATE, EpochCertificate
 from keyquorum_core.ceremony_plan import CeremonyPlan, OrderedBy, new_ceremony_id, unsigned_plan
 from keyquorum_core.ceremony_states import Kind
+from keyquorum_core.certified import open_certificate
 from keyquorum_core.errors import KeyquorumError
 from keyquorum_core.roster import MAX_ROSTER, ROSTER_TYPE, Roster
 from keyquorum_core.signing import peek_payload

@@ -31,6 +31,7 @@ from keyquorum_core.ledger.cosignatures import CLOCK_SKEW, witnessed
 from keyquorum_core.ledger.leaves import Alarm, custodian_seat
 from keyquorum_core.ledger.log_keys import SignedCheckpoint
 from keyquorum_core.ledger.notes import Note, NoteSignature, parse_signature_lines
+from keyquorum_core.quorum import Quorum
 from keyquorum_core.roster import MAX_COSIGNERS
 from keyquorum_protos.v1 import custodian_pb2 as pb
 from keyquorum_protos.wire.errors import from_status
@@ -139,8 +140,9 @@ class Witnesses:
 
     # -- releases -----------------------------------------------------------------------------------------------------
 
-    async def release(self, entry: Entry, request: pb.ReleaseRequest) -> Release:
+    async def release(self, entry: Entry, request: pb.ReleaseRequest, quorum: Quorum | None = None) -> Release:
         """Ask all custodians for ``request``, whose leaf is ``entry``, each with what it has not seen of the ledger.
+        ``quorum``: as for :meth:`Fanout.release`.
 
         Raises as :meth:`Fanout.release`, and :class:`UnavailableError` when the ledger's stores fail.
         """
@@ -155,7 +157,7 @@ class Witnesses:
             async def again(custodian: str, ledger_size: int) -> bytes:
                 return await self._anew(self._fanout.links[custodian], ledger_size, entry, request)
 
-            release = self._fanout.release(request, data, again)
+            release = self._fanout.release(request, data, again, quorum)
             for link in self._fanout.links.values():
                 self._sent(link, updates[link.id])
             return release

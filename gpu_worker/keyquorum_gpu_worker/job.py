@@ -171,7 +171,7 @@ class _Work:
         beat = Heartbeat(around.link, self._job.job_id, self._lost, every=around.heartbeat_seconds)
         async with beat:
             try:
-                documents = await asyncio.to_thread(open_documents, self._job, int(around.clock()))
+                documents = await asyncio.to_thread(open_documents, self._job, around.roster, int(around.clock()))
                 check_gpus(documents.manifest.resources, around.devices)
                 keys = JobKeys.generate(suite_of(documents.manifest.owner_hpke))
                 combination, grant = await self._obtain_key(documents, keys)

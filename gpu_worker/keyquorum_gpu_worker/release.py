@@ -112,7 +112,7 @@ async def obtain_key(
     answers = Answers(
         documents.binding,
         roster,
-        roster.quorum_of(),
+        documents.quorum,
         keys.recipient,
         "worker",
         clock=clock,
@@ -122,7 +122,7 @@ async def obtain_key(
     deadline = time.monotonic() + patience
     pause = 0.25
     while True:
-        response = await link.unary(link.workers.GetChallenge, pb.GetChallengeRequest())
+        response = await link.unary(link.workers.GetChallenge, pb.GetChallengeRequest(job_id=documents.job_id))
         challenge = await asyncio.to_thread(read_windows, response.window_statements, roster, int(clock()))
         evidence = await asyncio.to_thread(make_evidence, challenge, keys, sources)
         digest = hashlib.sha256(evidence).hexdigest()

@@ -40,7 +40,9 @@ class Release:
         self.evidence = make_evidence(self.challenge, self.keys, sources)
         self.document = EvidenceDocument.parse(self.evidence)
         opening = open_opening(self.job.opening, self.cluster.owner.public, self.job.id)
-        self.documents = JobDocuments(self.job.id, self.job.manifest, payload(self.job.manifest), opening)
+        self.documents = JobDocuments(
+            self.job.id, self.job.manifest, payload(self.job.manifest), opening, self.cluster.quorum
+        )
         self.answers = Answers(
             self.documents.binding,
             self.cluster.roster,

@@ -736,6 +736,8 @@ class Job(_message.Message):
     ERROR_FIELD_NUMBER: _builtins.int
     MANIFEST_FIELD_NUMBER: _builtins.int
     OPENING_FIELD_NUMBER: _builtins.int
+    CERTIFICATE_FIELD_NUMBER: _builtins.int
+    ROSTERS_FIELD_NUMBER: _builtins.int
     job_id: _builtins.str
     state: _builtins.str
     owner: _builtins.str
@@ -746,8 +748,14 @@ class Job(_message.Message):
     worker: _builtins.str
     manifest: _builtins.bytes
     opening: _builtins.bytes
+    certificate: _builtins.bytes
+    """To workers, where the job's epoch was made for another committee or rule than the roster in force: the epoch's
+    certificate (DSSE envelope), and the rosters from the one before that in force down to the one it names.
+    """
     @_builtins.property
     def error(self) -> _status_pb2.Status: ...
+    @_builtins.property
+    def rosters(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]: ...
     def __init__(
         self,
         *,
@@ -762,10 +770,12 @@ class Job(_message.Message):
         error: _status_pb2.Status | None = ...,
         manifest: _builtins.bytes = ...,
         opening: _builtins.bytes = ...,
+        certificate: _builtins.bytes = ...,
+        rosters: _abc.Iterable[_builtins.bytes] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["error", b"error"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["created_at", b"created_at", "epoch", b"epoch", "error", b"error", "job_id", b"job_id", "key_id", b"key_id", "manifest", b"manifest", "opening", b"opening", "owner", b"owner", "state", b"state", "updated_at", b"updated_at", "worker", b"worker"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["certificate", b"certificate", "created_at", b"created_at", "epoch", b"epoch", "error", b"error", "job_id", b"job_id", "key_id", b"key_id", "manifest", b"manifest", "opening", b"opening", "owner", b"owner", "rosters", b"rosters", "state", b"state", "updated_at", b"updated_at", "worker", b"worker"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1398,12 +1408,17 @@ Global___ClaimResponse: _TypeAlias = ClaimResponse  # noqa: Y015
 class GetChallengeRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
+    JOB_ID_FIELD_NUMBER: _builtins.int
+    job_id: _builtins.str
+    """The job that the challenge is for: whether enough custodians can be asked depends on its epoch's rule."""
     def __init__(
         self,
+        *,
+        job_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["job_id", b"job_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
