@@ -204,16 +204,16 @@ class Ceremonies:
                 expected=f"before it comes to {last}",
                 actual=row.step,
             )
+        error = RefusedError(Reason.CEREMONY, f"an operator cancelled it{': ' + why[:200] if why else ''}")
         run = self._runs.get(ceremony_id)
         if run is not None and run.task is not None:
+            run.error = error  # before the task ends: those who watch it hear why
             run.task.cancel()
             await asyncio.gather(run.task, return_exceptions=True)
         plan = CeremonyPlan.parse(self._open(row.plan).payload)
         driver = _DRIVERS[kind](self._database, self._fanout, plan, row.plan, lambda _: None, self._clock)
-        error = RefusedError(Reason.CEREMONY, f"an operator cancelled it{': ' + why[:200] if why else ''}")
         await driver.cancel(error)
         if run is not None:
-            run.error = error
             run.wake()
         self._on_end()
         found = await self._database.read(lambda session: _record(session, ceremony_id))
@@ -319,7 +319,7 @@ class Ceremonies:
             run.error = KeyquorumError(Reason.INTERNAL, "the ceremony stopped in a way nobody foresaw")
             log.error("ceremony.unforeseen", error=type(error).__name__)
         except asyncio.CancelledError:
-            run.error = UnavailableError(
+            run.error = run.error or UnavailableError(
                 Reason.UNAVAILABLE, "the coordinator is stopping; the ceremony goes on when it is back"
             )
             raise

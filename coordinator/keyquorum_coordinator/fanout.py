@@ -296,6 +296,10 @@ class Fanout:
         """Ask every custodian for its window and description now; returns those that answered."""
         return await self._probe(self.links.values())
 
+    async def probe_some(self, names: Iterable[str]) -> set[str]:
+        """As :meth:`probe_all`, of these."""
+        return await self._probe([self.links[name] for name in names])
+
     async def _probe(self, links: Iterable[Link]) -> set[str]:
         async def probe(link: Link) -> str:
             try:

@@ -10,7 +10,7 @@ import time
 from collections.abc import Awaitable, Callable, Iterable
 
 from keyquorum_coordinator import __version__
-from keyquorum_coordinator.ceremonies import Ceremonies
+from keyquorum_coordinator.ceremonies import Ceremonies, KeyEpoch
 from keyquorum_coordinator.certified import CertifiedEpochs
 from keyquorum_coordinator.circuit import CircuitState
 from keyquorum_coordinator.driving import ENDED
@@ -54,6 +54,8 @@ class Standing:
 
     async def status(self) -> pb.ClusterStatusResponse:
         """The whole of it. Raises :class:`UnavailableError` when the database is away."""
+        epochs = await self._ceremonies.keys()
+        await self._fanout.probe_some(self._unheard(epochs))
         running = [each for each in await self._ceremonies.records() if each.step not in ENDED]
         ceremonies = [ceremony_message(each) for each in running]
         for message in ceremonies:
@@ -63,7 +65,7 @@ class Standing:
             version=__version__,
             now=int(self._clock()),
             custodians=self._custodians(),
-            epochs=await self._epochs(),
+            epochs=await self._epochs(epochs),
             ceremonies=ceremonies,
             ledger=self._ledger(),
             drills=await self._drills() if self._drills is not None else (),
@@ -73,13 +75,25 @@ class Standing:
         """By key id, how many more custodians may be lost, whichever they are, before its newest epoch has no quorum
         among those that serve it; -1 where it has none now."""
         out: dict[str, int] = {}
-        for epoch in await self._ceremonies.keys():
+        epochs = await self._ceremonies.keys()
+        await self._fanout.probe_some(self._unheard(epochs))
+        for epoch in epochs:
             certified = await self._certified.of(epoch.key_id, epoch.epoch)
             if epoch.state == "active" and certified is not None:
                 where = epoch.key_id, epoch.epoch
                 serving = [link.id for link in self._fanout.links.values() if self._serves(link, where)]
                 out.setdefault(epoch.key_id, survival(certified.quorum, serving).losses)
         return out
+
+    def _unheard(self, epochs: Iterable[KeyEpoch]) -> list[str]:
+        """Custodians that should hold an epoch which they were last asked before: what they said then is too old."""
+        live = [each for each in epochs if each.state != "destroyed"]
+        return [
+            link.id
+            for link in self._fanout.links.values()
+            if link.connected
+            and any((each.key_id, each.epoch) not in link.keys and link.id not in each.stale for each in live)
+        ]
 
     def _serves(self, link: Link, epoch: tuple[str, int]) -> bool:
         described = link.described
@@ -105,9 +119,9 @@ class Standing:
             out.append(message)
         return out
 
-    async def _epochs(self) -> list[pb.EpochStatus]:
+    async def _epochs(self, epochs: Iterable[KeyEpoch]) -> list[pb.EpochStatus]:
         out = []
-        for epoch in await self._ceremonies.keys():
+        for epoch in epochs:
             certified = await self._certified.of(epoch.key_id, epoch.epoch)
             if epoch.state != "destroyed" and certified is not None:
                 out.append(
