@@ -25,6 +25,7 @@ from keyquorum_protos.v1 import coordinator_pb2 as pb
 __all__ = ["Certificates", "ClusterStatus", "cluster_status"]
 
 _MAX_EPOCHS = 10_000
+_SETTLING = 30  # seconds for a ceremony to end, and for clocks to differ
 
 Certificates = MutableMapping[str, KeyRecord]
 """Verified certificates by digest: they never change, and are fetched once."""
@@ -216,6 +217,9 @@ def _why_not(custodian: CustodianHealth | None, record: KeyRecord, known_stale: 
     if not custodian.serving:
         return custodian.why
     holds = custodian.holds.get((record.key_id, record.epoch))
+    missed = known_stale or custodian.custodian in record.absent
+    if holds is None and not missed and custodian.described_at < record.created_at + _SETTLING:
+        return "not heard from since this epoch was made"
     if holds is None:
         return "stale: it has no seeds of this epoch" + (", and is to be repaired" if known_stale else "")
     if holds != record.certificate_sha256:

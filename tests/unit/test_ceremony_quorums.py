@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from dataclasses import replace
 from itertools import combinations
 
+import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
@@ -16,6 +17,7 @@ from keyquorum_core.ceremony import Commitments, EpochCertificate
 from keyquorum_core.ceremony_checks import check_commitments, check_present, check_seeds
 from keyquorum_core.ceremony_plan import CeremonyPlan
 from keyquorum_core.ceremony_states import Kind
+from keyquorum_core.destruction import Consent, DestructionReceipt, check_consents, check_receipts
 from keyquorum_core.errors import RefusedError
 from keyquorum_core.key_policy import KeyPolicy
 from keyquorum_core.parts import co_holders, shared_indices
@@ -36,6 +38,9 @@ class Cluster:
         self.seeds: list[dict[str, dict[int, bytes]]] = []
         self.certificates: list[EpochCertificate] = []
         self.seen: dict[str, set[Secret]] = {name: set() for name in quorum.ids}
+        self.left: dict[str, set[Secret]] = {}
+        """What custodians that others took the place of went away with."""
+        self.destroyed: set[int] = set()
 
     def plan(self, absent_at_most: int) -> CeremonyPlan:
         epoch = len(self.seeds) + 1
@@ -94,9 +99,35 @@ class Cluster:
         newest[target] = dict(rebuilt.seeds)
         self.seen[target] |= {(certificate.plan.epoch, i, seed) for i, seed in rebuilt.seeds.items()}
 
+    def replace(self, target: str) -> None:
+        """Another custodian takes the place of ``target``, which keeps what it saw, and gets the newest epoch."""
+        self.left[target] = self.left.get(target, set()) | self.seen[target]
+        self.seen[target] = set()
+        for seeds in self.seeds:
+            seeds.pop(target, None)
+        self.repair(target)
+
+    def destroy(self, epoch: int) -> None:
+        """Each erases what it holds of an epoch, once all consented, and says how much it was."""
+        certificate = self.certificates[epoch - 1]
+        plan = replace(certificate.plan, kind=Kind.DESTROY, certificate=certificate.digest, ceremony_id="d" * 32)
+        consents = {name: Consent(plan.digest, name) for name in self.quorum.ids}
+        for name in self.quorum.ids:
+            rest = {other: each for other, each in consents.items() if other != name}
+            with pytest.raises(RefusedError):
+                check_consents(plan, self.quorum.ids, rest)
+        check_consents(plan, self.quorum.ids, consents)
+        held, self.seeds[epoch - 1] = self.seeds[epoch - 1], {}
+        receipts = {name: DestructionReceipt(plan.digest, name, len(held.get(name, {})), 1) for name in self.quorum.ids}
+        check_receipts(plan, self.quorum.ids, receipts)
+        self.destroyed.add(epoch)
+
     def check(self) -> None:
         """For every epoch and every set of custodians."""
         for epoch, held in enumerate(self.seeds, start=1):
+            if epoch in self.destroyed:
+                assert not any(held.values()), "all of them together hold nothing of it"
+                continue
             everything = {index: seed for seeds in held.values() for index, seed in seeds.items()}
             assert sorted(everything) == list(range(self.quorum.seed_count))
             root = derivation.root(derivation.contributions(everything, CONTEXT), CONTEXT)
@@ -108,9 +139,23 @@ class Cluster:
                     if not self.quorum.is_qualified(members):
                         self.check_ignorant(epoch, members)
 
+    def check_leavers(self) -> None:
+        """Of the newest epoch those who left know nothing, so that together with any set that is no quorum they still
+        lack a whole seed: every part of it, and what it was made of."""
+        epoch = len(self.seeds)
+        gone = {(number, index) for seen in self.left.values() for number, index, _ in seen}
+        assert not [index for number, index in gone if number == epoch]
+        for size in range(len(self.quorum.ids) + 1):
+            for members in combinations(self.quorum.ids, size):
+                if not self.quorum.is_qualified(members):
+                    known = gone | {(number, index) for name in members for number, index, _ in self.seen[name]}
+                    assert any((epoch, index) not in known for index in range(self.quorum.seed_count)), members
+
     def check_ignorant(self, epoch: int, members: tuple[str, ...]) -> None:
-        """Some seed of the epoch is unknown to them, and so is every part of it, and every seed it came from."""
-        known = {(number, index) for name in members for number, index, _ in self.seen[name]}
+        """Some seed of the epoch is unknown to them, and so is every part of it, and every seed it came from; also with
+        what those knew whose places some of them took."""
+        seen = [self.seen[name] | self.left.get(name, set()) for name in members]
+        known = {(number, index) for secrets in seen for number, index, _ in secrets}
         assert any(
             all((number, index) not in known for number in range(1, epoch + 1))
             for index in range(self.quorum.seed_count)
@@ -135,6 +180,31 @@ def test_any_quorum_derives_and_nothing_that_others_saw_helps_them(data: st.Data
         for name in sorted(absent):
             cluster.repair(name)
         cluster.check()
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.data())
+def test_so_it_is_before_and_after_a_replacement_and_a_destruction(data: st.DataObject) -> None:
+    """Replace, then rotate, then destroy what was before: each in any order that the product allows."""
+    quorum = data.draw(quorums(max_size=5))
+    cluster = Cluster(quorum)
+    cluster.make(quorum.ids)
+    target = data.draw(st.sampled_from(quorum.ids))
+    assume(quorum.indices_of(target))
+    # Its co-holders have to hold all of its seeds between them: no seed may be its alone.
+    assume(all(len(quorum.holders(index)) > 1 for index in quorum.indices_of(target)))
+    cluster.replace(target)
+    cluster.check()
+    cluster.make(quorum.ids)
+    cluster.check()
+    cluster.check_leavers()
+    cluster.destroy(1)
+    cluster.check()
+    cluster.check_leavers()
+    cluster.make(quorum.ids)
+    cluster.destroy(2)
+    cluster.check()
+    cluster.check_leavers()
 
 
 @settings(max_examples=60, deadline=None)

@@ -8,6 +8,7 @@ import json
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -65,9 +66,11 @@ def plan(world: World, key_id: str = "demo", **policy: Any) -> CeremonyPlan:
 
 
 @asynccontextmanager
-async def cluster(world: World, folder: Path, **policy: Any) -> AsyncIterator[tuple[Says, AsyncClient]]:
+async def cluster(world: World, folder: Path, made: int = 60, **policy: Any) -> AsyncIterator[tuple[Says, AsyncClient]]:
+    """Its key's epoch was made so many seconds ago."""
     coordinator = Says(world)
-    coordinator.certificates = {"demo": world.certify(plan(world, **policy))}
+    ordered = plan(world, **policy)
+    coordinator.certificates = {"demo": world.certify(replace(ordered, created_at=ordered.created_at - made))}
     async with deceived(coordinator, folder) as client:
         yield coordinator, client
 
@@ -135,6 +138,10 @@ def _stale(message: pb.ClusterStatusResponse) -> None:
     custodian(message, "ch-1").described.ClearField("keys")
 
 
+def _not_yet(message: pb.ClusterStatusResponse) -> None:
+    custodian(message, "ch-1").described.ClearField("keys")
+
+
 def _other(message: pb.ClusterStatusResponse) -> None:
     custodian(message, "ch-1").described.keys[0].certificate_digest = "ab" * 32
 
@@ -154,6 +161,7 @@ def _unmentioned(message: pb.ClusterStatusResponse) -> None:
         (_alarmed, "stopped by a ledger alarm"),
         (_open, "left alone after repeated failures"),
         (_stale, "stale: it has no seeds of this epoch"),
+        (_not_yet, "not heard from since this epoch was made"),
         (_other, "it names another certificate of this epoch"),
         (_unmentioned, "unreachable"),
     ],
@@ -161,7 +169,7 @@ def _unmentioned(message: pb.ClusterStatusResponse) -> None:
 async def test_a_custodian_that_would_not_serve_the_key_is_not_counted(
     world: World, tmp_path: Path, change: Change, why: str
 ) -> None:
-    async with cluster(world, tmp_path) as (coordinator, client):
+    async with cluster(world, tmp_path, made=0 if change is _not_yet else 60) as (coordinator, client):
         coordinator.change = change
         status = await client.status()
     (key,) = status.keys
