@@ -111,8 +111,9 @@ class CeremonySeat:
         """The seeds of an epoch, or that a ceremony made; others get their turns between two pieces."""
         found: dict[int, Seed] = {}
         for piece in self.keystore.seeds_in_pieces(row):
+            if found:
+                await self.work(_nothing)
             found |= piece
-            await self.work(_nothing)
         return found
 
     def open_from(self, envelope: bytes, payload_type: str, custodian: str, what: str) -> bytes:

@@ -301,10 +301,11 @@ class SeedRecords(Vault):
 
     def seeds_in_pieces(self, row: EpochRow | CeremonyRow) -> Iterator[dict[int, Seed]]:
         """:meth:`held_seeds`, some hundreds at a time; each piece is read when it is asked for."""
-        after = -1
-        while piece := self._indexed("seeds", row.ceremony_id, row.key_id, row.epoch, after, _PIECE):
+        after, more = -1, True
+        while more:
+            piece = self._indexed("seeds", row.ceremony_id, row.key_id, row.epoch, after, _PIECE)
             yield self._held(piece)
-            after = max(piece)
+            after, more = max(piece, default=after), len(piece) == _PIECE
 
     def _put_indexed(self, table: str, ceremony_id: str, key_id: str, epoch: int, secrets: Mapping[int, bytes]) -> None:
         sealed = self._seal_each(table, ceremony_id, key_id, epoch, secrets)

@@ -182,6 +182,7 @@ async def test_a_key_s_next_step_waits_for_the_one_under_way(served: Served) -> 
     first = asyncio.ensure_future(deliver())
     await work.entered.wait()
     again = asyncio.ensure_future(deliver())
+    await served.answers_everything()  # asked after it, and answered: so it has come as far as it can
     cancel = asyncio.ensure_future(served.ceremonies.Cancel(pb.CancelRequest(ceremony_id=make.id, cause="enough")))
     await served.answers_everything()
     assert not cancel.done()

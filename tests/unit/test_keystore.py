@@ -14,7 +14,7 @@ from keyquorum_core.errors import KeyquorumError, MalformedError, Reason, Refuse
 from keyquorum_core.ledger.cosignatures import Cosigner
 from keyquorum_core.sealing import RecipientKey
 from keyquorum_core.signing import Identity
-from keyquorum_custodian import schema
+from keyquorum_custodian import schema, seed_records
 from keyquorum_custodian.keystore import Keystore, ReleaseRecord
 from keyquorum_custodian.seed_records import CeremonyRow, EpochRow
 
@@ -302,4 +302,18 @@ def test_a_value_of_the_wrong_type_is_malformed(tmp_path: Path) -> None:
             opslimit=99,
         )
     assert not (tmp_path / "l.db").exists()
+    store.close()
+
+
+@pytest.mark.parametrize("count", [0, 1, 2, 3, 4, 5, 7])
+def test_seeds_are_read_in_pieces_as_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, count: int) -> None:
+    monkeypatch.setattr(seed_records, "_PIECE", 2)
+    store = make(tmp_path / "k.db")
+    seeds = {3 * index: bytes([index]) * 32 for index in range(count)}
+    epoch = fill(store, seeds)
+    with store.transaction():
+        store.insert_seeds("another ceremony", "key-1", 1, {0: bytes(32), 50: bytes(32)})
+    pieces = list(store.seeds_in_pieces(epoch))
+    assert {index: seed for piece in pieces for index, seed in piece.items()} == store.seeds(epoch) == seeds
+    assert all(len(piece) <= 2 for piece in pieces)
     store.close()
