@@ -118,6 +118,14 @@ def test_one_operator_s_no_stops_it_and_is_told_with_its_name(running: Operated)
     assert "jp-1" in error["message"]
     assert "rejected" in error["message"]
     assert epochs(running, "k3") == {1: "active"}
+    running.custodian("ch-2", "seal")
+    with running.connect() as client:
+        eventually(lambda: {each.custodian: each.why for each in client.status().custodians}["ch-2"] == "sealed",
+                   "ch-2 is seen to be sealed")  # fmt: skip
+        sealed = client.status()
+        assert sealed.healthy
+        assert all(each.lacking == {"ch-2": "sealed"} for each in sealed.keys if each.active)
+    running.custodian("ch-2", "unseal", "--passphrase-file", str(running.layout.passphrase("ch-2")))
     # One that waits is cancelled, with the reason told to whoever ordered it.
     ordered = running.later("key", "rotate", "k3", "--renew", status=1)
     running.wait_asked("ch-2")
