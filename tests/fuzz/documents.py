@@ -40,6 +40,7 @@ from keyquorum_core.signing import PublicIdentity, peek_payload
 from keyquorum_core.statements import Opening, ResultStatement
 from keyquorum_core.strictjson import loads
 from keyquorum_core.telemetry import Batch, Record
+from keyquorum_custodian.sealing.record import scheme_of
 from tests.fuzz.target import Target, one_of
 from tests.support import admission, signed_vectors
 from tests.support.client_world import MANIFEST_TYPE, the_world
@@ -54,6 +55,13 @@ PIPELINE = (
     b'do = "generalise"\nbins = [1, 2.5]\n[columns.c]\ndo = "mask"\nkeep_last = 2\n[types]\nb = "int64"\n'
 )
 _COMMITTEE = (Custodian("ch-1", "CH"), Custodian("de-1", "DE"), Custodian("fr-1", "FR"), Custodian("is-1", "IS"))
+
+
+def sealing_records() -> list[bytes]:
+    """How keystores are sealed: the records of the vectors, the good ones first."""
+    vectors = json.loads((_VECTORS / "keystore-sealing.json").read_text("utf-8"))["vectors"]
+    vectors.sort(key=lambda vector: vector["expect"] != "ok")
+    return [base64.b64decode(vector["record"]) for vector in vectors]
 
 
 @cache
@@ -285,6 +293,7 @@ DOCUMENTS: Sequence[Target] = (
     one_of("roster", [Roster.parse, parse_operators, EnrolmentCard.parse], rosters, 1 << 16),
     one_of("ceremony", [CeremonyPlan.parse, PartsHeader.parse, Commitments.parse, EpochCertificate.parse],
            ceremony_documents),
+    Target("sealing-record", scheme_of, sealing_records, 1024),
     Target("quorum-rule", rule, rules, 1024),
     Target("strictjson", lambda data: loads(data, "fuzz"), lambda: [b'{"a":[1,"\\u00e9",null,true]}', *rules()], 2048),
     Target("bundle", bundle, bundles),

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import json
+import subprocess
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from itertools import combinations
+from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -21,6 +25,7 @@ from keyquorum_custodian.sealing.shares import HOLD_SECONDS, HeldShares, combine
 from keyquorum_custodian.sealing.token import Token
 from tests.support.softhsm import MODULE, PIN, SoftToken, a_token, needs_softhsm
 
+ROOT = Path(__file__).parents[2]
 KEK = bytes(range(32))
 SALT = bytes(range(16))
 SET, SECRET, WORDS = new_shares(3, 5)
@@ -120,6 +125,24 @@ def test_an_older_keystore_record_is_the_passphrase_scheme() -> None:
     with pytest.raises(StateError) as caught:
         unwrap(older, "ch-1", WORDS[:3])
     assert caught.value.reason is Reason.SEALED
+
+
+def test_the_vectors_are_those_of_the_script_and_come_out_as_they_say() -> None:
+    script = ROOT / "scripts" / "make_keystore_sealing_vectors.py"
+    assert subprocess.run([sys.executable, str(script), "--check"], check=False).returncode == 0
+    vectors = json.loads((ROOT / "docs" / "spec" / "vectors" / "keystore-sealing.json").read_text())["vectors"]
+    assert len(vectors) > 20
+    for vector in vectors:
+        record = base64.b64decode(vector["record"])
+        try:
+            if "shares" in vector:
+                assert unwrap(record, vector["custodian"], vector["shares"]).kek.hex() == vector["kek"], vector["name"]
+            else:
+                assert SealingRecord.parse(record).to_bytes() == record
+            found = "ok"
+        except KeyquorumError as error:
+            found = str(error.reason)
+        assert found == vector["expect"], vector["name"]
 
 
 # -- shares ------------------------------------------------------------------------------------------------------------

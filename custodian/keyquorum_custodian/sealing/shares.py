@@ -6,7 +6,8 @@ its set, its own number, the threshold and a checksum, so that a slip of the pen
 twice are each found before anything is combined. Fewer than the threshold say nothing about the secret.
 
 What errors say of a share is its number and the place of a bad word, never a word. The library's arithmetic takes time
-that depends on the secret; it runs when an officer unseals, where nobody times it from outside (ADR 16).
+that depends on the secret; it runs when an officer unseals, where nobody times it from outside
+(docs/adr/0015-sealing.md).
 """
 
 from __future__ import annotations
