@@ -15,7 +15,7 @@ import pytest
 
 from keyquorum_core.keywrap import load_keys
 from keyquorum_core.transcript import transcript
-from tests.support.cluster import eventually
+from tests.support.cluster import deciding, eventually, operator_of
 from tests.support.operated import Operated, operated
 
 ALL = ("ch-1", "ch-2", "de-1", "is-1", "jp-1")
@@ -50,7 +50,8 @@ def test_a_key_is_rotated_under_a_job_and_its_old_epoch_ends_when_the_job_has(ru
         shown = running.client("key", "show", "k1")
         assert [(each["epoch"], each["state"]) for each in shown["epochs"]] == [(2, "active"), (1, "retired")]
         status = running.client("cluster", "status")
-        assert [(each["epoch"], each["survival"]["losses"]) for each in status["keys"]] == [(2, 2), (1, 2)]
+        mine = [each for each in status["keys"] if each["key_id"] == "k1"]
+        assert [(each["epoch"], each["survival"]["losses"]) for each in mine] == [(2, 2), (1, 2)]
         result = client.result(submitted.id)
         assert json.loads(result.files["result.json"]) == {"echo": "begun on epoch 1"}
         assert client.job(submitted.id).epoch == 1
@@ -138,6 +139,19 @@ def test_one_operator_s_no_stops_it_and_is_told_with_its_name(running: Operated)
     assert running.client("key", "rotate", "k3")["epoch"] == 2
     repaired = running.client("key", "repair", "k3", "--custodian", "ch-1", status=1)["error"]
     assert (repaired["reason"], "nothing to rebuild" in repaired["message"]) == ("EXISTS", True)
+
+
+def test_a_custodian_s_own_policy_stops_what_operators_ordered_and_is_named(running: Operated) -> None:
+    for key in ("k5", "k6"):
+        running.client("key", "create", key)
+    law = '@id("swiss.freeze") forbid (principal, action == Action::"rotate", resource) when { resource.name == "k5" };'
+    with deciding(running, operator_of(running), law, "ch-1"):
+        error = running.client("key", "rotate", "k5", status=1)["error"]
+        assert error["reason"] == "POLICY"
+        assert all(each in error["message"] for each in ("ch-1", "propose", "swiss.freeze"))
+        assert epochs(running, "k5") == {1: "active"}
+        assert running.client("key", "rotate", "k6")["epoch"] == 2  # what it says nothing of goes on
+    assert running.client("key", "rotate", "k5")["epoch"] == 2
 
 
 def test_a_lost_custodian_is_replaced_under_its_id_and_a_job_outlives_another_rule(
