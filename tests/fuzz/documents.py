@@ -19,6 +19,7 @@ from keyquorum_core.ceremony import Commitments, EpochCertificate, PartsHeader
 from keyquorum_core.ceremony_plan import CeremonyPlan
 from keyquorum_core.data_file import PREAMBLE_BYTES, Preamble
 from keyquorum_core.derivation import decode_contributions, encode_contributions
+from keyquorum_core.drill_report import FULL, DrillReport
 from keyquorum_core.key_request import KeyRequest
 from keyquorum_core.ledger.add_checkpoint import AddCheckpoint
 from keyquorum_core.ledger.checkpoints import Checkpoint
@@ -44,6 +45,7 @@ from keyquorum_custodian.sealing.record import scheme_of
 from tests.fuzz.target import Target, one_of
 from tests.support import admission, signed_vectors
 from tests.support.client_world import MANIFEST_TYPE, the_world
+from tests.support.fake_drills import report_of
 
 __all__ = ["DOCUMENTS"]
 
@@ -264,6 +266,10 @@ def telemetry() -> list[tuple[int, bytes]]:
     return [*((0, each) for each in of_signed("telemetry", "batch", "payload")), (1, record.to_bytes())]
 
 
+def drill_reports() -> list[bytes]:
+    return [report_of("0d" * 16, kind).payload() for kind in ("rotation", FULL)]
+
+
 def text(parse: Callable[[str], object]) -> Callable[[bytes], object]:
     return lambda data: parse(data.decode("utf-8", "surrogateescape"))
 
@@ -304,5 +310,6 @@ DOCUMENTS: Sequence[Target] = (
     Target("contributions", contributions, lambda: [encode_contributions({0: _KEY, 3: _KEY, 7: _KEY})], 256),
     Target("share", lambda data: decode_share(data, (0, 3)), shares, 256),
     one_of("telemetry", [Batch.parse, Record.parse], telemetry),
+    Target("drill-report", DrillReport.parse, drill_reports, 1 << 14),
 )  # fmt: skip
 """What a coordinator, a peer, an owner or a file on disk can give us."""
