@@ -231,26 +231,38 @@ class Driver:
     async def _until_approved(
         self, step: Step, link: Link, call: Call, waiting: set[str], hopeless: asyncio.Event, done: int, total: int
     ) -> Message:
+        patience, heard = phase(self.plan.kind, step).patience, time.monotonic()
         while True:
             try:
-                answer = await _attempts(link, call, phase(self.plan.kind, step).patience)
+                answer = await _attempts(link, call, patience)
+            except UnavailableError:
+                # Once it put the plan before its operator it remembers it: it may well be restarted meanwhile.
+                if link.id not in waiting or hopeless.is_set() or time.monotonic() - heard > patience:
+                    raise
+                await self._pause(hopeless)
+                continue
             except StateError as error:
                 if error.reason is not Reason.APPROVAL:
                     raise
                 if hopeless.is_set() or self.clock() > self.plan.created_at + APPROVAL_PATIENCE:
                     raise
+                heard = time.monotonic()
                 if link.id not in waiting:
                     waiting.add(link.id)
                     await self._waits_for(waiting)
                     names = tuple(sorted(waiting))
                     self.tell(Progress(self.plan.ceremony_id, step, "", done, total, waiting=names))
-                with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(hopeless.wait(), APPROVAL_POLL)
+                await self._pause(hopeless)
                 continue
             if link.id in waiting:
                 waiting.discard(link.id)
                 await self._waits_for(waiting)
             return answer
+
+    @staticmethod
+    async def _pause(hopeless: asyncio.Event) -> None:
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(hopeless.wait(), APPROVAL_POLL)
 
     def signed(self, envelope: bytes, payload_type: str, custodian: str, what: str) -> bytes:
         """The payload of what a custodian signed."""

@@ -16,7 +16,7 @@ from sqlalchemy import select
 from keyquorum_coordinator import driving
 from keyquorum_coordinator.ceremonies import Ceremonies
 from keyquorum_coordinator.database import StaleRow
-from keyquorum_core.errors import Reason, StateError
+from keyquorum_core.errors import Reason, StateError, UnavailableError
 from keyquorum_core.key_policy import KeyPolicy
 from tests.support.ceremonies import Make, Rebuild
 from tests.support.custodian import THREE, Committee, build_committee
@@ -120,6 +120,32 @@ async def test_whoever_waits_for_its_operator_is_not_silent(committee: Committee
     assert asked == {"is-1": 4, SILENT: 4}
     assert stale(database) == []
     assert committee.open(SILENT).epochs.active("key-1", 2).state == "active"
+    await ceremonies.close()
+
+
+async def test_who_is_restarted_while_its_operator_is_asked_is_waited_for(
+    committee: Committee, database: MortalDatabase, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """For longer than one that was never asked would be: it remembers what it was asked."""
+    monkeypatch.setattr(driving, "_RETRIES", ())
+    monkeypatch.setattr(driving, "APPROVAL_POLL", 0.01)
+    asked = 0
+
+    class Link(DirectLink):
+        async def call(self, method: str, request: Any) -> Any:
+            nonlocal asked
+            if method == "Propose" and self.id == SILENT:
+                asked += 1
+                if asked == 1:
+                    raise StateError(Reason.APPROVAL, "it waits for this custodian's operator")
+                if asked < 6:
+                    raise UnavailableError(Reason.UNAVAILABLE, "it is being restarted")
+            return await super().call(method, request)
+
+    ceremonies = Ceremonies(database, DirectFanout(committee, Link))  # type: ignore[arg-type]
+    end = await end_of(ceremonies, Make.rotate(committee, "key-1").envelope)
+    assert (end.step, end.note, asked) == ("done", "", 6)
+    assert stale(database) == []
     await ceremonies.close()
 
 
