@@ -100,7 +100,8 @@ class _Run:
 
 
 class Ceremonies:
-    """``clock`` gives unix seconds; ``on_end`` hears when one has ended, and its leaf is in the outbox."""
+    """``clock`` gives unix seconds; ``on_end`` hears when one has ended, and its leaf is in the outbox. ``spared``:
+    keys whose ceremonies are not resumed here now, since a drill rehearses that."""
 
     def __init__(
         self,
@@ -109,7 +110,9 @@ class Ceremonies:
         *,
         clock: Callable[[], float] = time.time,
         on_end: Callable[[], None] = lambda: None,
+        spared: Callable[[str], bool] = lambda key_id: False,
     ) -> None:
+        self.spared = spared
         self._database = database
         self._fanout = fanout
         self._clock = clock
@@ -182,7 +185,7 @@ class Ceremonies:
             except KeyquorumError as error:  # its operator is not in the roster any more
                 _log.error("ceremony.not_resumed", reason=str(error.reason))
                 continue
-            if plan.ceremony_id not in self._runs:
+            if plan.ceremony_id not in self._runs and not self.spared(plan.key_id):
                 self._start(plan, envelope)
                 count += 1
         return count

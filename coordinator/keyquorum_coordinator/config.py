@@ -6,11 +6,14 @@ file's folder.
 
 from __future__ import annotations
 
+import re
 import tomllib
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from keyquorum_core import names
+from keyquorum_core.drill_report import FULL, KINDS
 from keyquorum_core.errors import MalformedError, Reason, RefusedError
 from keyquorum_core.roster import Roster, open_roster, parse_operators
 from keyquorum_core.strictjson import Fields
@@ -18,9 +21,23 @@ from keyquorum_protos.wire.files import read_bytes
 from keyquorum_protos.wire.ports import parse_address
 from keyquorum_protos.wire.tls import TlsIdentity
 
-__all__ = ["CONFIG_NAME", "CoordinatorConfig", "Trust", "load_config", "load_trust", "render_config"]
+__all__ = ["CONFIG_NAME", "CoordinatorConfig", "DrillSettings", "Trust", "load_config", "load_trust", "render_config"]
 
 CONFIG_NAME = "coordinator.toml"
+_CLASSIFICATION = re.compile(r"[a-z0-9-]{1,32}", re.ASCII)
+_SPAN = re.compile(r"([1-9][0-9]{0,5})([mhd])", re.ASCII)
+_SHORTEST_SCHEDULE = 600
+_LONGEST_SCHEDULE = 366 * 86400
+
+
+@dataclass(frozen=True, slots=True)
+class DrillSettings:
+    """The table ``[drills]``. ``key``: the canary that scheduled drills are about, and others where none is named;
+    ``classification``: of the probes, for policies; ``schedule``: seconds from one drill of a kind to the next."""
+
+    key: str = ""
+    classification: str = "public"
+    schedule: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +79,7 @@ class CoordinatorConfig:
     max_open_jobs_per_owner: int = 256
     max_artifact_mib: int = 65536
     shutdown_grace: int = 10
+    drills: DrillSettings = field(default_factory=DrillSettings)
 
     def path(self, name: str) -> Path:
         return self.directory / name
@@ -161,9 +179,54 @@ def load_config(directory: Path) -> CoordinatorConfig:
         )
     texts = {name: fields.text(name, max_length=4096) for name in _TEXTS if name in fields}
     limits = {name: fields.integer(name, low, high) for name, low, high in _LIMITS if name in fields}
+    drills = _drills(fields.object("drills")) if "drills" in fields else DrillSettings()
     fields.done()
     texts |= {"ledger_listen": ledger, **pair}
-    return CoordinatorConfig(directory.absolute(), name, cluster, listen, metrics, **texts, **limits)  # type: ignore[arg-type]
+    return CoordinatorConfig(directory.absolute(), name, cluster, listen, metrics, drills=drills, **texts, **limits)  # type: ignore[arg-type]
+
+
+def _drills(fields: Fields) -> DrillSettings:
+    key = fields.text("key", max_length=64) if "key" in fields else ""
+    if key:
+        names.check(names.KEY_ID, key, "key id")
+    classification = fields.text("classification", max_length=32) if "classification" in fields else "public"
+    names.check(_CLASSIFICATION, classification, "classification")
+    schedule: dict[str, int] = {}
+    if "schedule" in fields:
+        table = fields.object("schedule")
+        for kind in table.names():
+            if kind not in (*KINDS, FULL):
+                raise MalformedError(
+                    Reason.MALFORMED,
+                    f"{CONFIG_NAME}: no such kind of drill",
+                    expected=", ".join((*KINDS, FULL)),
+                    actual=ascii(kind[:40]),
+                )
+            schedule[kind] = _every(table.text(kind, max_length=16), kind)
+        table.done()
+    fields.done()
+    if "revocation" in schedule:
+        raise MalformedError(
+            Reason.MALFORMED,
+            f"{CONFIG_NAME}: a drill of kind revocation cannot be scheduled",
+            expected="operators who sign it: keyquorum drill run revocation",
+        )
+    if schedule and not key:
+        raise MalformedError(Reason.MALFORMED, f"{CONFIG_NAME}: scheduled drills need a key", expected="drills.key")
+    return DrillSettings(key, classification, schedule)
+
+
+def _every(text: str, kind: str) -> int:
+    found = _SPAN.fullmatch(text)
+    seconds = int(found[1]) * {"m": 60, "h": 3600, "d": 86400}[found[2]] if found else 0
+    if not _SHORTEST_SCHEDULE <= seconds <= _LONGEST_SCHEDULE:
+        raise MalformedError(
+            Reason.MALFORMED,
+            f"{CONFIG_NAME}: how often is a drill of kind {kind} to run?",
+            expected="10m … 366d, as in 12h or 7d",
+            actual=ascii(text),
+        )
+    return seconds
 
 
 def _optional_address(fields: Fields, name: str) -> str:

@@ -46,6 +46,8 @@ __all__ = [
     "CeremonyRow",
     "ClockRow",
     "Database",
+    "DrillPartRow",
+    "DrillRow",
     "EventRow",
     "JobRow",
     "KeyRow",
@@ -299,6 +301,39 @@ class QuarantineRow(Base):
     lifted_at: Mapped[int | None] = mapped_column(BigInteger)
     why: Mapped[str | None] = mapped_column(Text)
     revoked: Mapped[str] = mapped_column(String(320), default="", server_default="")
+
+
+class DrillRow(Base):
+    """``state``: running, passed, failed, interrupted. ``undone``: whether all that it injected is known to be gone;
+    ``lift``: the operators' document that is still to be handed over for that. ``report``: DSSE envelope."""
+
+    __tablename__ = "drills"
+
+    drill_id: Mapped[str] = mapped_column(String(32), primary_key=True)
+    kind: Mapped[str] = mapped_column(String(32), index=True)
+    key_id: Mapped[str] = mapped_column(String(64))
+    state: Mapped[str] = mapped_column(String(16))
+    scheduled: Mapped[bool] = mapped_column(Boolean)
+    undone: Mapped[bool] = mapped_column(Boolean)
+    started_at: Mapped[int] = mapped_column(BigInteger)
+    duration_ms: Mapped[int] = mapped_column(BigInteger)
+    lift: Mapped[bytes | None] = mapped_column(LargeBinary)
+    report: Mapped[bytes | None] = mapped_column(LargeBinary)
+    report_sha256: Mapped[str] = mapped_column(String(64))
+
+
+class DrillPartRow(Base):
+    """How one kind went in a drill, for schedules and figures: of a full drill, each of its parts."""
+
+    __tablename__ = "drill_parts"
+
+    drill_id: Mapped[str] = mapped_column(ForeignKey("drills.drill_id"), primary_key=True)
+    kind: Mapped[str] = mapped_column(String(32), primary_key=True)
+    passed: Mapped[bool] = mapped_column(Boolean)
+    ended_at: Mapped[int] = mapped_column(BigInteger)
+    detect_ms: Mapped[int | None] = mapped_column(BigInteger)
+    recover_ms: Mapped[int | None] = mapped_column(BigInteger)
+    duration_ms: Mapped[int] = mapped_column(BigInteger)
 
 
 class OutboxRow(Base):

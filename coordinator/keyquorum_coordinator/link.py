@@ -27,10 +27,12 @@ from keyquorum_core.release import WINDOW_SECONDS, Window, open_window
 from keyquorum_core.roster import RosterCustodian
 from keyquorum_protos.v1 import custodian_pb2 as pb
 from keyquorum_protos.v1.custodian_pb2_grpc import CeremoniesStub, CustodianStub
+from keyquorum_protos.v1.drills_pb2_grpc import CanaryFaultsStub
 from keyquorum_protos.wire.errors import from_rpc_error, from_status
 
 if TYPE_CHECKING:
     from keyquorum_protos.v1.custodian_pb2_grpc import CeremoniesAsyncStub, CustodianAsyncStub
+    from keyquorum_protos.v1.drills_pb2_grpc import CanaryFaultsAsyncStub
 
 __all__ = ["Link", "Waiting"]
 
@@ -98,6 +100,8 @@ class Link:
         self.described_at = 0.0
         self.ledger_size = 0
         """What the custodian had seen of the ledger when it was asked last."""
+        self.described_at = 0.0
+        """Unix seconds when it said what it holds; 0: never."""
         self.revocations: tuple[int, str] = (0, "")
         """Version and digest of the revocations that it says it has."""
         self.connections = 0
@@ -171,6 +175,12 @@ class Link:
         if self._channel is None:
             raise UnavailableError(Reason.UNAVAILABLE, f"{self.id} is not connected")
         return CeremoniesStub(self._channel)
+
+    @property
+    def canary(self) -> CanaryFaultsAsyncStub:
+        if self._channel is None:
+            raise UnavailableError(Reason.UNAVAILABLE, f"{self.id} is not connected")
+        return CanaryFaultsStub(self._channel)
 
     # -- releases -----------------------------------------------------------------------------------------------------
 
@@ -398,6 +408,8 @@ class Link:
         self.clock_skew = skew if abs(skew) >= 1 else 0.0
         self.ledger_size = described.ledger_size
         self._group = described.release_group
+        if not described.sealed:  # a sealed custodian does not know what it holds
+            self.described_at = now
         self.revocations = described.revocations_version, described.revocations_digest[:64]
         self.keys = {(key.key_id, key.epoch): key.state for key in described.keys[:4096]}
         self._remember(window.statement, int(now))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from wsgiref.simple_server import WSGIServer
@@ -11,9 +12,11 @@ from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from keyquorum_coordinator.circuit import CircuitState
+from keyquorum_coordinator.drills.store import KindRecord
 from keyquorum_coordinator.fanout import Fanout
 from keyquorum_coordinator.job_states import JobState
 from keyquorum_coordinator.link import Link
+from keyquorum_core.drill_report import FULL, KINDS
 from keyquorum_core.errors import KeyquorumError, Reason, UnavailableError
 from keyquorum_core.ledger.log_keys import SignedCheckpoint
 from keyquorum_protos.wire.ports import parse_address
@@ -122,6 +125,10 @@ class Metrics:
             self.reachable.labels(name).set_function(partial(_reachable, link))
         self.registry.register(_Jobs(count_jobs))
 
+    def track_drills(self, kinds: Callable[[], Mapping[str, KindRecord]], clock: Callable[[], float]) -> None:
+        """How drills went, looked up when it is asked for. ``kinds`` runs on the metrics server's thread."""
+        self.registry.register(_Drills(kinds, clock))
+
     def serve(self, address: str) -> str:
         """Listen at ``host:port``; returns the address in use. Raises :class:`UnavailableError`."""
         host, port = parse_address(address, "metrics_listen")
@@ -147,6 +154,44 @@ def _circuit(link: Link) -> float:
 
 def _reachable(link: Link) -> float:
     return float(link.connected)
+
+
+class _Drills(Collector):
+    """A kind that never passed has an age without end, so that an alert on the age finds it."""
+
+    def __init__(self, kinds: Callable[[], Mapping[str, KindRecord]], clock: Callable[[], float]) -> None:
+        self._kinds = kinds
+        self._clock = clock
+
+    def describe(self) -> Iterable[Metric]:
+        return []
+
+    def collect(self) -> Iterable[Metric]:
+        prefix = "keyquorum_coordinator_drill"
+        age = GaugeMetricFamily(
+            f"{prefix}_passed_age_seconds", "Since the last drill of the kind that passed", labels=["kind"]
+        )
+        passed = GaugeMetricFamily(f"{prefix}_passed", "1 if the last drill of the kind passed", labels=["kind"])
+        seconds = GaugeMetricFamily(
+            f"{prefix}_seconds", "What the last drill of the kind measured", labels=["kind", "what"]
+        )
+        try:
+            records = self._kinds()
+        except KeyquorumError:
+            return []
+        now = self._clock()
+        for kind in (*KINDS, FULL):
+            record = records.get(kind)
+            since = record.last_passed if record is not None else 0
+            age.add_metric([kind], max(0.0, now - since) if since else math.inf)
+            if record is None:
+                continue
+            passed.add_metric([kind], float(record.passed))
+            measured = {"detect": record.detect_ms, "recover": record.recover_ms, "duration": record.duration_ms}
+            for what, value in measured.items():
+                if value is not None:
+                    seconds.add_metric([kind, what], value / 1000)
+        return [age, passed, seconds]
 
 
 class _Jobs(Collector):

@@ -30,6 +30,12 @@ from keyquorum_coordinator.config import CoordinatorConfig, Trust, load_config, 
 from keyquorum_coordinator.database import Database, make_engine
 from keyquorum_coordinator.denials import Denials
 from keyquorum_coordinator.desk import Desk
+from keyquorum_coordinator.drill_key import load_drill_key
+from keyquorum_coordinator.drills.engine import Circumstances, Drills
+from keyquorum_coordinator.drills.schedule import Schedule
+from keyquorum_coordinator.drills.service import ROLES as DRILL_ROLES
+from keyquorum_coordinator.drills.service import DrillsService
+from keyquorum_coordinator.drills.store import kinds as drill_kinds
 from keyquorum_coordinator.fanout import Fanout
 from keyquorum_coordinator.jobs import JobStore
 from keyquorum_coordinator.ledger.http import LedgerReader
@@ -58,12 +64,15 @@ from keyquorum_coordinator.witnesses import Witnesses
 from keyquorum_core.errors import KeyquorumError, Reason, StateError, UnavailableError
 from keyquorum_core.ledger.leaves import RosterInUse
 from keyquorum_protos.v1 import coordinator_pb2_grpc as rpc
+from keyquorum_protos.v1 import drills_pb2_grpc
 from keyquorum_protos.wire import tls
 from keyquorum_protos.wire.guard import Guard
 
 __all__ = ["CoordinatorServer", "lock_folder", "serve"]
 
-_SERVICES = tuple(f"keyquorum.v1.{name}" for name in ("Cluster", "Keys", "Jobs", "Artifacts", "Workers", "Revocations"))
+_SERVICES = tuple(
+    f"keyquorum.v1.{name}" for name in ("Cluster", "Keys", "Jobs", "Artifacts", "Workers", "Revocations", "Drills")
+)
 _MAX_RECEIVE = 4 << 20  # a manifest, an evidence document or a piece of an artifact, each at most 1 MiB, and its frame
 _MAX_CALLS = 1024
 _SWEEP_SECONDS = 1.0
@@ -116,6 +125,7 @@ class CoordinatorServer:
             store = objects or open_objects(config.store_place)
             log = open_log(config, clock=clock)
             check_log_key(log.keys, trust.roster.log_key)
+            drill_key = load_drill_key(config.directory)
             policy = CoordinatorPolicy(config, trust.roster.quorum_of(), self.database, clock=clock)
         except BaseException:
             self._lock.close()
@@ -157,8 +167,28 @@ class CoordinatorServer:
             clock=clock,
             on_bytes=lambda direction, count: self.metrics.artifact_bytes.labels(direction).inc(count),
         )
-        self.ceremonies = Ceremonies(self.database, self.fanout, clock=clock, on_end=self._ceremony_ended)
-        self.tending = Tending(self.database, self.fanout, self.ceremonies, clock=clock)
+        self.ceremonies = Ceremonies(
+            self.database, self.fanout, clock=clock, on_end=self._ceremony_ended, spared=self._drilled
+        )
+        self.tending = Tending(self.database, self.fanout, self.ceremonies, clock=clock, spared=self._drilled)
+        self.drills = Drills(
+            Circumstances(
+                name=config.name,
+                keys=drill_key,
+                settings=config.drills,
+                tls=trust.tls,
+                database=self.database,
+                fanout=self.fanout,
+                sequencer=self.sequencer,
+                witnesses=self.witnesses,
+                jobs=self.jobs,
+                ceremonies=self.ceremonies,
+                withdrawals=self.withdrawals,
+                outbox=self.outbox,
+                decide=policy.check_submission,
+                clock=clock,
+            )
+        )
         self.certified = CertifiedEpochs(self.database)
         self.standing = Standing(
             self.fanout, self.ceremonies, self.certified, self.sequencer, trust.roster_envelope, clock=clock
@@ -193,6 +223,9 @@ class CoordinatorServer:
             clock=clock,
         )
 
+    def _drilled(self, key_id: str) -> bool:
+        return self.drills.spares(key_id)
+
     def _batch_window(self) -> float:
         return max(self.config.ledger_batch_ms / 1000, self.witnesses.patience())
 
@@ -202,7 +235,7 @@ class CoordinatorServer:
 
     async def start(self) -> None:
         """Listen. Raises :class:`UnavailableError` when an address cannot be had."""
-        guard = Guard(self.config.cluster, ROLES, observe=self.metrics.observe_call, report=_report)
+        guard = Guard(self.config.cluster, ROLES | DRILL_ROLES, observe=self.metrics.observe_call, report=_report)
         server = grpc.aio.server(interceptors=[guard], options=_server_options(), maximum_concurrent_rpcs=_MAX_CALLS)
         rpc.add_ClusterServicer_to_server(ClusterService(self.desk, self.standing), server)
         rpc.add_KeysServicer_to_server(KeysService(self.desk), server)
@@ -210,6 +243,7 @@ class CoordinatorServer:
         rpc.add_ArtifactsServicer_to_server(ArtifactsService(self.desk), server)
         rpc.add_WorkersServicer_to_server(WorkersService(self.desk), server)
         rpc.add_RevocationsServicer_to_server(RevocationsService(self.desk), server)
+        drills_pb2_grpc.add_DrillsServicer_to_server(DrillsService(self.drills), server)
         for name in ("", *_SERVICES):
             await self._health.set(name, health_pb2.HealthCheckResponse.SERVING)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
@@ -230,6 +264,7 @@ class CoordinatorServer:
             self.metrics_address = self.metrics.serve(self.config.metrics_listen)
         self.metrics.track_ledger(lambda: self.sequencer.latest)
         self.metrics.track(self.fanout, lambda: self.database.run_read(self.jobs.count_by_state))
+        self.metrics.track_drills(lambda: self.database.run_read(drill_kinds), self._clock)
         if self.config.ledger_listen:
             self.ledger_url = await self._reader.start(self.config.ledger_listen, *self.config.ledger_tls)
         await self.fanout.start()
@@ -271,7 +306,16 @@ class CoordinatorServer:
         else:
             if count:
                 _log.info("ceremonies.resumed", count=count)
+        self._tasks.append(asyncio.create_task(self._rehearse()))
         await self.tending.forever()
+
+    async def _rehearse(self) -> None:
+        """Undo what a coordinator that died left of a drill; then run what is scheduled."""
+        try:
+            await self.drills.resume()
+        except KeyquorumError as error:
+            _log.error("drill.not_undone", reason=str(error.reason), message=error.message)
+        await Schedule(self.drills, self._clock).forever()
 
     async def _sweep(self) -> None:
         while True:
@@ -293,6 +337,7 @@ class CoordinatorServer:
     async def stop(self, grace: float) -> None:
         """Accept nothing more, send waiting callers away, give the rest ``grace`` seconds, close everything."""
         self.desk.stopping.set()
+        await self.drills.close()
         await self._health.enter_graceful_shutdown()
         if self._server is not None:
             await self._server.stop(grace)

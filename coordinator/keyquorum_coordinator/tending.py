@@ -9,10 +9,9 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Hashable
+from collections.abc import Awaitable, Callable, Hashable, Sequence
 from contextlib import aclosing
 from functools import partial
-from typing import NamedTuple
 
 import grpc.aio
 import structlog
@@ -24,8 +23,8 @@ from keyquorum_coordinator.certificates import fetch_certificate, older_rosters
 from keyquorum_coordinator.database import Database, JobRow, KeyRow, StaleRow
 from keyquorum_coordinator.fanout import Fanout
 from keyquorum_coordinator.job_states import FINAL
-from keyquorum_core.ceremony import CERTIFICATE_TYPE, MAX_CERTIFICATE, EpochCertificate
-from keyquorum_core.ceremony_plan import CeremonyPlan, OrderedBy, new_ceremony_id, unsigned_plan
+from keyquorum_coordinator.orders import Certified, policy_plan, read_certificate
+from keyquorum_core.ceremony_plan import unsigned_plan
 from keyquorum_core.ceremony_states import Kind
 from keyquorum_core.certified import open_certificate
 from keyquorum_core.errors import KeyquorumError
@@ -42,16 +41,9 @@ _ACTIVATE_TIMEOUT = 30.0
 _log = structlog.get_logger("ceremonies")
 
 
-class _Certified(NamedTuple):
-    """What matters of a certificate, which may be large, from one round to the next."""
-
-    plan: CeremonyPlan
-    digest: str
-    signers: tuple[str, ...]
-
-
 class Tending:
-    """``clock`` gives unix seconds. :meth:`look` is one round; :meth:`forever` makes them."""
+    """``clock`` gives unix seconds. :meth:`look` is one round; :meth:`forever` makes them. ``spared``: keys of which no
+    epoch is rotated or destroyed now, since a drill is doing that."""
 
     def __init__(
         self,
@@ -61,14 +53,18 @@ class Tending:
         *,
         every: float = 10.0,
         clock: Callable[[], float] = time.time,
+        spared: Callable[[str], bool] = lambda key_id: False,
     ) -> None:
         self._database = database
         self._fanout = fanout
         self._ceremonies = ceremonies
         self._every = every
         self._clock = clock
+        self._spared = spared
         self._wake = asyncio.Event()
-        self._certificates: dict[str, _Certified] = {}
+        self._certificates: dict[str, Certified] = {}
+        self._active: dict[tuple[str, int], float] = {}
+        """Since when each active epoch is known here."""
         self._pauses: dict[Hashable, tuple[float, float]] = {}
 
     def wake(self) -> None:
@@ -91,15 +87,16 @@ class Tending:
     async def look(self) -> None:
         """One round: learn what is not known, then do what is due."""
         await self._learn()
-        epochs = await self._ceremonies.keys(certificates=False)
+        epochs = await self._notice(await self._ceremonies.keys(certificates=False))
         newest = {each.key_id: each.epoch for each in reversed(epochs)}
         for each in epochs:
             where = (each.key_id, each.epoch)
-            if each.state == "active" and newest[each.key_id] == each.epoch:
+            spared = self._spared(each.key_id)
+            if not spared and each.state == "active" and newest[each.key_id] == each.epoch:
                 await self._attempt(("rotate", *where), partial(self._rotate, each))
             for name in each.stale if each.state != "destroyed" else ():
                 await self._attempt(("repair", *where, name), partial(self._repair, each, name))
-            if each.state == "retired":
+            if not spared and each.state == "retired":
                 await self._attempt(("destroy", *where), partial(self._retire, each))
         await self._attempt("resume", self._resume)
 
@@ -141,21 +138,12 @@ class Tending:
 
     async def _order(self, epoch: KeyEpoch, kind: Kind, number: int, target: str = "") -> None:
         """What the key's policy has anybody order. Custodians judge it."""
-        certificate = await self._certified(epoch)
-        before = certificate.plan
-        plan = CeremonyPlan(
-            ceremony_id=new_ceremony_id(),
-            key_id=epoch.key_id,
-            epoch=number,
-            suite=before.suite,
-            cluster=before.cluster,
+        plan = policy_plan(
+            await self._certified(epoch),
+            kind,
+            number,
             roster_digest=self._fanout.roster.digest,
-            quorum=before.quorum,
-            created_at=self._now(),
-            policy=before.policy,
-            kind=kind,
-            ordered_by=OrderedBy.POLICY,
-            certificate=certificate.digest,
+            now=self._now(),
             target=target,
         )
         async with aclosing(self._ceremonies.run(unsigned_plan(plan))) as steps:
@@ -172,6 +160,35 @@ class Tending:
                 session.delete(row)
 
         await self._database.write(work)
+
+    async def _notice(self, epochs: Sequence[KeyEpoch]) -> Sequence[KeyEpoch]:
+        """Custodians that should hold an active epoch and say that they don't: they lost it, and are stale from now on.
+        What one said before the epoch was active here says nothing."""
+        now = self._clock()
+        active = {(each.key_id, each.epoch): each for each in epochs if each.state == "active"}
+        self._active = {where: self._active.get(where, now) for where in active}
+        lost = [
+            (each, link.id)
+            for where, each in active.items()
+            for link in self._fanout.links.values()
+            if link.described_at > self._active[where]
+            and where not in link.keys
+            and link.id not in each.stale
+            and link.id in (await self._certified(each)).plan.quorum.ids
+        ]
+        if not lost:
+            return epochs
+        since = int(now)
+
+        def work(session: Session) -> None:
+            for each, name in lost:
+                cause = "it says that it does not hold the epoch any more"
+                session.merge(StaleRow(key_id=each.key_id, epoch=each.epoch, custodian=name, since=since, cause=cause))
+
+        await self._database.write(work)
+        for each, name in lost:
+            _log.warning("key.lost", key=each.key_id, epoch=each.epoch, custodian=name)
+        return await self._ceremonies.keys(certificates=False)
 
     # -- what is known ------------------------------------------------------------------------------------------------
 
@@ -229,19 +246,12 @@ class Tending:
         else:
             self._pauses.pop(what, None)
 
-    async def _certified(self, epoch: KeyEpoch) -> _Certified:
+    async def _certified(self, epoch: KeyEpoch) -> Certified:
         known = self._certificates.get(epoch.ceremony_id)
         if known is None:
             envelope = await self._ceremonies.certificate(epoch.key_id, epoch.epoch)
-            known = self._certificates[epoch.ceremony_id] = await asyncio.to_thread(_read_certificate, envelope)
+            known = self._certificates[epoch.ceremony_id] = await asyncio.to_thread(read_certificate, envelope)
         return known
 
     def _now(self) -> int:
         return int(self._clock())
-
-
-def _read_certificate(envelope: bytes) -> _Certified:
-    """What this coordinator verified when it stored it."""
-    payload = peek_payload(envelope, CERTIFICATE_TYPE, "epoch certificate", MAX_CERTIFICATE)
-    certificate = EpochCertificate.parse(payload)
-    return _Certified(certificate.plan, certificate.digest, certificate.signers)

@@ -103,7 +103,7 @@ class Withdrawals:
                 actual=len(envelope),
                 next_step="Give the file to each custodian's operator: `keyquorum-custodian revoke FILE`.",
             )
-        bulletin, revocations = await asyncio.to_thread(self._verified, envelope)
+        bulletin, revocations = await asyncio.to_thread(self.verified, envelope)
         now = int(self._clock())
 
         def work(session: Session) -> list[Job] | None:
@@ -134,7 +134,8 @@ class Withdrawals:
         self._jobs.heard(changed)
         return changed
 
-    def _verified(self, envelope: bytes) -> tuple[Bulletin, Revocations]:
+    def verified(self, envelope: bytes) -> tuple[Bulletin, Revocations]:
+        """A document that would be accepted, but for what it follows. Raises as :meth:`accept`."""
         bulletin = verify_bulletin(
             envelope,
             REVOCATIONS.name,

@@ -80,7 +80,8 @@ class _Update:
 class _Round:
     """One request to all custodians to cosign; hears their answers."""
 
-    def __init__(self, expected: Iterable[str]) -> None:
+    def __init__(self, expected: Iterable[str], elsewhere: Callable[[str, int], None]) -> None:
+        self._elsewhere = elsewhere
         self.lines: dict[str, bytes] = {}
         self.refusals: dict[str, KeyquorumError] = {}
         self._outstanding = set(expected)
@@ -101,6 +102,7 @@ class _Round:
 
     def again(self, custodian: str, ledger_size: int) -> None:
         """The next round will find it where it is."""
+        self._elsewhere(custodian, ledger_size)
 
     def _end(self, custodian: str) -> None:
         self._outstanding.discard(custodian)
@@ -137,6 +139,13 @@ class Witnesses:
         self._prefix = secrets.token_hex(8)
         self._rounds = 0
         self._encoded: tuple[SignedCheckpoint | None, bytes] = (None, b"")
+
+    def beside(self, fanout: Fanout) -> Witnesses:
+        """The same log over other links, a drill's: for releases only, since cosigning goes on here."""
+        other = Witnesses(self._sequencer, fanout, clock=self._clock, interval=self._interval, settle=self._settle)
+        other._ready = self._ready
+        other._started = self._started
+        return other
 
     # -- releases -----------------------------------------------------------------------------------------------------
 
@@ -324,7 +333,7 @@ class Witnesses:
             links = [link for link in self._fanout.links.values() if link.connected]
             ahead = max((link.ledger_size for link in links), default=0)
             target = _bare(await self._sequencer.reach(ahead))
-            asked = _Round(link.id for link in links)
+            asked = _Round((link.id for link in links), self._is_at)
             for link in links:
                 update = await self._update(link, target, cosign=cosign)
                 self._sent(link, update)
@@ -336,6 +345,11 @@ class Witnesses:
                 else:
                     asked.answered(link.id, pb.ReleaseAnswer(), b"")
             return target, asked
+
+    def _is_at(self, custodian: str, ledger_size: int) -> None:
+        """Another coordinator, or a drill's links, took the custodian further."""
+        if ledger_size <= self._sequencer.latest.checkpoint.size:
+            self._places[custodian] = _Place(self._fanout.links[custodian].connections, ledger_size)
 
     def _verified(self, target: SignedCheckpoint, answers: dict[str, bytes]) -> dict[str, tuple[NoteSignature, ...]]:
         """Both lines of each custodian whose cosignatures are good: one bad line would spoil the note for everybody."""
