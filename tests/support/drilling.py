@@ -48,9 +48,9 @@ class DrillScene(CeremonyScene):
         await self.generate(CANARY, policy=KeyPolicy(canary=True, retain_seconds=0))
         self.approve()
 
-    async def drill(self, kind: str, key_id: str = CANARY, **documents: bytes) -> DrillReport:
+    async def drill(self, kind: str, key_id: str = CANARY, *, revoke: bytes = b"", lift: bytes = b"") -> DrillReport:
         """Run one to its end."""
-        events = await self.follow(Order(secrets.token_hex(16), kind, key_id, **documents))
+        events = await self.follow(Order(secrets.token_hex(16), kind, key_id, revoke, lift))
         return open_report(events[-1].report, self.keys.identity.public)
 
     async def follow(self, order: Order) -> list[Event]:

@@ -144,10 +144,10 @@ async def restore(drill: Rehearsal) -> None:
     *recover*: until a share made from them agrees with the others'."""
     victim = drill.someone()
     held = len(drill.quorum.indices_of(victim))
-    drill.mark()
     began = drill.now_ms
     state = await drill.inject(victim, "restored")
     took = drill.now_ms - began
+    drill.mark(began)
     if state.seeds:
         drill.detected(f"{state.seeds} seeds erased, restored and proven in {took} ms", victim)
     drill.check("all its seeds came back", state.seeds == held, expected=held, actual=state.seeds)

@@ -116,9 +116,9 @@ class Rehearsal:
             self.timeline.append(moment)
         self._tell(moment)
 
-    def mark(self) -> None:
-        """What is detected, or has recovered, is measured from here on."""
-        self._mark = self.now_ms
+    def mark(self, at_ms: int | None = None) -> None:
+        """What is detected, or has recovered, is measured from here on, or from a moment before."""
+        self._mark = self.now_ms if at_ms is None else at_ms
 
     def detected(self, text: str, custodian: str = "") -> None:
         """Time to detect, unless it was taken already."""
