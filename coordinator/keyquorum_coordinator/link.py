@@ -100,7 +100,7 @@ class Link:
         self.described_at = 0.0
         self.ledger_size = 0
         """What the custodian had seen of the ledger when it was asked last."""
-        self.described_at = 0.0
+        self.held_at = 0.0
         """Unix seconds when it said what it holds; 0: never."""
         self.revocations: tuple[int, str] = (0, "")
         """Version and digest of the revocations that it says it has."""
@@ -409,7 +409,7 @@ class Link:
         self.ledger_size = described.ledger_size
         self._group = described.release_group
         if not described.sealed:  # a sealed custodian does not know what it holds
-            self.described_at = now
+            self.held_at = now
         self.revocations = described.revocations_version, described.revocations_digest[:64]
         self.keys = {(key.key_id, key.epoch): key.state for key in described.keys[:4096]}
         self._remember(window.statement, int(now))

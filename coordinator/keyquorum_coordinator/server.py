@@ -13,6 +13,7 @@ import os
 import signal
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import IO
 
@@ -34,7 +35,7 @@ from keyquorum_coordinator.drill_key import load_drill_key
 from keyquorum_coordinator.drills.engine import Circumstances, Drills
 from keyquorum_coordinator.drills.schedule import Schedule
 from keyquorum_coordinator.drills.service import ROLES as DRILL_ROLES
-from keyquorum_coordinator.drills.service import DrillsService
+from keyquorum_coordinator.drills.service import DrillsService, kind_messages
 from keyquorum_coordinator.drills.store import kinds as drill_kinds
 from keyquorum_coordinator.fanout import Fanout
 from keyquorum_coordinator.jobs import JobStore
@@ -171,6 +172,7 @@ class CoordinatorServer:
             self.database, self.fanout, clock=clock, on_end=self._ceremony_ended, spared=self._drilled
         )
         self.tending = Tending(self.database, self.fanout, self.ceremonies, clock=clock, spared=self._drilled)
+        self.certified = CertifiedEpochs(self.database)
         self.drills = Drills(
             Circumstances(
                 name=config.name,
@@ -183,15 +185,21 @@ class CoordinatorServer:
                 witnesses=self.witnesses,
                 jobs=self.jobs,
                 ceremonies=self.ceremonies,
+                certified=self.certified,
                 withdrawals=self.withdrawals,
                 outbox=self.outbox,
                 decide=policy.check_submission,
                 clock=clock,
             )
         )
-        self.certified = CertifiedEpochs(self.database)
         self.standing = Standing(
-            self.fanout, self.ceremonies, self.certified, self.sequencer, trust.roster_envelope, clock=clock
+            self.fanout,
+            self.ceremonies,
+            self.certified,
+            self.sequencer,
+            trust.roster_envelope,
+            drills=partial(kind_messages, self.drills),
+            clock=clock,
         )
         self.releases = Releases(
             self.fanout,

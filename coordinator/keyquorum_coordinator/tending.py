@@ -65,6 +65,8 @@ class Tending:
         self._certificates: dict[str, Certified] = {}
         self._active: dict[tuple[str, int], float] = {}
         """Since when each active epoch is known here."""
+        self._mended: dict[tuple[str, int, str], float] = {}
+        """When a custodian was seen to again: what it said before says nothing of that."""
         self._pauses: dict[Hashable, tuple[float, float]] = {}
 
     def wake(self) -> None:
@@ -96,6 +98,7 @@ class Tending:
                 await self._attempt(("rotate", *where), partial(self._rotate, each))
             for name in each.stale if each.state != "destroyed" else ():
                 await self._attempt(("repair", *where, name), partial(self._repair, each, name))
+                self._mended[each.key_id, each.epoch, name] = self._clock()
             if not spared and each.state == "retired":
                 await self._attempt(("destroy", *where), partial(self._retire, each))
         await self._attempt("resume", self._resume)
@@ -171,7 +174,7 @@ class Tending:
             (each, link.id)
             for where, each in active.items()
             for link in self._fanout.links.values()
-            if link.described_at > self._active[where]
+            if link.held_at > max(self._active[where], self._mended.get((*where, link.id), 0.0))
             and where not in link.keys
             and link.id not in each.stale
             and link.id in (await self._certified(each)).plan.quorum.ids

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import aclosing
+from functools import partial
 
 from keyquorum_coordinator.drills.probing import Probe
 from keyquorum_coordinator.drills.rehearsal import Rehearsal
@@ -98,6 +99,7 @@ async def repair(drill: Rehearsal) -> None:
     *recover*: until it serves again."""
     victim = drill.someone()
     held = len(drill.quorum.indices_of(victim))
+    before = await _repairs(drill)
     state = await drill.inject(victim, "lost")
     drill.check("the custodian lost all its seeds", state.seeds == held, expected=held, actual=state.seeds)
     found = await drill.probe()
@@ -107,11 +109,11 @@ async def repair(drill: Rehearsal) -> None:
         expected=f"the same key, without {victim}",
         actual=found.words(),
     )
-    noticed = await _wait(drill, _NOTICED_SECONDS, lambda stale: victim in stale)
+    noticed = await _wait(_NOTICED_SECONDS, partial(_is_noticed, drill, victim, before))
     if noticed:
         drill.detected("it is stale, to be repaired", victim)
     drill.require("the coordinator notices what it lost", noticed, expected=f"{victim} stale", actual="nobody noticed")
-    whole = await _wait(drill, _REPAIRED_SECONDS, lambda stale: victim not in stale)
+    whole = await _wait(_REPAIRED_SECONDS, partial(_is_whole, drill, victim))
     states = await drill.described(lambda each: each.get(victim) == "active", _TOLD_SECONDS)
     drill.check(
         "its co-holders give its seeds back",
@@ -130,9 +132,23 @@ async def repair(drill: Rehearsal) -> None:
     )
 
 
-async def _wait(drill: Rehearsal, seconds: float, wanted: Callable[[tuple[str, ...]], bool]) -> bool:
+async def _repairs(drill: Rehearsal) -> set[str]:
+    records = await drill.tools.ceremonies.records(drill.key_id)
+    return {each.ceremony_id for each in records if each.kind == Kind.REPAIR}
+
+
+async def _is_noticed(drill: Rehearsal, victim: str, before: set[str]) -> bool:
+    """It is known to be stale, or is being repaired already."""
+    return victim in (await drill.newest()).stale or bool(await _repairs(drill) - before)
+
+
+async def _is_whole(drill: Rehearsal, victim: str) -> bool:
+    return victim not in (await drill.newest()).stale
+
+
+async def _wait(seconds: float, wanted: Callable[[], Awaitable[bool]]) -> bool:
     deadline = asyncio.get_running_loop().time() + seconds
-    while not wanted((await drill.newest()).stale):
+    while not await wanted():
         if asyncio.get_running_loop().time() > deadline:
             return False
         await asyncio.sleep(0.2)

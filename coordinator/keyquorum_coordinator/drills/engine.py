@@ -15,7 +15,8 @@ from typing import Final
 import structlog
 
 from keyquorum_coordinator.ceremonies import Ceremonies
-from keyquorum_coordinator.certificates import open_certificate
+from keyquorum_coordinator.certificates import older_rosters
+from keyquorum_coordinator.certified import CertifiedEpochs
 from keyquorum_coordinator.config import DrillSettings
 from keyquorum_coordinator.database import Database
 from keyquorum_coordinator.drills import store
@@ -32,12 +33,15 @@ from keyquorum_coordinator.releases import Releases
 from keyquorum_coordinator.sequencer import Sequencer
 from keyquorum_coordinator.withdrawals import Withdrawals
 from keyquorum_coordinator.witnesses import Witnesses
+from keyquorum_core.certified import open_certificate
 from keyquorum_core.drill_report import DRILL_ID, FULL, KINDS, DrillReport, Moment, Outcome, clip, sign_report
 from keyquorum_core.errors import KeyquorumError, MalformedError, Reason, RefusedError, StateError, UnavailableError
 from keyquorum_core.keywrap import LoadedKeys
 from keyquorum_core.names import KEY_ID, check
 from keyquorum_core.policy.engine import Decision
 from keyquorum_core.policy.facts import JobFacts
+from keyquorum_core.roster import MAX_ROSTER, ROSTER_TYPE, Roster
+from keyquorum_core.signing import peek_payload
 from keyquorum_protos.wire.tls import TlsIdentity
 
 __all__ = ["PLAYS", "Circumstances", "Drills", "Event"]
@@ -77,6 +81,7 @@ class Circumstances:
     witnesses: Witnesses
     jobs: JobStore
     ceremonies: Ceremonies
+    certified: CertifiedEpochs
     withdrawals: Withdrawals
     outbox: Outbox
     decide: Callable[[JobFacts], Decision]
@@ -236,9 +241,15 @@ class Drills:
         return Order(order.drill_id, order.kind, key_id, order.revoke, order.lift, order.scheduled)
 
     async def _require_canary(self, key_id: str) -> None:
-        """By the certificate that all custodians signed, under the roster in force: nobody's word, not even our own."""
+        """By the certificate that all custodians signed, under a roster of this cluster: not by our own word."""
         newest = await self._with.ceremonies.key(key_id)
-        certificate = await asyncio.to_thread(open_certificate, newest.certificate, [self._with.fanout.roster])
+        present = self._with.fanout.roster
+        older = await self._with.database.read(lambda session: older_rosters(session, present))
+        rosters = [
+            present,
+            *(Roster.parse(peek_payload(each, ROSTER_TYPE, "roster", 2 * MAX_ROSTER)) for each in older),
+        ]
+        certificate = await asyncio.to_thread(open_certificate, newest.certificate, rosters)
         if certificate.plan.key_id != key_id or not certificate.plan.policy.canary:
             raise RefusedError(
                 Reason.CANARY,
@@ -343,7 +354,9 @@ class Drills:
 
         fanout = links()
         witnesses = around.witnesses.beside(fanout)
-        releases = Releases(fanout, around.sequencer, witnesses, around.jobs, around.database, clock=around.clock)
+        releases = Releases(
+            fanout, around.sequencer, witnesses, around.jobs, around.database, around.certified, clock=around.clock
+        )
         prober = Prober(
             keys,
             roster,

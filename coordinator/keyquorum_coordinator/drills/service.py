@@ -13,7 +13,7 @@ from keyquorum_core.drill_report import ABOUT, FULL
 from keyquorum_protos.v1 import drills_pb2 as pb
 from keyquorum_protos.v1 import drills_pb2_grpc as rpc
 
-__all__ = ["ROLES", "DrillsService"]
+__all__ = ["ROLES", "DrillsService", "kind_messages"]
 
 ROLES = {"/keyquorum.v1.Drills/": frozenset({"operator"})}
 
@@ -25,10 +25,8 @@ class DrillsService(rpc.DrillsServicer):
         self._drills = drills
 
     async def List(self, request: pb.ListDrillsRequest, context: Context) -> pb.ListDrillsResponse:
-        records = await self._drills.kinds()
-        about = {**ABOUT, FULL: "all of them, one after the other"}
         return pb.ListDrillsResponse(
-            kinds=[self._kind(kind, text, records.get(kind, KindRecord())) for kind, text in about.items()],
+            kinds=await kind_messages(self._drills),
             running=self._drills.running,
             runs=[
                 pb.DrillSummary(
@@ -44,17 +42,6 @@ class DrillsService(rpc.DrillsServicer):
             ],
         )
 
-    def _kind(self, kind: str, about: str, record: KindRecord) -> pb.DrillKind:
-        every = self._drills.settings.schedule.get(kind, 0)
-        return pb.DrillKind(
-            kind=kind,
-            about=about,
-            last_passed=record.last_passed,
-            last_run=record.last_run,
-            every_seconds=every,
-            next_run=record.last_run + every if every else 0,
-        )
-
     async def Run(self, request: pb.RunDrillRequest, context: Context) -> AsyncIterator[pb.DrillEvent]:
         order = Order(request.drill_id, request.kind, request.key_id, request.revoke, request.lift)
         async with aclosing(self._drills.run(order)) as events:
@@ -66,6 +53,25 @@ class DrillsService(rpc.DrillsServicer):
 
     async def GetReport(self, request: pb.GetDrillReportRequest, context: Context) -> pb.DrillReport:
         return pb.DrillReport(report=await self._drills.report(request.drill_id))
+
+
+async def kind_messages(drills: Drills) -> list[pb.DrillKind]:
+    """Each kind: when it passed last, and when it is due."""
+    records = await drills.kinds()
+    about = {**ABOUT, FULL: "all of them, one after the other"}
+    return [_kind(drills, kind, text, records.get(kind, KindRecord())) for kind, text in about.items()]
+
+
+def _kind(drills: Drills, kind: str, about: str, record: KindRecord) -> pb.DrillKind:
+    every = drills.settings.schedule.get(kind, 0)
+    return pb.DrillKind(
+        kind=kind,
+        about=about,
+        last_passed=record.last_passed,
+        last_run=record.last_run,
+        every_seconds=every,
+        next_run=record.last_run + every if every else 0,
+    )
 
 
 def _event(event: Event) -> pb.DrillEvent:

@@ -162,8 +162,8 @@ def kinds(session: Session) -> Mapping[str, KindRecord]:
     )
     both = (DrillPartRow.kind == newest.c.kind) & (DrillPartRow.ended_at == newest.c.at)
     rows = {row.kind: row for row in session.scalars(select(DrillPartRow).join(newest, both))}
-    passed = select(DrillPartRow.kind, func.max(DrillPartRow.ended_at)).where(DrillPartRow.passed.is_(True))
-    last = dict(session.execute(passed.group_by(DrillPartRow.kind)).tuples().all())
+    passed = select(DrillPartRow.kind, func.max(DrillPartRow.ended_at).label("at")).where(DrillPartRow.passed.is_(True))
+    last = {row.kind: row.at for row in session.execute(passed.group_by(DrillPartRow.kind))}
     out = {
         kind: KindRecord(row.ended_at, last.get(kind, 0), row.passed, row.detect_ms, row.recover_ms, row.duration_ms)
         for kind, row in rows.items()
