@@ -43,7 +43,7 @@ def failures(report: DrillReport) -> list[str]:
 
 async def test_a_full_drill_passes_and_leaves_everything_as_it_was(scene: DrillScene) -> None:
     before = scene.root(1, key_id=REAL)
-    report = await scene.drill(FULL, **drill_documents(scene.committee, scene.keys))
+    report = await scene.drill(FULL, documents=drill_documents(scene.committee, scene.keys))
     assert not failures(report)
     assert outcomes(report) == dict.fromkeys(KINDS, Outcome.PASSED)
     assert report.outcome is Outcome.PASSED

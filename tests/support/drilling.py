@@ -48,9 +48,9 @@ class DrillScene(CeremonyScene):
         await self.generate(CANARY, policy=KeyPolicy(canary=True, retain_seconds=0))
         self.approve()
 
-    async def drill(self, kind: str, key_id: str = CANARY, *, revoke: bytes = b"", lift: bytes = b"") -> DrillReport:
+    async def drill(self, kind: str, key_id: str = CANARY, documents: tuple[bytes, bytes] = (b"", b"")) -> DrillReport:
         """Run one to its end."""
-        events = await self.follow(Order(secrets.token_hex(16), kind, key_id, revoke, lift))
+        events = await self.follow(Order(secrets.token_hex(16), kind, key_id, *documents))
         return open_report(events[-1].report, self.keys.identity.public)
 
     async def follow(self, order: Order) -> list[Event]:
@@ -58,7 +58,7 @@ class DrillScene(CeremonyScene):
             return [event async for event in events]
 
 
-def drill_documents(committee: Committee, keys: LoadedKeys, version: int = 1) -> dict[str, bytes]:
+def drill_documents(committee: Committee, keys: LoadedKeys, version: int = 1) -> tuple[bytes, bytes]:
     """What operators sign for a *revocation*: the drill's owner revoked, and lifted again."""
     now = int(time.time())
     entry = {"target": "owner", "subject": keys.identity.public.fingerprint, "reason": "a drill", "at": now}
@@ -68,7 +68,7 @@ def drill_documents(committee: Committee, keys: LoadedKeys, version: int = 1) ->
         bulletin = Bulletin(committee.cluster, REVOCATIONS.name, number, now - 5, now + 3600, members)
         return sign_bulletin(bulletin, [committee.operator.identity])
 
-    return {"revoke": signed(version, revoked=[entry]), "lift": signed(version + 1, lifted=[entry])}
+    return signed(version, revoked=[entry]), signed(version + 1, lifted=[entry])
 
 
 @asynccontextmanager
