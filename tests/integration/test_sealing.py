@@ -15,13 +15,16 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from keyquorum_core.errors import KeyquorumError, Reason, StateError
-from keyquorum_custodian.keystore import Keystore
+from keyquorum_core.release import Answer, Leaf, open_share
+from keyquorum_custodian.config import load_config
+from keyquorum_custodian.keystore import Keystore, open_keystore
 from keyquorum_custodian.sealed_keystore import SealedKeystore
 from keyquorum_protos.v1 import custodian_pb2 as pb
 from keyquorum_protos.v1 import custodian_pb2_grpc as rpc
 from keyquorum_protos.wire.errors import from_rpc_error
 from tests.support.custodian import PASSPHRASE, Committee, CustodianProcess, build_committee, start_custodian_process
 from tests.support.memory import can_read_memory, find_in_memory
+from tests.support.softhsm import MODULE, PIN, a_token, needs_softhsm
 
 NAME = "ch-1"
 
@@ -214,3 +217,64 @@ def test_a_passphrase_custodian_starts_sealed_and_forgets_when_sealed(committee:
         assert (found["sealed"], found["sealing"]["failed_attempts"]) == (True, 0)
     finally:
         assert process.stop() == 0
+
+
+@needs_softhsm
+async def test_a_process_with_its_seeds_in_a_token_is_unsealed_by_the_pin_and_serves(
+    committee: Committee, tmp_path: Path
+) -> None:
+    name, token = "no-1", a_token()
+    folder = committee.directory(name)
+    config = folder / "custodian.toml"
+    config.write_text(config.read_text().replace('pkcs11_module = ""', f'pkcs11_module = "{MODULE}"'))
+    pin = tmp_path / "pin"
+    pin.write_text(PIN + "\n")
+    pin.chmod(0o600)
+    arguments = ["--to", "pkcs11-seeds", "--token", token.label, "--pin-file", str(pin)]
+    done = command("reseal", "--dir", str(folder), *arguments, "--json", KEYQUORUM_PASSPHRASE=PASSPHRASE)
+    assert json.loads(done.stdout)["scheme"] == "pkcs11-seeds"
+    peer = committee.open("is-1")
+    process = start_custodian_process(folder, "", arguments=["--sealed"])
+    try:
+        wrong = officer(committee, name=name, KEYQUORUM_PASSPHRASE="not-the-pin")["error"]
+        assert (wrong["reason"], wrong["details"]["failed_attempts"]) == ("PASSPHRASE", "1")
+        assert officer(committee, "--passphrase-file", str(pin), name=name)["open"]
+        request = committee.owner_request()
+        async with committee.channel(name, process.address) as channel:
+            call = rpc.CustodianStub(channel).Release()
+            await call.write(committee.message(name, request))
+            await call.done_writing()
+            (answer,) = [each async for each in call]
+        assert answer.WhichOneof("outcome") == "share", answer.refusal
+        share = answer.share
+        received = Answer(name, share.key_id, share.epoch, share.window, share.sealed, share.signature)
+        leaf = Leaf.parse(request.leaf).hash()
+        mine = open_share(received, committee.owner.recipient, leaf, committee.quorum).contributions
+        theirs = open_share(peer.gate.release(request), committee.owner.recipient, leaf, committee.quorum).contributions
+        common = mine.keys() & theirs.keys()
+        assert common
+        assert all(mine[index] == theirs[index] for index in common)
+        assert len(mine.keys() | theirs.keys()) == committee.quorum.seed_count  # the two of them are a quorum
+    finally:
+        assert process.stop() == 0
+        committee.close()
+
+
+@pytest.mark.parametrize("scheme", ["slip39", pytest.param("pkcs11-seeds", marks=needs_softhsm)])
+def test_init_seals_by_the_scheme_it_is_told_from_the_start(scheme: str, tmp_path: Path) -> None:
+    folder, out, pin = tmp_path / "ch-9", tmp_path / "shares", tmp_path / "pin"
+    pin.write_text(PIN + "\n")
+    pin.chmod(0o600)
+    arguments = ["--shares", "2/2", "--share-dir", str(out)]
+    if scheme != "slip39":
+        arguments = ["--module", MODULE, "--token", a_token().label, "--pin-file", str(pin)]
+    done = command(
+        "init", "--dir", str(folder), "--id", "ch-9", "--jurisdiction", "CH", "--cluster", "demo",
+        "--listen", "127.0.0.1:0", "--sealing", scheme, *arguments, "--json",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr + done.stdout
+    secret = [word_line(path) for path in sorted(out.iterdir())] if scheme == "slip39" else PIN
+    store = open_keystore(load_config(folder), secret)
+    assert store.scheme == scheme
+    assert len(store.identity().seeds()) == 2
+    store.close()
