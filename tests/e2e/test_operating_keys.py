@@ -220,8 +220,8 @@ def test_a_lost_custodian_is_replaced_under_its_id_and_a_job_outlives_another_ru
         result = client.result(submitted.id, timeout=90)
         assert json.loads(result.files["result.json"]) == {"echo": "begun under three of five"}
         assert set(result.custodians) <= {"ch-1", "de-1", "is-1"}
-    last = {(each["key_id"], each["epoch"]): each for each in running.client("cluster", "status")["keys"]}
-    assert last["k4", 2]["survival"]["losses"] == 0
+        last = {(each.key_id, each.epoch): each.survival for each in client.status().keys}
+        assert [found and found.losses for found in (last["k4", 2], last["k4", 3])] == [0, 0]
     cluster.start([cluster.custodians["ch-2"], cluster.custodians["jp-1"]])
 
 
