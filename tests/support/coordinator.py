@@ -47,6 +47,7 @@ from keyquorum_core.sealing import RecipientKey
 from keyquorum_core.signing import Identity, peek_payload, sign
 from keyquorum_protos.v1 import coordinator_pb2 as pb
 from keyquorum_protos.v1 import coordinator_pb2_grpc as rpc
+from keyquorum_protos.v1 import drills_pb2_grpc
 from keyquorum_protos.wire.errors import from_rpc_error
 from keyquorum_protos.wire.tls import TlsIdentity, dns_name, open_channel
 from tests.support import policies
@@ -188,6 +189,7 @@ class Caller:
         self.artifacts = rpc.ArtifactsStub(self.channel)
         self.workers = rpc.WorkersStub(self.channel)
         self.revocations = rpc.RevocationsStub(self.channel)
+        self.drills = drills_pb2_grpc.DrillsStub(self.channel)
 
     async def upload(self, job: str, kind: str, data: bytes, offset: int = 0, piece: int = 1 << 20) -> pb.ArtifactState:
         async def chunks() -> Any:

@@ -211,7 +211,7 @@ async def coordinator_loss(drill: Rehearsal) -> None:
         finally:
             await ceremonies.close()
     ended = await _record(drill, plan)
-    drill.check("another coordinator ends it", ended == Step.DONE, expected=Step.DONE, actual=ended)
+    drill.require("another coordinator ends it", ended == Step.DONE, expected=Step.DONE, actual=ended)
     drill.epoch = old + 1
     fresh = await drill.until(lambda each: set(each.served) == set(drill.ids))
     if fresh.key is not None:
