@@ -12,6 +12,7 @@ from typing import Any
 import grpc.aio
 import pytest
 
+from keyquorum_coordinator.drill_key import load_drill_key
 from keyquorum_coordinator.drills import ceremonial, defences
 from keyquorum_coordinator.drills.rehearsal import Order, Rehearsal
 from keyquorum_coordinator.withdrawals import Withdrawals
@@ -114,38 +115,50 @@ async def test_a_coordinator_killed_in_a_drill_lifts_the_fault_when_it_is_back(s
     documents = drill_documents(scene.committee, keys)
     await scene.running.stop()
     process = Process(config)
-    for kind, step, text in POINTS:
-        await process.start()
-        operator = Caller(config, "operator", "olga")
-        drill_id = secrets.token_hex(16)
-        request = pb.RunDrillRequest(drill_id=drill_id, kind=kind, key_id=CANARY)
-        if kind == "revocation":
-            request.revoke, request.lift = documents
-        reached = False
-        async for event in operator.drills.Run(request):
-            reached = event.step == step and event.text.endswith(text)
-            if reached:
-                break
-        assert reached, kind
+    try:
+        for point in POINTS:
+            await die_at(scene, process, documents, *point)
+    finally:
         await process.kill()
-        await operator.close()
-        await process.start()
-        operator = Caller(config, "operator", "olga")
-        await settled(scene, operator, drill_id)
-        # All is well again: a drill that needs every custodian, and the drill owner, passes.
-        answer: pb.DrillEvent | None = None
-        async for event in operator.drills.Run(
-            pb.RunDrillRequest(drill_id=secrets.token_hex(16), kind="restore", key_id=CANARY)
-        ):
-            answer = event
-        assert answer is not None
-        after = open_report(answer.report, keys.identity.public)
-        assert after.passed, (kind, after)
-        found = await operator.drills.GetReport(pb.GetDrillReportRequest(drill_id=drill_id))
-        assert open_report(found.report, keys.identity.public).outcome is Outcome.INTERRUPTED
-        await operator.close()
-        await process.terminate()
     assert scene.root(1, key_id=REAL)
+
+
+async def die_at(
+    scene: DrillScene, process: Process, documents: tuple[bytes, bytes], kind: str, step: str, text: str
+) -> None:
+    """Kill it there, start it again, and see that it undoes what it had begun."""
+    keys = load_drill_key(process.config.directory)
+    assert keys is not None
+    await process.start()
+    operator = Caller(process.config, "operator", "olga")
+    drill_id = secrets.token_hex(16)
+    request = pb.RunDrillRequest(drill_id=drill_id, kind=kind, key_id=CANARY)
+    if kind == "revocation":
+        request.revoke, request.lift = documents
+    reached = False
+    async for event in operator.drills.Run(request):
+        reached = event.step == step and event.text.endswith(text)
+        if reached:
+            break
+    assert reached, kind
+    await process.kill()
+    await operator.close()
+    await process.start()
+    operator = Caller(process.config, "operator", "olga")
+    await settled(scene, operator, drill_id)
+    # All is well again: a drill that needs every custodian, and the drill owner, passes.
+    answer: pb.DrillEvent | None = None
+    async for event in operator.drills.Run(
+        pb.RunDrillRequest(drill_id=secrets.token_hex(16), kind="restore", key_id=CANARY)
+    ):
+        answer = event
+    assert answer is not None
+    after = open_report(answer.report, keys.identity.public)
+    assert after.passed, (kind, after)
+    found = await operator.drills.GetReport(pb.GetDrillReportRequest(drill_id=drill_id))
+    assert open_report(found.report, keys.identity.public).outcome is Outcome.INTERRUPTED
+    await operator.close()
+    await process.terminate()
 
 
 async def settled(scene: DrillScene, operator: Caller, drill_id: str) -> None:

@@ -388,7 +388,9 @@ class Drills:
         """Undo what a coordinator that died or could not reach everybody left in force, and report it as interrupted.
         Raises ``STORAGE``."""
         for each in await self._with.database.read(store.unfinished):
-            if each.running and each.drill_id != self.running:
+            if each.drill_id == self.running:  # it began here a moment ago
+                continue
+            if each.running:
                 await self._report_interrupted(each)
             await self._undo(each)
 

@@ -123,7 +123,9 @@ def mark_undone(session: Session, drill_id: str) -> None:
 
 
 def unfinished(session: Session) -> list[Unfinished]:
-    query = select(DrillRow).where(DrillRow.undone.is_(False)).order_by(DrillRow.started_at)
+    query = (
+        select(DrillRow).where(DrillRow.undone.is_(False) | (DrillRow.state == RUNNING)).order_by(DrillRow.started_at)
+    )
     return [
         Unfinished(
             row.drill_id,
