@@ -7,7 +7,9 @@ the drill identity that the profile pins. A report cannot say that a drill passe
 
 from __future__ import annotations
 
+import asyncio
 import secrets
+import time
 from collections.abc import Callable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, replace
@@ -36,6 +38,7 @@ _RUN_SECONDS: Final = 3600.0
 _REVOKED_FOR: Final = 365 * 86400
 _MAX_RUNS: Final = 1000
 _REASON: Final = "a drill rehearses revocation"
+_LEAF_SECONDS: Final = 20.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -210,9 +213,16 @@ class Drills:
 
 
 async def find_in_ledger(
-    source: LogSource, trust: LogTrust, report: DrillReport, *, progress: ProgressCallback = silent
+    source: LogSource,
+    trust: LogTrust,
+    report: DrillReport,
+    *,
+    progress: ProgressCallback = silent,
+    patience: float = _LEAF_SECONDS,
 ) -> int:
     """Verify the ledger, and return the index of the leaf about this report: what it says agrees with the report.
+
+    The leaf is entered, and cosigned, moments after the drill: for ``patience`` seconds the ledger is read again.
 
     Raises as :func:`verify_log`, and :class:`RefusedError` (``NOT_FOUND``, ``LEAF``).
     """
@@ -228,14 +238,19 @@ async def find_in_ledger(
                 if leaf.report_sha256 == report.digest:
                     found.append((first + number, leaf))
 
-    verified = await verify_log(source, trust, leaves=look, progress=progress)
+    deadline = time.monotonic() + patience
+    while True:
+        verified = await verify_log(source, trust, leaves=look, progress=progress)
+        if found or time.monotonic() > deadline:
+            break
+        await asyncio.sleep(0.5)
     if not found:
         raise RefusedError(
             Reason.NOT_FOUND,
             "the ledger has no leaf about this drill's report",
             expected=f"a leaf with report_sha256 {report.digest}",
             actual=f"none in {verified.size} leaves",
-            next_step="It is entered moments after the drill: try again. If it stays so, the coordinator hides it.",
+            next_step="Look again in a minute: `keyquorum drill show`. If it stays so, the coordinator hides it.",
         )
     index, leaf = found[0]
     if (leaf.drill, leaf.passed, leaf.duration_ms) != (report.kind, report.passed, report.duration_ms):

@@ -163,7 +163,7 @@ async def test_the_ledger_has_a_leaf_about_a_report_or_the_coordinator_hides_it(
         world = World()
         log = TestLog(world, [b'{"type":"drill"}', *(each.to_bytes() for each in leaves)], now=int(time.time()))
         folder = log.write(tmp_path / secrets.token_hex(4))
-        return await find_in_ledger(DirectorySource(folder), world.trust, report)
+        return await find_in_ledger(DirectorySource(folder), world.trust, report, patience=0)
 
     assert await find(other, leaf) == 2
     with pytest.raises(KeyquorumError) as hidden:

@@ -114,8 +114,8 @@ def cancel(
 
 def _finish(finished: Finished, out: Path | None, prove: bool, profile: Path | None, as_json: bool) -> None:
     report = finished.report
-    index = _prove(report, profile) if prove else None
     written = _write(finished, out) if out is not None else []
+    index = _prove(report, profile) if prove else None
     if as_json:
         found = {"report": report.as_json(), "report_sha256": report.digest, "written": [str(each) for each in written]}
         output.emit(found if index is None else {**found, "leaf_index": index})
