@@ -100,6 +100,22 @@ def issue_cert(
         typer.echo(json.dumps(made) if as_json else f"{uri}\n  {made['certificate']}\n  {made['key']}")
 
 
+@app.command("drill-key")
+def drill_key(directory: Directory, as_json: Json = False) -> None:
+    """Make a drill identity for a coordinator that was set up without one. Never overwrites; serve again then."""
+    from keyquorum_coordinator.config import load_config
+    from keyquorum_coordinator.drill_key import DRILL_PUBLIC, create_drill_key
+
+    with refusals(as_json):
+        config = load_config(directory)
+        fingerprint = create_drill_key(config.directory).identity.public.fingerprint
+        public = str(config.path(DRILL_PUBLIC))
+        if as_json:
+            typer.echo(json.dumps({"public": public, "fingerprint": fingerprint}))
+        else:
+            typer.echo(f"Made with fingerprint {fingerprint}; give custodians' operators and clients: {public}")
+
+
 @app.command()
 def serve(
     directory: Directory,
