@@ -28,7 +28,7 @@ from keyquorum_coordinator.drills.probing import Prober
 from keyquorum_coordinator.drills.rehearsal import FAULT_SECONDS, Order, Rehearsal, Tools, lift_everywhere
 from keyquorum_coordinator.fanout import Fanout
 from keyquorum_coordinator.jobs import JobStore
-from keyquorum_coordinator.outbox import Outbox
+from keyquorum_coordinator.outbox import Outbox, request_id
 from keyquorum_coordinator.releases import Releases
 from keyquorum_coordinator.sequencer import Sequencer
 from keyquorum_coordinator.withdrawals import Withdrawals
@@ -37,6 +37,7 @@ from keyquorum_core.certified import open_certificate
 from keyquorum_core.drill_report import DRILL_ID, FULL, KINDS, DrillReport, Moment, Outcome, clip, sign_report
 from keyquorum_core.errors import KeyquorumError, MalformedError, Reason, RefusedError, StateError, UnavailableError
 from keyquorum_core.keywrap import LoadedKeys
+from keyquorum_core.ledger.leaves import Drill
 from keyquorum_core.names import KEY_ID, check
 from keyquorum_core.policy.engine import Decision
 from keyquorum_core.policy.facts import JobFacts
@@ -61,6 +62,8 @@ PLAYS: Final[Mapping[str, Callable[[Rehearsal], Awaitable[None]]]] = {
 _DEADLINE: Final = 3.0
 _READY_SECONDS: Final = 10.0
 _KEPT: Final = 16
+_SHOWN_SECONDS: Final = 10.0
+_SHOWN_LOOK: Final = 0.1
 _UNDO_PAUSE: Final = 2.0
 
 _log = structlog.get_logger("drills")
@@ -330,9 +333,25 @@ class Drills:
             timeline=tuple(drill.timeline),
         )
         envelope = await self._record(report, keys, undone=drill.undone)
+        if not cut:
+            await self._shown(report)
         run.tell(last, envelope)
         if not drill.undone:
             self._undoing = asyncio.create_task(self._undo_rest())
+
+    async def _shown(self, report: DrillReport) -> None:
+        """Wait a moment for the leaf to be in what readers of the ledger are shown: who hears of the report looks."""
+        sequencer = self._with.sequencer
+        try:
+            await self._with.outbox.settle(request_id(Drill.TYPE, report.drill_id))
+        except KeyquorumError as error:  # it is in the outbox, and entered later
+            _log.warning("drill.not_shown", drill=report.drill_id, reason=str(error.reason))
+            return
+        size = sequencer.latest.checkpoint.size
+        for _ in range(round(_SHOWN_SECONDS / _SHOWN_LOOK)):
+            if sequencer.witnessed is not None and sequencer.witnessed.checkpoint.size >= size:
+                return
+            await asyncio.sleep(_SHOWN_LOOK)
 
     async def _record(self, report: DrillReport, keys: LoadedKeys, *, undone: bool) -> bytes:
         envelope = await asyncio.to_thread(sign_report, report, keys.identity)
