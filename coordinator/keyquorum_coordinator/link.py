@@ -28,11 +28,13 @@ from keyquorum_core.roster import RosterCustodian
 from keyquorum_protos.v1 import custodian_pb2 as pb
 from keyquorum_protos.v1.custodian_pb2_grpc import CeremoniesStub, CustodianStub
 from keyquorum_protos.v1.drills_pb2_grpc import CanaryFaultsStub
+from keyquorum_protos.v1.restoration_pb2_grpc import RestorationStub
 from keyquorum_protos.wire.errors import from_rpc_error, from_status
 
 if TYPE_CHECKING:
     from keyquorum_protos.v1.custodian_pb2_grpc import CeremoniesAsyncStub, CustodianAsyncStub
     from keyquorum_protos.v1.drills_pb2_grpc import CanaryFaultsAsyncStub
+    from keyquorum_protos.v1.restoration_pb2_grpc import RestorationAsyncStub
 
 __all__ = ["Link", "Waiting"]
 
@@ -100,6 +102,8 @@ class Link:
         self.described_at = 0.0
         self.ledger_size = 0
         """What the custodian had seen of the ledger when it was asked last."""
+        self.restored = False
+        """From a backup, and not proved yet."""
         self.held_at = 0.0
         """Unix seconds when it said what it holds; 0: never."""
         self.revocations: tuple[int, str] = (0, "")
@@ -181,6 +185,12 @@ class Link:
         if self._channel is None:
             raise UnavailableError(Reason.UNAVAILABLE, f"{self.id} is not connected")
         return CanaryFaultsStub(self._channel)
+
+    @property
+    def restoration(self) -> RestorationAsyncStub:
+        if self._channel is None:
+            raise UnavailableError(Reason.UNAVAILABLE, f"{self.id} is not connected")
+        return RestorationStub(self._channel)
 
     # -- releases -----------------------------------------------------------------------------------------------------
 
@@ -410,6 +420,7 @@ class Link:
         self._group = described.release_group
         if not described.sealed:  # a sealed custodian does not know what it holds
             self.held_at = now
+        self.restored = described.restored
         self.revocations = described.revocations_version, described.revocations_digest[:64]
         self.keys = {(key.key_id, key.epoch): key.state for key in described.keys[:4096]}
         self._remember(window.statement, int(now))

@@ -24,6 +24,7 @@ from keyquorum_coordinator.database import Database, JobRow, KeyRow, StaleRow
 from keyquorum_coordinator.fanout import Fanout
 from keyquorum_coordinator.job_states import FINAL
 from keyquorum_coordinator.orders import Certified, policy_plan, read_certificate
+from keyquorum_coordinator.vouching import Vouching
 from keyquorum_core.ceremony_plan import unsigned_plan
 from keyquorum_core.ceremony_states import Kind
 from keyquorum_core.certified import open_certificate
@@ -61,6 +62,7 @@ class Tending:
         self._every = every
         self._clock = clock
         self._spared = spared
+        self._vouching = Vouching(fanout)
         self._wake = asyncio.Event()
         self._certificates: dict[str, Certified] = {}
         self._active: dict[tuple[str, int], float] = {}
@@ -88,6 +90,8 @@ class Tending:
 
     async def look(self) -> None:
         """One round: learn what is not known, then do what is due."""
+        for name in self._vouching.waiting():
+            await self._attempt(("restored", name), partial(self._vouch, name))
         await self._learn()
         epochs = await self._notice(await self._ceremonies.keys(certificates=False))
         newest = {each.key_id: each.epoch for each in reversed(epochs)}
@@ -192,6 +196,22 @@ class Tending:
         for each, name in lost:
             _log.warning("key.lost", key=each.key_id, epoch=each.epoch, custodian=name)
         return await self._ceremonies.keys(certificates=False)
+
+    async def _vouch(self, name: str) -> None:
+        """Carry a restored custodian's question and its peers' answers; what it lacks is then known."""
+        lacking = await self._vouching.vouch(name)
+        if not lacking:
+            return
+        now = self._now()
+
+        def work(session: Session) -> None:
+            for key_id, number in lacking:
+                row = session.get(KeyRow, (key_id, number))
+                if row is not None and row.state != "destroyed":
+                    cause = "made after the backup that it was restored from"
+                    session.merge(StaleRow(key_id=key_id, epoch=number, custodian=name, since=now, cause=cause))
+
+        await self._database.write(work)
 
     # -- what is known ------------------------------------------------------------------------------------------------
 

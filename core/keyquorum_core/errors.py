@@ -89,6 +89,7 @@ class Reason(StrEnum):
     QUOTA = "QUOTA"
     SEALED = "SEALED"
     ATTEMPTS = "ATTEMPTS"
+    RESTORED = "RESTORED"
     STATE = "STATE"
     NOT_FOUND = "NOT_FOUND"
     EXISTS = "EXISTS"

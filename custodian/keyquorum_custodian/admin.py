@@ -21,6 +21,7 @@ from keyquorum_protos.wire.files import read_bytes
 
 __all__ = [
     "accept_bulletin",
+    "admin_channel",
     "admin_stub",
     "decide",
     "fetch_approvals",
@@ -34,8 +35,8 @@ __all__ = [
 
 
 @asynccontextmanager
-async def admin_stub(directory: Path) -> AsyncIterator[Any]:
-    """The operator's service of the custodian serving ``directory``; errors inside become typed ones."""
+async def admin_channel(directory: Path) -> AsyncIterator[tuple[grpc.aio.Channel, str]]:
+    """A channel to the operator's listener of the custodian serving ``directory``, and what to call it in errors."""
     config = load_config(directory)
     identity = tls.TlsIdentity(
         read_bytes(config.path(ADMIN_CERTIFICATE), "the operator's certificate", 64 << 10),
@@ -44,10 +45,17 @@ async def admin_stub(directory: Path) -> AsyncIterator[Any]:
     root = read_bytes(config.path(TLS_CERTIFICATE), "the custodian's TLS certificate", 64 << 10)
     name = tls.dns_name(config.cluster, "custodian", config.id)
     async with tls.open_channel(config.admin_listen, identity, [root], name) as channel:
+        yield channel, f"custodian {config.id} at {config.admin_listen}"
+
+
+@asynccontextmanager
+async def admin_stub(directory: Path) -> AsyncIterator[Any]:
+    """The operator's service of the custodian serving ``directory``; errors inside become typed ones."""
+    async with admin_channel(directory) as (channel, what):
         try:
             yield rpc.CustodianAdminStub(channel)
         except grpc.aio.AioRpcError as error:
-            raise from_rpc_error(error, f"custodian {config.id} at {config.admin_listen}") from None
+            raise from_rpc_error(error, what) from None
 
 
 async def accept_bulletin(directory: Path, envelope: bytes, timeout: float = 30.0) -> dict[str, Any]:

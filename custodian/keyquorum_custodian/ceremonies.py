@@ -78,9 +78,10 @@ class Steps:
         rosters, down to the one it was certified under. Raises ``SIGNATURE…``, ``CEREMONY`` (a plan for another
         cluster, roster, quorum or certificate, or another plan of this id), ``STALE`` (an old plan), ``APPROVAL``
         (waits for this custodian's operator, or was rejected), ``UNSUPPORTED`` (suite), ``EXISTS``, ``KEY_STATE``
-        (stale, destroyed), ``STATE`` (cancelled, too soon), ``POLICY`` (its own policies do not
+        (stale, destroyed), ``RESTORED``, ``STATE`` (cancelled, too soon), ``POLICY`` (its own policies do not
         permit it), ``STORAGE``.
         """
+        self._seat.standing.require_proved()
         roster = self._seat.roster
         ordered = await self._seat.work(open_plan, envelope, roster.operator_identities(), roster.operator_threshold)
         async with self._turn(ordered.plan.key_id):
@@ -208,6 +209,7 @@ class Steps:
     @contextlib.asynccontextmanager
     async def _step(self, ceremony_id: str, kinds: Iterable[Kind], target: State) -> AsyncIterator[None]:
         """The turn of a ceremony that has such a step. Raises ``NOT_FOUND``, ``STATE``."""
+        self._seat.standing.require_proved()
         row = self._seat.row(ceremony_id)
         if row.kind not in kinds:
             raise StateError(

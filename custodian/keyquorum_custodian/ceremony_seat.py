@@ -27,6 +27,7 @@ from keyquorum_custodian.epochs import Epochs
 from keyquorum_custodian.keystore import Keystore
 from keyquorum_custodian.pacing import Work, on_the_spot
 from keyquorum_custodian.seed_records import CeremonyRow, EpochRow
+from keyquorum_custodian.standing import Standing
 
 __all__ = ["CeremonySeat", "another_request", "check_move", "check_senders", "wrong_state"]
 
@@ -58,6 +59,7 @@ class CeremonySeat:
     certificates: Certificates
     clock: Callable[[], float]
     canary: CanaryFaults
+    standing: Standing
     work: Work = on_the_spot
 
     def now(self) -> int:

@@ -16,6 +16,7 @@ os.environ.setdefault("GRPC_VERBOSITY", "NONE")
 import typer
 
 from keyquorum_core.errors import KeyquorumError, Reason, RefusedError, StateError, UnavailableError, printable
+from keyquorum_custodian.cli_backup import backup_app, restore
 from keyquorum_custodian.cli_parts import Directory as _Directory
 from keyquorum_custodian.cli_parts import Json as _Json
 from keyquorum_custodian.cli_parts import PassphraseFile as _PassphraseFile
@@ -47,6 +48,8 @@ quarantine_app = typer.Typer(
     no_args_is_help=True, help="Workers that get nothing here since their attestation failed anew."
 )
 app.add_typer(quarantine_app, name="quarantine")
+app.add_typer(backup_app, name="backup")
+app.command()(restore)
 
 
 @app.command()

@@ -18,7 +18,7 @@ from keyquorum_core.strictjson import Fields
 from keyquorum_protos.wire.files import read_bytes
 from keyquorum_protos.wire.ports import parse_address
 
-__all__ = ["AUTOMATIC", "CONFIG_NAME", "CustodianConfig", "load_config", "render_config"]
+__all__ = ["AUTOMATIC", "CONFIG_NAME", "CustodianConfig", "load_config", "parse_config", "render_config"]
 
 CONFIG_NAME = "custodian.toml"
 AUTOMATIC = ("generate", "rotate", "repair", "retire")
@@ -84,7 +84,11 @@ def check_module(path: str) -> str:
 
 def load_config(directory: Path) -> CustodianConfig:
     """Read ``directory``/custodian.toml. Raises ``NOT_FOUND`` or :class:`MalformedError`."""
-    data = read_bytes(directory / CONFIG_NAME, "the custodian's configuration", 64 << 10)
+    return parse_config(read_bytes(directory / CONFIG_NAME, "the custodian's configuration", 64 << 10), directory)
+
+
+def parse_config(data: bytes, directory: Path) -> CustodianConfig:
+    """What a custodian.toml of ``directory`` says. Raises :class:`MalformedError`."""
     try:
         parsed = tomllib.loads(data.decode("utf-8"))
     except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:

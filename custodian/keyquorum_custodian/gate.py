@@ -44,6 +44,7 @@ from keyquorum_custodian.keystore import Keystore, ReleaseRecord
 from keyquorum_custodian.leases import Lease, Leases
 from keyquorum_custodian.policy import CustodianPolicy
 from keyquorum_custodian.quota import Quota
+from keyquorum_custodian.standing import Standing
 from keyquorum_custodian.trust import Owners
 from keyquorum_custodian.vault import Group
 from keyquorum_custodian.windows import Windows
@@ -138,8 +139,10 @@ class Gate:
         quota: Quota,
         witness: Witness,
         keystore: Keystore,
+        standing: Standing,
         clock: Callable[[], float],
     ) -> None:
+        self._standing = standing
         self.custodian_id = custodian_id
         self._roster_expires_at = roster_expires_at
         self._owners = owners
@@ -218,6 +221,10 @@ class Gate:
         self._policy.flush()
 
     # -- the checks, in order --------------------------------------------------------------------------------------
+
+    def _check_standing(self, case: _Case) -> None:
+        """This custodian was not restored from a backup, or has proved since that it serves nothing old."""
+        self._standing.require_proved()
 
     def _check_roster(self, case: _Case) -> None:
         """The roster this custodian serves under has not expired since it started."""
@@ -310,6 +317,7 @@ class Gate:
         epoch serves until it is destroyed: what was made under it has to be read to be taken to the next. A canary is
         for those owners only who are for drills, and they for canaries."""
         signed = case.verified.manifest
+        self._standing.require_served(signed.key_id, signed.epoch)
         case.epoch = self._epochs.active(signed.key_id, signed.epoch)
         if self._owners.for_drills(signed.owner) is not case.epoch.policy.canary:
             raise _not_for_drills(signed.owner, case.epoch)
@@ -466,6 +474,7 @@ def _check_size(what: str, data: bytes, limit: int) -> None:
 
 
 CHECKS: Final[tuple[tuple[str, Callable[[Gate, _Case], None]], ...]] = (
+    ("standing", Gate._check_standing),
     ("roster", Gate._check_roster),
     ("manifest", Gate._check_manifest),
     ("leaf", Gate._check_leaf),

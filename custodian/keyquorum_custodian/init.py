@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 from keyquorum_core import keywrap
@@ -44,12 +45,14 @@ def initialise(
     opslimit: int = keywrap.DEFAULT_OPSLIMIT,
     memlimit: int = keywrap.DEFAULT_MEMLIMIT,
     keystore: type[Keystore] = Keystore,
+    furnish: Callable[[Path, Keystore], None] = lambda folder, store: None,
 ) -> EnrolmentCard:
     """Make ``config.directory`` with a new identity, keystore, TLS certificates, configuration and enrolment card.
 
     ``sealing``: a passphrase, or another scheme, ready to seal. A port 0 in the configuration is replaced by one that
-    is free now. ``address`` is where others reach the custodian, by default where it listens.
-    Raises ``EXISTS``, ``STORAGE`` or :class:`MalformedError`; then nothing is left.
+    is free now. ``address`` is where others reach the custodian, by default where it listens. ``furnish`` puts more
+    into the unfinished folder and its keystore. Raises ``EXISTS``, ``STORAGE``, :class:`MalformedError`, or what
+    ``furnish`` raises; then nothing is left.
     """
     check_names(config.id, config.jurisdiction, config.cluster)
     config = dataclasses.replace(
@@ -70,8 +73,10 @@ def initialise(
     _remove_leftover(stage, config)
     try:
         stage.mkdir(mode=0o700, parents=True)
-        card = _fill(stage, config, address or config.listen, sealing, now, suite, opslimit, memlimit, keystore)
-        for folder in (stage / config.owners, stage / config.bulletins, stage):
+        card = _fill(
+            stage, config, address or config.listen, sealing, now, suite, opslimit, memlimit, keystore, furnish
+        )
+        for folder in [*(path for path in stage.iterdir() if path.is_dir()), stage]:
             _sync(folder)
         stage.rename(target)
         _sync(target.parent)
@@ -99,6 +104,7 @@ def _fill(
     opslimit: int,
     memlimit: int,
     keystore: type[Keystore],
+    furnish: Callable[[Path, Keystore], None],
 ) -> EnrolmentCard:
     identity = Identity.generate()
     recipient = RecipientKey.generate(suite)
@@ -118,7 +124,7 @@ def _fill(
         ),
         now,
     )
-    keystore.create(
+    store = keystore.create(
         folder / config.keystore.name,
         config.id,
         identity,
@@ -127,9 +133,13 @@ def _fill(
         sealing,
         opslimit=opslimit,
         memlimit=memlimit,
-    ).close()
-    for name in (config.owners, config.bulletins):
-        (folder / name).mkdir(mode=0o700)
+    )
+    try:
+        for name in (config.owners, config.bulletins):
+            (folder / name).mkdir(mode=0o700)
+        furnish(folder, store)
+    finally:
+        store.close()
     for name, data in (
         (TLS_CERTIFICATE, server.certificate),
         (TLS_KEY, server.key),
@@ -147,6 +157,7 @@ def _remove_leftover(stage: Path, config: CustodianConfig) -> None:
     if not stage.exists():
         return
     own = {TLS_CERTIFICATE, TLS_KEY, ADMIN_CERTIFICATE, ADMIN_KEY, CARD, CONFIG_NAME, config.owners, config.bulletins}
+    own |= {config.rosters, config.operators, config.policy_signers}
     own |= {config.keystore.name + suffix for suffix in ("", "-wal", "-shm", "-journal")}
     if not stage.is_dir() or {path.name for path in stage.iterdir()} - own:
         raise StateError(

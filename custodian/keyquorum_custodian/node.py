@@ -39,8 +39,10 @@ from keyquorum_custodian.logs import logger
 from keyquorum_custodian.policy import POLICY_KINDS, CustodianPolicy, KeptTime, policy_kinds
 from keyquorum_custodian.quarantine import Quarantine, QuarantineEntry
 from keyquorum_custodian.quota import Quota
+from keyquorum_custodian.restoration import Restoration
 from keyquorum_custodian.sealing.schemes import Secret
 from keyquorum_custodian.seed_records import DESTROYED
+from keyquorum_custodian.standing import Standing
 from keyquorum_custodian.tpms import Tpms
 from keyquorum_custodian.trust import Owners, load_operators
 from keyquorum_custodian.windows import Windows
@@ -73,6 +75,8 @@ class Node:
     withdrawn: Withdrawn
     gate: Gate
     ceremonies: Ceremonies
+    standing: Standing
+    restoration: Restoration
     canary: CanaryFaults
     tls_identity: TlsIdentity
     clock: Callable[[], float]
@@ -94,6 +98,15 @@ class Node:
                 "DEVELOPMENT HARDWARE IS TRUSTED: the reference values name a development root, so evidence that no"
                 " hardware made can be accepted. Never do this in production."
             )
+        if self.standing.restored:
+            out.append(
+                "RESTORED FROM A BACKUP: nothing is released or cosigned until you approved the restore and the other"
+                " custodians testified; see section 11 of docs/operators.md"
+            )
+        out += [
+            f"{key_id} epoch {epoch} is WITHHELD: {', '.join(names)} say that it was destroyed since the backup"
+            for (key_id, epoch), names in sorted(self.standing.withheld.items())
+        ]
         out += [
             f"LEDGER ALARM {alarm.number}: proof of a {alarm.kind}. Nothing is released until it is cleared; see"
             " `keyquorum-custodian ledger alarms`."
@@ -188,8 +201,9 @@ def _assemble(config: CustodianConfig, store: Keystore, clock: Callable[[], floa
     bulletins = _open_bulletins(config, roster, store, seat, steady)
     policy = CustodianPolicy(seat, QuorumFacts.of(roster.quorum_of()), bulletins, steady)
     epochs, certificates = Epochs(store), Certificates(store)
+    standing = Standing(store)
     for row in store.epochs():
-        if row.state != DESTROYED:
+        if row.state != DESTROYED and (row.key_id, row.epoch) not in standing.withheld:
             epochs.add(load_epoch(store, row, config.id, certificates))
     windows = Windows(config.cluster, config.id, identity, clock)
     witness = Witness(
@@ -199,6 +213,7 @@ def _assemble(config: CustodianConfig, store: Keystore, clock: Callable[[], floa
         clock,
         max_age=config.max_cosignature_age,
         on_alarm=_say,
+        may_cosign=standing.require_proved,
     )
     appraisals = Appraisals(bulletins, config.id, windows, store, Tpms(store))
     quarantine = Quarantine(store, _say_quarantined)
@@ -220,13 +235,38 @@ def _assemble(config: CustodianConfig, store: Keystore, clock: Callable[[], floa
         quota=Quota(config.releases_per_owner_per_hour, store.releases_since(now - 3600)),
         witness=witness,
         keystore=store,
+        standing=standing,
         clock=clock,
     )
     ceremony_seat = CeremonySeat(
-        config.id, identity, recipient, roster, digest, roster.quorum_of(), store, epochs, certificates, clock, canary
+        config.id,
+        identity,
+        recipient,
+        roster,
+        digest,
+        roster.quorum_of(),
+        store,
+        epochs,
+        certificates,
+        clock,
+        canary,
+        standing,
     )
     ceremonies = Ceremonies(ceremony_seat, policy, config.auto_approve)
     ceremonies.resume()
+    restoration = Restoration(
+        config.id,
+        identity,
+        roster,
+        keystore=store,
+        standing=standing,
+        approvals=ceremonies.approvals,
+        bulletins=bulletins,
+        kinds=tuple(kind.name for kind in (*BULLETIN_KINDS, REVOCATIONS)),
+        epochs=epochs,
+        witness=witness,
+        clock=clock,
+    )
     return Node(
         config=config,
         keystore=store,
@@ -242,6 +282,8 @@ def _assemble(config: CustodianConfig, store: Keystore, clock: Callable[[], floa
         withdrawn=withdrawn,
         gate=gate,
         ceremonies=ceremonies,
+        standing=standing,
+        restoration=restoration,
         canary=canary,
         tls_identity=tls_identity,
         clock=clock,

@@ -112,6 +112,7 @@ class Rebuilding:
             )
         if row.state == DESTROYED:
             raise _destroyed(row)
+        seat.standing.require_served(row.key_id, row.epoch)
         if seat.keystore.token_seeds is not None:
             raise cannot_give()
         held = (await seat.certificate_of(row)).digest

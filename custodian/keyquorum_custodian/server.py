@@ -30,15 +30,18 @@ from keyquorum_custodian.logs import logger
 from keyquorum_custodian.metrics import Metrics
 from keyquorum_custodian.node import Node
 from keyquorum_custodian.pacing import Beside
+from keyquorum_custodian.restoration_services import BackupsService, RestorationService
 from keyquorum_custodian.sealed_node import SealedNode, open_sealed
 from keyquorum_custodian.sealed_server import SealedServer
 from keyquorum_custodian.services import AdminService, CeremoniesService, CustodianService
 from keyquorum_custodian.witness_http import WitnessListener
-from keyquorum_protos.v1 import custodian_pb2_grpc, drills_pb2_grpc
+from keyquorum_protos.v1 import custodian_pb2_grpc, drills_pb2_grpc, restoration_pb2_grpc
 from keyquorum_protos.wire.files import read_bytes
 
 __all__ = ["CustodianServer", "serve"]
 
+_RESTORATION = "keyquorum.v1.Restoration"
+_BACKUPS = "keyquorum.v1.Backups"
 _FLUSH_SECONDS = 1.0
 _PREPARE_SECONDS = 10.0
 
@@ -71,21 +74,24 @@ class CustodianServer:
             custodian_pb2_grpc.add_CustodianServicer_to_server(self._custodian, server)
             custodian_pb2_grpc.add_CeremoniesServicer_to_server(CeremoniesService(node, self._beside), server)
             drills_pb2_grpc.add_CanaryFaultsServicer_to_server(CanaryService(node), server)
+            restoration_pb2_grpc.add_RestorationServicer_to_server(RestorationService(node), server)
+
+        def add_operators_services(server: grpc.aio.Server) -> None:
+            custodian_pb2_grpc.add_CustodianAdminServicer_to_server(AdminService(node, self.changed.set), server)
+            restoration_pb2_grpc.add_BackupsServicer_to_server(BackupsService(node, self._beside), server)
 
         self.address = await self._listen(
             node.config.listen,
             coordinators,
-            dict.fromkeys((CUSTODIAN, CEREMONIES, CANARY), "coordinator"),
+            dict.fromkeys((CUSTODIAN, CEREMONIES, CANARY, _RESTORATION), "coordinator"),
             add_services,
         )
         operator = read_bytes(node.config.path(ADMIN_CERTIFICATE), "the operator's certificate", 64 << 10)
         self.admin_address = await self._listen(
             node.config.admin_listen,
             [operator],
-            {ADMIN: "operator"},
-            lambda server: custodian_pb2_grpc.add_CustodianAdminServicer_to_server(
-                AdminService(node, self.changed.set), server
-            ),
+            dict.fromkeys((ADMIN, _BACKUPS), "operator"),
+            add_operators_services,
         )
         if node.config.witness_listen:
             self._witness = WitnessListener(node.witness, report)

@@ -414,4 +414,5 @@ def _describe(node: Node) -> pb.DescribeResponse:
         revocations_version=revoked.version if revoked is not None else 0,
         revocations_digest=revoked.digest if revoked is not None else "",
         scheme=str(node.keystore.scheme),
+        restored=node.standing.restored,
     )

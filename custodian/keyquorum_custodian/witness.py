@@ -23,14 +23,14 @@ from typing import Final
 from keyquorum_core.errors import KeyquorumError, MalformedError, Reason, RefusedError, StateError, UnavailableError
 from keyquorum_core.ledger.checkpoints import Checkpoint
 from keyquorum_core.ledger.cosignatures import CLOCK_SKEW, Cosigner, verify_signature
-from keyquorum_core.ledger.log_keys import SignedCheckpoint
+from keyquorum_core.ledger.log_keys import LogKeys, SignedCheckpoint
 from keyquorum_core.ledger.log_trust import LogTrust
 from keyquorum_core.ledger.merkle import EMPTY_ROOT, MAX_PROOF, verify_consistency, verify_inclusion
 from keyquorum_core.ledger.notes import Note, NoteSignature
 from keyquorum_core.transcript import H
 from keyquorum_custodian.ledger_store import Alarm, LedgerStore, StoredCheckpoint
 
-__all__ = ["NOWHERE", "CheckpointUpdate", "Inclusion", "Witness"]
+__all__ = ["NOWHERE", "CheckpointUpdate", "Inclusion", "Witness", "log_name"]
 
 FORK: Final = "fork"
 ROLLBACK: Final = "rollback"
@@ -71,7 +71,8 @@ class Witness:
     word on the log and its witnesses; without a log nothing is ever shown.
 
     ``max_age``: seconds for which a quorum's cosignatures vouch for the log. ``on_alarm`` hears of each new alarm once
-    it is on the disk. Raises ``STORAGE`` when what is on the disk is not of this log.
+    it is on the disk; ``may_cosign`` raises where nothing is to be cosigned, while checkpoints are accepted as ever.
+    Raises ``STORAGE`` when what is on the disk is not of this log.
     """
 
     def __init__(
@@ -83,9 +84,11 @@ class Witness:
         *,
         max_age: int,
         on_alarm: Callable[[Alarm], None] = lambda alarm: None,
+        may_cosign: Callable[[], None] = lambda: None,
     ) -> None:
         self._trust = trust
-        self._name = "" if trust is None else hashlib.sha256(trust.log.encode().encode()).hexdigest()
+        self._may_cosign = may_cosign
+        self._name = "" if trust is None else log_name(trust.log)
         self._cosigner = cosigner
         self._store = store
         self._clock = clock
@@ -118,6 +121,11 @@ class Witness:
         self._forgiven = max((alarm.cleared_at or 0 for alarm in alarms if alarm.kind == ROLLBACK), default=0)
 
     # -- what it knows ---------------------------------------------------------------------------------------------
+
+    @property
+    def log(self) -> str:
+        """What its log is called in the keystore; empty without one."""
+        return self._name
 
     @property
     def size(self) -> int:
@@ -170,6 +178,7 @@ class Witness:
     def cosign(self, old_size: int, proof: tuple[bytes, ...], note: bytes) -> tuple[NoteSignature, NoteSignature]:
         """C2SP ``add-checkpoint``: accept a checkpoint and say so under both keys. Raises as :meth:`update`; also
         ``LEDGER_CONFLICT`` unless ``old_size`` is the newest size seen."""
+        self._may_cosign()
         self.require_quiet()
         signed = self._open(note)  # also one seen before: only what the log signed is cosigned
         self._accept(old_size, proof, signed, note)
@@ -181,6 +190,7 @@ class Witness:
         self.update(update)
         if not cosign:
             return ()
+        self._may_cosign()
         checkpoint = self._open(update.checkpoint).checkpoint
         if checkpoint.size < self._last.size:
             raise self._conflict(f"a tree of {checkpoint.size}")
@@ -340,6 +350,11 @@ class Witness:
             next_step="Send a proof from the size this custodian is at.",
             details={"size": str(self._last.size)},
         )
+
+
+def log_name(keys: LogKeys | None) -> str:
+    """How a keystore names a log: hex SHA-256 of its encoded keys; empty for none."""
+    return "" if keys is None else hashlib.sha256(keys.encode().encode()).hexdigest()
 
 
 def _damaged(actual: str) -> UnavailableError:

@@ -59,6 +59,7 @@ __all__ = [
     "Committee",
     "CustodianProcess",
     "build_committee",
+    "equip",
     "new_roster",
     "save_keys",
     "start_custodian_process",
@@ -367,7 +368,7 @@ def build_committee(
     (folder / "operators.json").write_text(json.dumps({"threshold": 1, "operators": operators}))
     (folder / "roster.json").write_bytes(envelope)
     for entry in entries:
-        _equip(folder, entry.id, owner.name)
+        equip(folder, entry.id, owner.name)
     return Committee(folder, roster, envelope, operator, owner, coordinator, MemoryLog(log, clock, cosigners), clock)
 
 
@@ -392,7 +393,7 @@ def _make_custodian(
     return entry, cosigner
 
 
-def _equip(folder: Path, custodian_id: str, owner: str) -> None:
+def equip(folder: Path, custodian_id: str, owner: str) -> None:
     """What a custodian's operator puts beside it, copied from ``folder``."""
     for name in ("roster.json", "operators.json"):
         (folder / custodian_id / name).write_bytes((folder / name).read_bytes())
@@ -430,7 +431,7 @@ def new_roster(
     committee.roster_envelope = sign_roster(committee.roster, [each.identity for each in committee.operators])
     (committee.folder / "roster.json").write_bytes(committee.roster_envelope)
     for custodian_id in entries:
-        _equip(committee.folder, custodian_id, committee.owner.name)
+        equip(committee.folder, custodian_id, committee.owner.name)
 
 
 @dataclass

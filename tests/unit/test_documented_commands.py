@@ -52,10 +52,13 @@ def check(line: str) -> None:
     program, *words = shlex.split(line, comments=True)
     here: Any = typer.main.get_command(PROGRAMS[program.rpartition("/")[2]])
     while words and hasattr(here, "commands"):
+        if here.invoke_without_command and words[0].startswith("-"):
+            break  # a group that does something by itself
         name = words.pop(0)
         assert name in here.commands, f"{line}: no command {name!r}"
         here = here.commands[name]
-    assert not hasattr(here, "commands"), f"{line}: a group, not a command"
+    alone = getattr(here, "invoke_without_command", False)
+    assert alone or not hasattr(here, "commands"), f"{line}: a group, not a command"
     known = {option for each in here.params for option in each.opts} | {"--help"}
     unknown = [word for word in words if word.startswith("--") and word not in known]
     assert not unknown, f"{line}: no option {unknown}"

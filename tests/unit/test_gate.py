@@ -125,6 +125,7 @@ def test_a_release_on_development_evidence_is_recorded_as_such(
 
 def test_the_list_of_checks_is_the_one_of_the_design() -> None:
     assert [name for name, _ in CHECKS] == [
+        "standing",
         "roster",
         "manifest",
         "leaf",

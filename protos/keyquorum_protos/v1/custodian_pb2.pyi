@@ -274,6 +274,7 @@ class DescribeResponse(_message.Message):
     SEALED_FIELD_NUMBER: _builtins.int
     SCHEME_FIELD_NUMBER: _builtins.int
     RELEASE_GROUP_FIELD_NUMBER: _builtins.int
+    RESTORED_FIELD_NUMBER: _builtins.int
     custodian: _builtins.str
     jurisdiction: _builtins.str
     cluster: _builtins.str
@@ -298,6 +299,10 @@ class DescribeResponse(_message.Message):
     """What opens its keystore: passphrase, slip39, pkcs11, pkcs11-seeds."""
     release_group: _builtins.int
     """The most release requests that it takes in one message; 0: no groups."""
+    restored: _builtins.bool
+    """It was restored from a backup, and releases, cosigns and takes part in nothing until it has proved itself against its
+    peers (restoration.proto).
+    """
     @_builtins.property
     def keys(self) -> _containers.RepeatedCompositeFieldContainer[Global___KeyEpoch]: ...
     def __init__(
@@ -320,10 +325,11 @@ class DescribeResponse(_message.Message):
         sealed: _builtins.bool = ...,
         scheme: _builtins.str = ...,
         release_group: _builtins.int = ...,
+        restored: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cluster", b"cluster", "custodian", b"custodian", "jurisdiction", b"jurisdiction", "keys", b"keys", "ledger_alarms", b"ledger_alarms", "ledger_size", b"ledger_size", "ledger_witnessed_at", b"ledger_witnessed_at", "now", b"now", "release_group", b"release_group", "revocations_digest", b"revocations_digest", "revocations_version", b"revocations_version", "roster_digest", b"roster_digest", "roster_version", b"roster_version", "scheme", b"scheme", "sealed", b"sealed", "trusts_development_hardware", b"trusts_development_hardware", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cluster", b"cluster", "custodian", b"custodian", "jurisdiction", b"jurisdiction", "keys", b"keys", "ledger_alarms", b"ledger_alarms", "ledger_size", b"ledger_size", "ledger_witnessed_at", b"ledger_witnessed_at", "now", b"now", "release_group", b"release_group", "restored", b"restored", "revocations_digest", b"revocations_digest", "revocations_version", b"revocations_version", "roster_digest", b"roster_digest", "roster_version", b"roster_version", "scheme", b"scheme", "sealed", b"sealed", "trusts_development_hardware", b"trusts_development_hardware", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
