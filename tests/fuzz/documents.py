@@ -14,6 +14,7 @@ from keyquorum.prepare.pipeline import parse_pipeline
 from keyquorum_admission.manifests import read_manifests
 from keyquorum_admission.review import Seat
 from keyquorum_core.artifact import DecryptingReader, encrypt_stream
+from keyquorum_core.backup import Opening, Statement
 from keyquorum_core.bundle import read_bundle, write_bundle
 from keyquorum_core.ceremony import Commitments, EpochCertificate, PartsHeader
 from keyquorum_core.ceremony_plan import CeremonyPlan
@@ -38,12 +39,15 @@ from keyquorum_core.release import NO_LEASE, Leaf, LeaseTerms, Window, decode_sh
 from keyquorum_core.roster import EnrolmentCard, Roster, parse_operators
 from keyquorum_core.sealing import check_public
 from keyquorum_core.signing import PublicIdentity, peek_payload
-from keyquorum_core.statements import Opening, ResultStatement
+from keyquorum_core.statements import Opening as JobOpening
+from keyquorum_core.statements import ResultStatement
 from keyquorum_core.strictjson import loads
 from keyquorum_core.telemetry import Batch, Record
+from keyquorum_core.testimony import Testimony
 from keyquorum_custodian.sealing.record import scheme_of
 from tests.fuzz.target import Target, one_of
 from tests.support import admission, signed_vectors
+from tests.support.backup_samples import OPENING, STATEMENT, TESTIMONY
 from tests.support.client_world import MANIFEST_TYPE, the_world
 from tests.support.fake_drills import report_of
 
@@ -266,6 +270,10 @@ def telemetry() -> list[tuple[int, bytes]]:
     return [*((0, each) for each in of_signed("telemetry", "batch", "payload")), (1, record.to_bytes())]
 
 
+def backups() -> list[tuple[int, bytes]]:
+    return [(0, OPENING.payload()), (1, STATEMENT.payload()), (2, TESTIMONY.payload())]
+
+
 def drill_reports() -> list[bytes]:
     return [report_of("0d" * 16, kind).payload() for kind in ("rotation", FULL)]
 
@@ -286,7 +294,7 @@ DOCUMENTS: Sequence[Target] = (
     one_of("ledger-keys", [text(VerifierKey.parse), WitnessPolicy.parse],
            lambda: [(0, each) for each in of_ledger("vkey")] + [(1, each) for each in of_ledger("policy")]),
     Target("manifest", parse_manifest, lambda: of_signed("manifest", "parse", "payload")),
-    one_of("statements", [Opening.parse, ResultStatement.parse],
+    one_of("statements", [JobOpening.parse, ResultStatement.parse],
            lambda: [(0, each) for each in of_signed("manifest", "open_opening", "payload")]
            + [(1, each) for each in of_signed("manifest", "open_result", "payload")]),
     one_of("release", [Leaf.parse, Window.parse],
@@ -311,5 +319,6 @@ DOCUMENTS: Sequence[Target] = (
     Target("share", lambda data: decode_share(data, (0, 3)), shares, 256),
     one_of("telemetry", [Batch.parse, Record.parse], telemetry),
     Target("drill-report", DrillReport.parse, drill_reports, 1 << 14),
+    one_of("backup", [Opening.parse, Statement.parse, Testimony.parse], backups),
 )  # fmt: skip
 """What a coordinator, a peer, an owner or a file on disk can give us."""
