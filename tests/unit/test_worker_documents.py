@@ -19,8 +19,6 @@ from keyquorum_protos.v1 import coordinator_pb2 as pb
 from tests.support.client_world import CLUSTER, World, the_world
 from tests.support.coordinator import Owner
 
-NOW = int(time.time())
-
 
 @pytest.fixture(scope="module")
 def world() -> World:
@@ -34,7 +32,15 @@ def successor(world: World) -> Roster:
 
 def plan(world: World, **changes: object) -> CeremonyPlan:
     made = CeremonyPlan(
-        new_ceremony_id(), "k1", 1, "MLKEM768_X25519", CLUSTER, world.roster.digest, world.quorum, NOW, KeyPolicy()
+        new_ceremony_id(),
+        "k1",
+        1,
+        "MLKEM768_X25519",
+        CLUSTER,
+        world.roster.digest,
+        world.quorum,
+        int(time.time()),
+        KeyPolicy(),
     )
     return replace(made, **changes)  # type: ignore[arg-type]
 
@@ -54,11 +60,11 @@ def job(world: World) -> pb.Job:
 
 def test_the_epochs_own_rule_is_what_answers_are_combined_by(world: World, job: pb.Job) -> None:
     pinned = successor(world)
-    documents = open_documents(job, pinned, NOW)
+    documents = open_documents(job, pinned, int(time.time()))
     assert documents.quorum == world.quorum
     assert documents.quorum != pinned.quorum_of()
     job.ClearField("certificate")
-    assert open_documents(job, pinned, NOW).quorum == pinned.quorum_of()
+    assert open_documents(job, pinned, int(time.time())).quorum == pinned.quorum_of()
 
 
 def _other_epoch(world: World, job: pb.Job) -> None:
@@ -101,5 +107,5 @@ def test_a_certificate_that_the_pinned_roster_does_not_bear_out_is_refused(
 ) -> None:
     change(world, job)
     with pytest.raises(KeyquorumError) as caught:
-        open_documents(job, successor(world), NOW)
+        open_documents(job, successor(world), int(time.time()))
     assert caught.value.reason is reason, caught.value
