@@ -98,8 +98,8 @@ def _partial(out: Path) -> Iterator[BinaryIO]:
     partial = out.with_name(f".{out.name}.partial")
     with _new_files(out):
         try:
-            descriptor = os.open(partial, os.O_CREAT | os.O_TRUNC | os.O_WRONLY, 0o600)
-            with os.fdopen(descriptor, "wb") as file:
+            descriptor = os.open(partial, os.O_CREAT | os.O_TRUNC | os.O_RDWR, 0o600)
+            with os.fdopen(descriptor, "w+b") as file:
                 yield file
                 file.flush()
                 os.fsync(file.fileno())
@@ -124,10 +124,9 @@ async def backup_running(directory: Path, recipients: Sequence[bytes], out: Path
     with _partial(out) as file:
         async for data in _pieces(directory, recipients):
             file.write(data)
-        file.flush()
-        with opened(Path(file.name)) as source:
-            reader = BackupReader(source)
-            reader.skip()
+        file.seek(0)
+        reader = BackupReader(file)  # what arrived is whole, or it does not become the backup
+        reader.skip()
     return reader.statement
 
 

@@ -101,7 +101,7 @@ class Node:
         if self.standing.restored:
             out.append(
                 "RESTORED FROM A BACKUP: nothing is released or cosigned until you approved the restore and the other"
-                " custodians testified; see section 11 of docs/operators.md"
+                " custodians testified; see section 8 of docs/operators.md"
             )
         out += [
             f"{key_id} epoch {epoch} is WITHHELD: {', '.join(names)} say that it was destroyed since the backup"

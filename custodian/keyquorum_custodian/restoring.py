@@ -28,10 +28,10 @@ from keyquorum_core.roster import EnrolmentCard
 from keyquorum_core.sealing import RecipientKey, Suite
 from keyquorum_core.streams import Source
 from keyquorum_core.transcript import H
+from keyquorum_custodian import init
 from keyquorum_custodian.approvals import Approvals
 from keyquorum_custodian.backing_up import CONFIGURATION, ELSEWHERE, OPERATORS, OWNER, POLICY_SIGNERS, keep_sequence
 from keyquorum_custodian.config import CustodianConfig, parse_config
-from keyquorum_custodian.init import initialise, write_file
 from keyquorum_custodian.keystore import Keystore
 from keyquorum_custodian.sealing.schemes import Wrapping
 from keyquorum_custodian.seed_records import DESTROYED, Accusation
@@ -73,7 +73,7 @@ def restore(
     """Make ``directory`` from a backup. ``operators`` (``operators_file`` as it was read) are whom its operator trusts
     to name the cluster's custodians; ``changes`` replaces members of the configuration in the backup.
 
-    Raises what :class:`BackupReader` and :class:`BackupCheck` refuse, and as :func:`initialise`; then nothing is left.
+    Raises what :class:`BackupReader` and :class:`BackupCheck` refuse, and as `init` does; then nothing is left.
     """
     reader = BackupReader(source)
     check = BackupCheck(reader.opening.cluster, reader.opening.custodian)
@@ -91,7 +91,7 @@ def restore(
             _finish(store, checked, now)
         done.append(checked)
 
-    card = initialise(
+    card = init.initialise(
         config,
         sealing,
         now=now,
@@ -151,20 +151,20 @@ def _write_files(
     folder: Path, config: CustodianConfig, files: Mapping[str, bytes], head: list[Record], operators: bytes
 ) -> None:
     """What the operator had put there; except for the operators, who are those that were named now."""
-    write_file(folder / config.operators, operators)
+    init.write_file(folder / config.operators, operators)
     if config.policy_signers != config.operators and POLICY_SIGNERS in files:
-        write_file(folder / config.policy_signers, files[POLICY_SIGNERS])
+        init.write_file(folder / config.policy_signers, files[POLICY_SIGNERS])
     for name, data in files.items():
         if name.startswith(OWNER):
             if not _inside(name.removeprefix(OWNER)):
                 raise MalformedError(Reason.MALFORMED, "a bad name of a file in the backup", actual=ascii(name[:80]))
-            write_file(folder / config.owners / f"{name.removeprefix(OWNER)}.json", data)
+            init.write_file(folder / config.owners / f"{name.removeprefix(OWNER)}.json", data)
         elif name not in (CONFIGURATION, OPERATORS, POLICY_SIGNERS):
             raise MalformedError(Reason.MALFORMED, "a file of no known use in the backup", actual=ascii(name[:80]))
     (folder / config.rosters).mkdir(mode=0o700)
     for record in head:
         if record.kind == "roster-file":
-            write_file(folder / config.rosters / f"{record.number('version')}.json", record.data)
+            init.write_file(folder / config.rosters / f"{record.number('version')}.json", record.data)
 
 
 def _insert(store: Keystore, record: Record, now: int) -> None:

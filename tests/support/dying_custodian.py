@@ -4,6 +4,7 @@ It is the real code with a keystore that sends SIGKILL to its own process just b
 counted from when it is armed. Nothing in the product knows of it.
 
 - ``init DIR N WHEN``: make a custodian; armed from the start. Files that are written count like commits.
+- ``restore DIR N WHEN``: restore a custodian from ``backup``, ``recipient`` and ``operators.json`` beside DIR; as init.
 - ``hold DIR N WHEN``: serve a custodian; armed once its folder is open, counting the commits that move a ceremony.
 - ``serve DIR N WHEN``: serve a custodian; armed once its folder is open. WHEN ``record``: at the n-th release, between
   recording it and answering.
@@ -12,18 +13,21 @@ counted from when it is armed. Nothing in the product knows of it.
 from __future__ import annotations
 
 import asyncio
+import io
 import os
 import signal
 import sys
 from pathlib import Path
 
 from keyquorum_core.ceremony_states import State
-from keyquorum_custodian import init, logs
+from keyquorum_core.sealing import RecipientKey
+from keyquorum_custodian import init, logs, restoring
 from keyquorum_custodian.config import CustodianConfig
 from keyquorum_custodian.keystore import Keystore, ReleaseRecord
 from keyquorum_custodian.node import open_node
 from keyquorum_custodian.seed_records import CeremonyRow
 from keyquorum_custodian.server import serve
+from keyquorum_custodian.trust import load_operators
 from tests.support.custodian import PASSPHRASE
 
 _left = -1
@@ -87,6 +91,24 @@ def main(command: str, directory: str, number: str, when: str) -> None:
         init.write_file = lambda path, data: _step(write, path, data)
         config = CustodianConfig(Path(directory), "ch-1", "CH", "demo", "127.0.0.1:7001", "127.0.0.1:7002", "")
         init.initialise(config, PASSPHRASE, now=1_700_000_000, opslimit=1, memlimit=8 << 10, keystore=DyingKeystore)
+    elif command == "restore":
+        _left, _when = int(number), when
+        write = init.write_file
+        init.write_file = lambda path, data: _step(write, path, data)
+        folder = Path(directory)
+        operators = folder.parent / "operators.json"
+        restoring.restore(
+            io.BytesIO((folder.parent / "backup").read_bytes()),
+            RecipientKey.from_seed_bytes((folder.parent / "recipient").read_bytes()),
+            folder,
+            PASSPHRASE,
+            load_operators(operators),
+            operators.read_bytes(),
+            now=1_800_000_000,
+            opslimit=1,
+            memlimit=8 << 10,
+            keystore=DyingKeystore,
+        )
     else:
         logs.configure()
         node = open_node(Path(directory), PASSPHRASE, keystore=DyingKeystore)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import shutil
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -19,8 +20,10 @@ from keyquorum_custodian.config import load_config
 from keyquorum_custodian.keystore import Keystore
 from keyquorum_custodian.node import open_node
 from keyquorum_custodian.restoring import Restored, restore
+from keyquorum_custodian.standing import Standing
 from keyquorum_custodian.trust import load_operators
 from tests.support.custodian import PASSPHRASE, Committee, build_committee
+from tests.support.mortal import KILLED, ROOT, dying_command
 
 NOW = 1_800_000_000
 KEY = RecipientKey.generate()
@@ -198,3 +201,30 @@ def test_every_table_is_backed_up_or_left_out_on_purpose(committee: Committee) -
     }
     backed = {records.get(kind, f"{kind}s") for kind in SHAPES} - {"files", "roster-files"}
     assert tables - {"meta", "sqlite_sequence"} == backed | NOT_BACKED_UP
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_restore_killed_at_any_write_is_made_whole_by_running_it_again(
+    backup: bytes, committee: Committee, tmp_path: Path, when: str
+) -> None:
+    (tmp_path / "backup").write_bytes(backup)
+    (tmp_path / "recipient").write_bytes(KEY.to_seed_bytes())
+    shutil.copy(committee.folder / "operators.json", tmp_path)
+    killed = 0
+    for number in range(1, 30):
+        folder = tmp_path / f"new-{number}"
+        command = dying_command("restore", str(folder), str(number), when)
+        child = subprocess.run(command, cwd=ROOT, timeout=60, check=False)
+        if child.returncode == 0:
+            break
+        assert child.returncode == KILLED
+        killed += 1
+        assert not folder.exists(), "half a custodian"
+        made = restored(backup, committee, folder)
+        assert not folder.with_name(f"{folder.name}.init").exists()
+        store = Keystore.open(folder / "keystore.db", PASSPHRASE)
+        assert store.identity().public == made.card.custodian.identity
+        assert len(store.seeds(store.epochs()[0])) == 2
+        assert Standing(store).restored
+        store.close()
+    assert killed == 2 + 6 + 3  # two commits of the keystore, six files of any custodian, and three from the backup
