@@ -36,6 +36,8 @@ class CustodianHealth:
     sealed: bool = False
     scheme: str = ""
     """What opens its keystore."""
+    restored: bool = False
+    """From a backup; it serves nothing before it has proved itself against its peers."""
     roster_version: int = 0
     roster_digest: str = ""
     ledger_size: int = 0
@@ -78,6 +80,7 @@ def custodian_health(entry: RosterCustodian, said: pb.CustodianStatus | None, no
         version=described.version[:64],
         sealed=described.sealed,
         scheme=described.scheme[:32],
+        restored=described.restored,
         roster_version=described.roster_version,
         roster_digest=described.roster_digest[:64],
         ledger_size=described.ledger_size,
@@ -105,6 +108,8 @@ def _why(said: pb.CustodianStatus, now: int) -> str:
         return f"silent for {now - said.described_at} s" if said.described_at else "not asked yet"
     if said.described.ledger_alarms:
         return "stopped by a ledger alarm"
+    if said.described.restored:
+        return "restored, and not proved yet"
     return ""
 
 

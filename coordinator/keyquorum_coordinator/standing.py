@@ -104,6 +104,7 @@ class Standing:
             and self._clock() - link.described_at < _FRESH_SECONDS
             and not described.sealed
             and not described.ledger_alarms
+            and not described.restored
             and epoch in link.keys
         )
 

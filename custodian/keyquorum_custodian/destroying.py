@@ -84,7 +84,8 @@ class Destroying:
                 self._erase(row)
             except KeyquorumError:  # nothing was changed on the disk, so nothing is changed here either
                 epoch = store.epoch(plan.key_id, plan.epoch)
-                if epoch is not None and epoch.state != DESTROYED:
+                withheld = (plan.key_id, plan.epoch) in seat.standing.withheld
+                if epoch is not None and epoch.state != DESTROYED and not withheld:
                     seat.epochs.add(load_epoch(store, epoch, seat.me, seat.certificates))
                 raise
         return self.finish(seat.row(ceremony_id))

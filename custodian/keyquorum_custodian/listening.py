@@ -16,12 +16,14 @@ from keyquorum_custodian.answering import report
 from keyquorum_protos.wire import tls
 from keyquorum_protos.wire.guard import ANY_ROLE, Guard
 
-__all__ = ["ADMIN", "CANARY", "CEREMONIES", "CUSTODIAN", "Listener", "listen"]
+__all__ = ["ADMIN", "BACKUPS", "CANARY", "CEREMONIES", "CUSTODIAN", "RESTORATION", "Listener", "listen"]
 
 CUSTODIAN: Final = "keyquorum.v1.Custodian"
 CEREMONIES: Final = "keyquorum.v1.Ceremonies"
 CANARY: Final = "keyquorum.v1.CanaryFaults"
+RESTORATION: Final = "keyquorum.v1.Restoration"
 ADMIN: Final = "keyquorum.v1.CustodianAdmin"
+BACKUPS: Final = "keyquorum.v1.Backups"
 _OPEN_ROLES = {"/grpc.health.v1.Health/": ANY_ROLE, "/grpc.reflection.v1alpha.ServerReflection/": ANY_ROLE}
 _MAX_CALLS = 64  # at once, on each listener: a coordinator has two streams and a few single calls
 

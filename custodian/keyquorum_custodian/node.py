@@ -106,6 +106,7 @@ class Node:
         out += [
             f"{key_id} epoch {epoch} is WITHHELD: {', '.join(names)} say that it was destroyed since the backup"
             for (key_id, epoch), names in sorted(self.standing.withheld.items())
+            if (row := self.keystore.epoch(key_id, epoch)) is not None and row.state != DESTROYED
         ]
         out += [
             f"LEDGER ALARM {alarm.number}: proof of a {alarm.kind}. Nothing is released until it is cleared; see"

@@ -19,7 +19,7 @@ from keyquorum_core.errors import Reason, UnavailableError
 from keyquorum_custodian import __version__
 from keyquorum_custodian.answering import report
 from keyquorum_custodian.init import ADMIN_CERTIFICATE
-from keyquorum_custodian.listening import ADMIN, CANARY, CEREMONIES, CUSTODIAN, Listener, listen
+from keyquorum_custodian.listening import ADMIN, BACKUPS, CANARY, CEREMONIES, CUSTODIAN, RESTORATION, Listener, listen
 from keyquorum_custodian.logs import logger
 from keyquorum_custodian.metrics import Metrics
 from keyquorum_custodian.node import Node
@@ -27,6 +27,8 @@ from keyquorum_custodian.sealed_node import Progress, SealedNode
 from keyquorum_protos.v1 import custodian_pb2 as pb
 from keyquorum_protos.v1 import custodian_pb2_grpc as rpc
 from keyquorum_protos.v1 import drills_pb2_grpc as drills
+from keyquorum_protos.v1 import restoration_pb2 as restoration_pb
+from keyquorum_protos.v1 import restoration_pb2_grpc as restoration
 from keyquorum_protos.wire.files import read_bytes
 
 __all__ = ["SealedServer"]
@@ -62,6 +64,11 @@ class SealedServer:
             rpc.add_CustodianServicer_to_server(_Sealed(node), server)
             rpc.add_CeremoniesServicer_to_server(_NoCeremonies(), server)
             drills.add_CanaryFaultsServicer_to_server(_NoDrills(), server)
+            restoration.add_RestorationServicer_to_server(_NoRestoration(), server)
+
+        def add_operators_services(server: grpc.aio.Server) -> None:
+            rpc.add_CustodianAdminServicer_to_server(_Admin(node, self._open), server)
+            restoration.add_BackupsServicer_to_server(_NoBackups(), server)
 
         coordinators = [certificate.encode() for certificate in node.roster.coordinator_tls]
         custodian = await listen(
@@ -69,7 +76,7 @@ class SealedServer:
             node.tls_identity,
             coordinators,
             config.cluster,
-            dict.fromkeys((CUSTODIAN, CEREMONIES, CANARY), "coordinator"),
+            dict.fromkeys((CUSTODIAN, CEREMONIES, CANARY, RESTORATION), "coordinator"),
             add_services,
             observe=self._observe,
             serving=False,
@@ -82,8 +89,8 @@ class SealedServer:
             node.tls_identity,
             [operator],
             config.cluster,
-            {ADMIN: "operator"},
-            lambda server: rpc.add_CustodianAdminServicer_to_server(_Admin(node, self._open), server),
+            dict.fromkeys((ADMIN, BACKUPS), "operator"),
+            add_operators_services,
             observe=self._observe,
         )
         self._listeners.append(admin)
@@ -133,7 +140,7 @@ def _refuse() -> NoReturn:
     )
 
 
-def _no_answers() -> Iterable[pb.ReleaseAnswer]:
+def _none() -> Iterable[Any]:
     _refuse()
 
 
@@ -144,7 +151,7 @@ class _Sealed(rpc.CustodianServicer):
         self._node = node
 
     async def Release(self, request_iterator: object, context: _Context) -> AsyncIterator[pb.ReleaseAnswer]:
-        for answer in _no_answers():
+        for answer in _none():
             yield answer
 
     async def GetWindow(self, request: pb.GetWindowRequest, context: _Context) -> NoReturn:
@@ -173,6 +180,23 @@ class _NoDrills(drills.CanaryFaultsServicer):
         _refuse()
 
     Inject = Lift = Show = _refused
+
+
+class _NoRestoration(restoration.RestorationServicer):
+    """Who can't sign proves nothing and testifies to nothing."""
+
+    async def _refused(self, request: object, context: _Context) -> NoReturn:
+        _refuse()
+
+    Challenge = Testify = Vouch = _refused
+
+
+class _NoBackups(restoration.BackupsServicer):
+    """What it would back up is not open."""
+
+    async def Make(self, request: object, context: _Context) -> AsyncIterator[restoration_pb.BackupPiece]:
+        for piece in _none():
+            yield piece
 
 
 class _Admin(rpc.CustodianAdminServicer):

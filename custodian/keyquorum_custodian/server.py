@@ -25,7 +25,7 @@ from keyquorum_custodian.answering import report
 from keyquorum_custodian.canary_service import CanaryService
 from keyquorum_custodian.init import ADMIN_CERTIFICATE
 from keyquorum_custodian.keystore import Keystore
-from keyquorum_custodian.listening import ADMIN, CANARY, CEREMONIES, CUSTODIAN, Listener, listen
+from keyquorum_custodian.listening import ADMIN, BACKUPS, CANARY, CEREMONIES, CUSTODIAN, RESTORATION, Listener, listen
 from keyquorum_custodian.logs import logger
 from keyquorum_custodian.metrics import Metrics
 from keyquorum_custodian.node import Node
@@ -40,8 +40,6 @@ from keyquorum_protos.wire.files import read_bytes
 
 __all__ = ["CustodianServer", "serve"]
 
-_RESTORATION = "keyquorum.v1.Restoration"
-_BACKUPS = "keyquorum.v1.Backups"
 _FLUSH_SECONDS = 1.0
 _PREPARE_SECONDS = 10.0
 
@@ -83,14 +81,14 @@ class CustodianServer:
         self.address = await self._listen(
             node.config.listen,
             coordinators,
-            dict.fromkeys((CUSTODIAN, CEREMONIES, CANARY, _RESTORATION), "coordinator"),
+            dict.fromkeys((CUSTODIAN, CEREMONIES, CANARY, RESTORATION), "coordinator"),
             add_services,
         )
         operator = read_bytes(node.config.path(ADMIN_CERTIFICATE), "the operator's certificate", 64 << 10)
         self.admin_address = await self._listen(
             node.config.admin_listen,
             [operator],
-            dict.fromkeys((ADMIN, _BACKUPS), "operator"),
+            dict.fromkeys((ADMIN, BACKUPS), "operator"),
             add_operators_services,
         )
         if node.config.witness_listen:

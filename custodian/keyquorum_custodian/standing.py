@@ -113,7 +113,7 @@ class Standing:
     def require_served(self, key_id: str, epoch: int) -> None:
         """Raise ``KEY_STATE`` for an epoch that is withheld."""
         names = self.withheld.get((key_id, epoch))
-        if names:
+        if names is not None:
             raise StateError(
                 Reason.KEY_STATE,
                 f"epoch {epoch} of key {key_id} is withheld: it is in the backup that this custodian was restored from,"

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from keyquorum_core.bulletin import sign_bulletin
-from keyquorum_core.errors import KeyquorumError, Reason, RefusedError
+from keyquorum_core.errors import KeyquorumError, Reason, RefusedError, UnavailableError
 from keyquorum_core.revocations import REVOCATIONS
 from keyquorum_core.signing import Identity, peek_payload
 from keyquorum_core.testimony import NONCE_LIFETIME, TESTIMONY_TYPE, Known, KnownEpoch, sign_testimony
@@ -263,6 +263,42 @@ def test_an_epoch_destroyed_since_is_withheld_for_good_until_it_is_destroyed_her
     assert node.epochs.all() == ()
     refused(lambda: node.gate.release(committee.owner_request()), Reason.KEY_STATE, "withheld")
     assert node.restoration.known().epochs["key-1", 1].state == "destroyed"
+    assert any("WITHHELD" in warning for warning in node.warnings())
+    Destroy(committee, "key-1", 1).approve().erase()
+    row = node.keystore.epoch("key-1", 1)
+    assert row is not None
+    assert row.state == "destroyed"
+    assert node.keystore.seeds(row) == {}
+    assert not any("WITHHELD" in warning for warning in node.warnings())
+
+
+def test_a_withheld_epoch_whose_destruction_fails_is_still_withheld(
+    committee: Committee, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    backup = back_up(committee, ME)
+    committee.open_all()
+    Destroy(committee, "key-1", 1).approve().erase()
+    node = brought_back(committee, backup)
+    nonce, _ = node.restoration.challenge()
+    node.restoration.vouch(nonce, all_say(committee, ME, nonce))
+    again = Destroy(committee, "key-1", 1).approve().propose()
+
+    def full(*arguments: object) -> None:
+        raise UnavailableError(Reason.STORAGE, "the disk is full")
+
+    with monkeypatch.context() as disk:
+        disk.setattr(type(node.keystore), "end_epoch", full)
+        refused(lambda: again.erase_one(ME), Reason.STORAGE)
+    assert node.epochs.all() == ()
+    again.erase_one(ME)
+
+
+def test_an_epoch_is_withheld_though_the_mark_names_nobody(committee: Committee) -> None:
+    node = brought_back(committee)
+    mark = node.standing.mark
+    assert mark is not None
+    node.standing.proved(dataclasses.replace(mark, proved_at=NOW, withheld={("key-1", 1): ()}))
+    refused(lambda: node.gate.release(committee.owner_request()), Reason.KEY_STATE, "withheld")
 
 
 def test_one_lying_peer_may_stop_it_and_no_more(committee: Committee) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import os
 import subprocess
@@ -16,11 +17,15 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from keyquorum_core.errors import KeyquorumError, Reason, StateError
 from keyquorum_core.release import Answer, Leaf, open_share
+from keyquorum_core.sealing import RecipientKey
+from keyquorum_custodian.backup_files import RECIPIENT_PURPOSE
 from keyquorum_custodian.config import load_config
 from keyquorum_custodian.keystore import Keystore, open_keystore
 from keyquorum_custodian.sealed_keystore import SealedKeystore
 from keyquorum_protos.v1 import custodian_pb2 as pb
 from keyquorum_protos.v1 import custodian_pb2_grpc as rpc
+from keyquorum_protos.v1 import restoration_pb2 as restoration_pb
+from keyquorum_protos.v1 import restoration_pb2_grpc as restoration_rpc
 from keyquorum_protos.wire.errors import from_rpc_error
 from tests.support.custodian import PASSPHRASE, Committee, CustodianProcess, build_committee, start_custodian_process
 from tests.support.memory import can_read_memory, find_in_memory
@@ -90,6 +95,7 @@ async def refusals(committee: Committee, process: CustodianProcess) -> set[Reaso
     found = set()
     async with committee.channel(NAME, process.address) as channel:
         custodian, ceremonies = rpc.CustodianStub(channel), rpc.CeremoniesStub(channel)
+        vouching = restoration_rpc.RestorationStub(channel)
         calls: list[Any] = [
             custodian.GetWindow(pb.GetWindowRequest(), timeout=10),
             custodian.Revoke(pb.RevokeRequest(), timeout=10),
@@ -97,6 +103,9 @@ async def refusals(committee: Committee, process: CustodianProcess) -> set[Reaso
             ceremonies.Give(pb.GiveRequest(), timeout=10),
             ceremonies.Erase(pb.EraseRequest(), timeout=10),
             ceremonies.GetCertificate(pb.GetCertificateRequest(), timeout=10),
+            vouching.Challenge(restoration_pb.ChallengeRequest(), timeout=10),
+            vouching.Testify(restoration_pb.TestifyRequest(), timeout=10),
+            vouching.Vouch(restoration_pb.VouchRequest(), timeout=10),
             anext(aiter(custodian.Release(iter([pb.ReleaseRequest()]), timeout=10))),
         ]
         for call in calls:
@@ -116,7 +125,7 @@ async def described(committee: Committee, process: CustodianProcess) -> tuple[pb
 
 
 async def test_officers_unseal_one_by_one_and_the_operator_seals_again(
-    committee: Committee, shares: list[Path]
+    committee: Committee, shares: list[Path], tmp_path: Path
 ) -> None:
     process = start_custodian_process(committee.directory(NAME), "not asked for")
     try:
@@ -125,6 +134,12 @@ async def test_officers_unseal_one_by_one_and_the_operator_seals_again(
         assert health == health_pb2.HealthCheckResponse.NOT_SERVING
         assert await refusals(committee, process) == {Reason.SEALED}
         assert status(committee)["sealing"]["shares_needed"] == 2
+        recipient = tmp_path / "vault.pub"
+        key = base64.b64encode(RecipientKey.generate().public).decode()
+        recipient.write_text(json.dumps({"format": RECIPIENT_PURPOSE, "hpke": key}, separators=(",", ":")))
+        asked = ("--dir", str(committee.directory(NAME)), "--to", str(recipient), "--out", str(tmp_path / "backup"))
+        assert json.loads(command("backup", *asked, "--json").stdout)["error"]["reason"] == "SEALED"
+        assert not (tmp_path / "backup").exists()
 
         first = officer(committee, "--share-file", str(shares[2]))
         assert (first["open"], first["shares_held"], first["shares_needed"]) == (False, 1, 2)

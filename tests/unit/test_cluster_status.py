@@ -130,6 +130,10 @@ def _alarmed(message: pb.ClusterStatusResponse) -> None:
     custodian(message, "ch-1").described.ledger_alarms = 1
 
 
+def _restored(message: pb.ClusterStatusResponse) -> None:
+    custodian(message, "ch-1").described.restored = True
+
+
 def _open(message: pb.ClusterStatusResponse) -> None:
     custodian(message, "ch-1").health.circuit = "open"
 
@@ -159,6 +163,7 @@ def _unmentioned(message: pb.ClusterStatusResponse) -> None:
         (_unreachable, "unreachable"),
         (_hung, "silent for 300 s"),
         (_alarmed, "stopped by a ledger alarm"),
+        (_restored, "restored, and not proved yet"),
         (_open, "left alone after repeated failures"),
         (_stale, "stale: it has no seeds of this epoch"),
         (_not_yet, "not heard from since this epoch was made"),
