@@ -37,10 +37,10 @@ flips: $(STAMP)
 	KEYQUORUM_EVERY_BIT=1 $(BIN)/python -m pytest -n 2 tests/adversarial/test_bit_flips.py
 
 # A death before and after every write of every ceremony, on every side, in 2 of 3 and 3 of 5; `make test` kills one custodian
-# in each part of each kind.
+# in each part of each kind. And a coordinator's death before and after every write and every fault of every drill.
 soak: $(STAMP)
 	KEYQUORUM_SOAK=1 $(BIN)/python -m pytest -n 2 tests/adversarial/test_ceremony_deaths.py \
-		tests/adversarial/test_coordinator_ceremony_deaths.py
+		tests/adversarial/test_coordinator_ceremony_deaths.py tests/adversarial/test_drill_deaths.py
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

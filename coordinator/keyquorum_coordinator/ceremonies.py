@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, Callable, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Final
 
@@ -30,7 +30,10 @@ from keyquorum_core.ceremony_plan import CeremonyPlan, OrderedPlan, check_plan, 
 from keyquorum_core.ceremony_states import MAKING, PHASES, POSITIONS, Kind, Step
 from keyquorum_core.errors import KeyquorumError, Reason, RefusedError, StateError, UnavailableError
 
-__all__ = ["Ceremonies", "CeremonyRecord", "KeyEpoch", "Progress"]
+__all__ = ["Ceremonies", "CeremonyRecord", "KeyEpoch", "Progress", "Spared", "nothing_spared"]
+
+Spared = Callable[[], Awaitable[Collection[str]]]
+"""Keys that nobody but a drill makes or resumes ceremonies of now."""
 
 _MAX_RUNNING = 32
 _OVERTAKEN_PAUSE = 0.5
@@ -43,6 +46,10 @@ _DRIVERS: Final[Mapping[Kind, type[Driver]]] = {
 }
 
 _log = structlog.get_logger("ceremonies")
+
+
+async def nothing_spared() -> Collection[str]:
+    return ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,9 +117,9 @@ class Ceremonies:
         *,
         clock: Callable[[], float] = time.time,
         on_end: Callable[[], None] = lambda: None,
-        spared: Callable[[str], bool] = lambda key_id: False,
+        spared: Spared = nothing_spared,
     ) -> None:
-        self.spared = spared
+        self._spared = spared
         self._database = database
         self._fanout = fanout
         self._clock = clock
@@ -178,6 +185,7 @@ class Ceremonies:
         """Go on with what a stopped or killed coordinator left; returns how many ceremonies."""
         query = select(CeremonyRow.plan).where(CeremonyRow.step.not_in(ENDED)).order_by(CeremonyRow.created_at)
         plans = await self._database.read(lambda session: list(session.scalars(query)))
+        spared = await self._spared()  # after the plans: a drill is stored before the ceremonies it makes
         count = 0
         for envelope in plans:
             try:
@@ -185,7 +193,7 @@ class Ceremonies:
             except KeyquorumError as error:  # its operator is not in the roster any more
                 _log.error("ceremony.not_resumed", reason=str(error.reason))
                 continue
-            if plan.ceremony_id not in self._runs and not self.spared(plan.key_id):
+            if plan.ceremony_id not in self._runs and plan.key_id not in spared:
                 self._start(plan, envelope)
                 count += 1
         return count

@@ -29,6 +29,7 @@ from sqlalchemy import (
     UniqueConstraint,
     create_engine,
     event,
+    text,
 )
 from sqlalchemy.engine import Connection, make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError
@@ -304,15 +305,27 @@ class QuarantineRow(Base):
 
 
 class DrillRow(Base):
-    """``state``: running, passed, failed, interrupted. ``undone``: whether all that it injected is known to be gone;
-    ``lift``: the operators' document that is still to be handed over for that. ``report``: DSSE envelope."""
+    """``state``: running, passed, failed, interrupted. ``runner``: the coordinator's process that runs or undoes it, as
+    of ``heartbeat_at``. ``undone``: whether all that it injected is known to be gone; ``lift``: the operators' document
+    that is still to be handed over for that. ``report``: DSSE envelope."""
 
     __tablename__ = "drills"
+    __table_args__ = (
+        Index(
+            "uq_drills_running",
+            "state",
+            unique=True,
+            sqlite_where=text("state = 'running'"),
+            postgresql_where=text("state = 'running'"),
+        ),
+    )
 
     drill_id: Mapped[str] = mapped_column(String(32), primary_key=True)
     kind: Mapped[str] = mapped_column(String(32), index=True)
     key_id: Mapped[str] = mapped_column(String(64))
     state: Mapped[str] = mapped_column(String(16))
+    runner: Mapped[str] = mapped_column(String(32))
+    heartbeat_at: Mapped[int] = mapped_column(BigInteger)
     scheduled: Mapped[bool] = mapped_column(Boolean)
     undone: Mapped[bool] = mapped_column(Boolean)
     started_at: Mapped[int] = mapped_column(BigInteger)

@@ -12,7 +12,7 @@ import json
 import os
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from functools import partial
 from pathlib import Path
 from typing import IO
@@ -32,11 +32,11 @@ from keyquorum_coordinator.database import Database, make_engine
 from keyquorum_coordinator.denials import Denials
 from keyquorum_coordinator.desk import Desk
 from keyquorum_coordinator.drill_key import load_drill_key
+from keyquorum_coordinator.drills import store as drill_store
 from keyquorum_coordinator.drills.engine import Circumstances, Drills
 from keyquorum_coordinator.drills.schedule import Schedule
 from keyquorum_coordinator.drills.service import ROLES as DRILL_ROLES
 from keyquorum_coordinator.drills.service import DrillsService, kind_messages
-from keyquorum_coordinator.drills.store import kinds as drill_kinds
 from keyquorum_coordinator.fanout import Fanout
 from keyquorum_coordinator.jobs import JobStore
 from keyquorum_coordinator.ledger.http import LedgerReader
@@ -231,8 +231,8 @@ class CoordinatorServer:
             clock=clock,
         )
 
-    def _drilled(self, key_id: str) -> bool:
-        return self.drills.spares(key_id)
+    async def _drilled(self) -> Collection[str]:
+        return await self.database.read(drill_store.drilled)
 
     def _batch_window(self) -> float:
         return max(self.config.ledger_batch_ms / 1000, self.witnesses.patience())
@@ -272,7 +272,7 @@ class CoordinatorServer:
             self.metrics_address = self.metrics.serve(self.config.metrics_listen)
         self.metrics.track_ledger(lambda: self.sequencer.latest)
         self.metrics.track(self.fanout, lambda: self.database.run_read(self.jobs.count_by_state))
-        self.metrics.track_drills(lambda: self.database.run_read(drill_kinds), self._clock)
+        self.metrics.track_drills(lambda: self.database.run_read(drill_store.kinds), self._clock)
         if self.config.ledger_listen:
             self.ledger_url = await self._reader.start(self.config.ledger_listen, *self.config.ledger_tls)
         await self.fanout.start()
@@ -314,16 +314,8 @@ class CoordinatorServer:
         else:
             if count:
                 _log.info("ceremonies.resumed", count=count)
-        self._tasks.append(asyncio.create_task(self._rehearse()))
+        self._tasks.append(asyncio.create_task(Schedule(self.drills, self._clock).forever()))
         await self.tending.forever()
-
-    async def _rehearse(self) -> None:
-        """Undo what a coordinator that died left of a drill; then run what is scheduled."""
-        try:
-            await self.drills.resume()
-        except KeyquorumError as error:
-            _log.error("drill.not_undone", reason=str(error.reason), message=error.message)
-        await Schedule(self.drills, self._clock).forever()
 
     async def _sweep(self) -> None:
         while True:

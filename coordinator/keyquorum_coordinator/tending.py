@@ -18,7 +18,7 @@ import structlog
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from keyquorum_coordinator.ceremonies import Ceremonies, KeyEpoch
+from keyquorum_coordinator.ceremonies import Ceremonies, KeyEpoch, Spared, nothing_spared
 from keyquorum_coordinator.certificates import fetch_certificate, older_rosters
 from keyquorum_coordinator.database import Database, JobRow, KeyRow, StaleRow
 from keyquorum_coordinator.fanout import Fanout
@@ -54,7 +54,7 @@ class Tending:
         *,
         every: float = 10.0,
         clock: Callable[[], float] = time.time,
-        spared: Callable[[str], bool] = lambda key_id: False,
+        spared: Spared = nothing_spared,
     ) -> None:
         self._database = database
         self._fanout = fanout
@@ -95,9 +95,10 @@ class Tending:
         await self._learn()
         epochs = await self._notice(await self._ceremonies.keys(certificates=False))
         newest = {each.key_id: each.epoch for each in reversed(epochs)}
+        drilled = await self._spared()
         for each in epochs:
             where = (each.key_id, each.epoch)
-            spared = self._spared(each.key_id)
+            spared = each.key_id in drilled
             if not spared and each.state == "active" and newest[each.key_id] == each.epoch:
                 await self._attempt(("rotate", *where), partial(self._rotate, each))
             for name in each.stale if each.state != "destroyed" else ():

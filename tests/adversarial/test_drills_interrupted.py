@@ -2,24 +2,24 @@
 
 from __future__ import annotations
 
-import asyncio
+import dataclasses
 import secrets
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
-import grpc.aio
 import pytest
 
-from keyquorum_coordinator.drill_key import load_drill_key
-from keyquorum_coordinator.drills import ceremonial, defences
+from keyquorum_coordinator.ceremonies import Ceremonies
+from keyquorum_coordinator.drills import ceremonial, defences, engine, store
+from keyquorum_coordinator.drills.engine import Drills
 from keyquorum_coordinator.drills.rehearsal import Order, Rehearsal
 from keyquorum_coordinator.withdrawals import Withdrawals
 from keyquorum_core.drill_report import KINDS, Outcome, open_report
+from keyquorum_core.errors import KeyquorumError, Reason
 from keyquorum_protos.v1 import drills_pb2 as pb
-from tests.support.coordinator import Caller, Process
-from tests.support.drilling import CANARY, REAL, DrillScene, drill_documents, open_drills
+from tests.support.drilling import CANARY, DrillScene, drill_documents, open_drills
 
 
 @pytest.fixture
@@ -100,82 +100,35 @@ async def test_a_cancelled_drill_is_undone_and_reported(scene: DrillScene) -> No
     assert (await scene.drill("restore")).passed
 
 
-POINTS = (
-    ("custodian-loss", "inject", ""),
-    ("split-view", "inject", ""),
-    ("rotation", "note", "deliver"),
-    ("repair", "inject", ""),
-    ("revocation", "inject", ""),
-)
-"""Where the coordinator dies: kind, step, and what the step's text ends with."""
-
-
-async def test_a_coordinator_killed_in_a_drill_lifts_the_fault_when_it_is_back(scene: DrillScene) -> None:
-    config, keys = scene.running.config, scene.keys
-    documents = drill_documents(scene.committee, keys)
-    await scene.running.stop()
-    process = Process(config)
-    try:
-        for point in POINTS:
-            await die_at(scene, process, documents, *point)
-    finally:
-        await process.kill()
-    assert scene.root(1, key_id=REAL)
-
-
-async def die_at(
-    scene: DrillScene, process: Process, documents: tuple[bytes, bytes], kind: str, step: str, text: str
+async def test_only_a_dead_coordinator_s_drill_is_undone_by_another(
+    scene: DrillScene, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Kill it there, start it again, and see that it undoes what it had begun."""
-    keys = load_drill_key(process.config.directory)
-    assert keys is not None
-    await process.start()
-    operator = Caller(process.config, "operator", "olga")
+    """Two coordinators over one database: one runs drills, the other comes up meanwhile, and looks."""
+    monkeypatch.setattr(engine, "_BEAT", 0.05)
+    circumstances, server = scene.drills._with, scene.running.server
+    other = Drills(circumstances)
+    ceremonies = Ceremonies(server.database, server.fanout, spared=server._drilled)
+    for kind in ("slow-custodian", "coordinator-loss"):
+        async for event in scene.drills.run(Order(secrets.token_hex(16), kind, CANARY)):
+            assert await other.resume() == 0
+            if event.moment.step == "inject":  # nor is the ceremony taken up that the drill left lying
+                assert await ceremonies.resume() == 0
+        assert open_report(event.report, scene.keys.identity.public).passed
+    # And when the first one stalls for longer than it may, by the other's clock: it is undone, and both know it.
     drill_id = secrets.token_hex(16)
-    request = pb.RunDrillRequest(drill_id=drill_id, kind=kind, key_id=CANARY)
-    if kind == "revocation":
-        request.revoke, request.lift = documents
-    reached = False
-    async for event in operator.drills.Run(request):
-        reached = event.step == step and event.text.endswith(text)
-        if reached:
+    events = scene.drills.run(Order(drill_id, "split-view", CANARY))
+    async for event in events:
+        if event.moment.step == "inject":
             break
-    assert reached, kind
-    await process.kill()
-    await operator.close()
-    await process.start()
-    operator = Caller(process.config, "operator", "olga")
-    await settled(scene, operator, drill_id)
-    # All is well again: a drill that needs every custodian, and the drill owner, passes.
-    answer: pb.DrillEvent | None = None
-    async for event in operator.drills.Run(
-        pb.RunDrillRequest(drill_id=secrets.token_hex(16), kind="restore", key_id=CANARY)
-    ):
-        answer = event
-    assert answer is not None
-    after = open_report(answer.report, keys.identity.public)
-    assert after.passed, (kind, after)
-    found = await operator.drills.GetReport(pb.GetDrillReportRequest(drill_id=drill_id))
-    assert open_report(found.report, keys.identity.public).outcome is Outcome.INTERRUPTED
-    await operator.close()
-    await process.terminate()
-
-
-async def settled(scene: DrillScene, operator: Caller, drill_id: str) -> None:
-    """The drill is over, no fault is in force, and every custodian holds the canary's newest epoch."""
-    deadline = time.monotonic() + 60
-    while True:
-        assert time.monotonic() < deadline
-        await asyncio.sleep(0.2)
-        try:
-            listed = await operator.drills.List(pb.ListDrillsRequest())
-        except grpc.aio.AioRpcError:
-            continue
-        state = next(each.state for each in listed.runs if each.drill_id == drill_id)
-        if state == "running" or any(node.canary.any for node in scene.committee.nodes.values()):
-            continue
-        newest = [node.epochs.newest(CANARY) for node in scene.committee.nodes.values()]
-        if all(each is not None and each.state == "active" for each in newest) and (
-            len({each.epoch for each in newest if each is not None}) == 1
-        ):
-            return
+    late = Drills(dataclasses.replace(circumstances, clock=lambda: time.time() + 10 * store.LEASE_SECONDS))
+    assert await late.resume() == 1
+    with pytest.raises(KeyquorumError) as caught:
+        async for _ in events:
+            pass
+    assert caught.value.reason is Reason.STATE
+    assert "took this one for dead" in caught.value.message
+    assert not any(node.canary.any for node in scene.committee.nodes.values())
+    report = open_report(await scene.drills.report(drill_id), scene.keys.identity.public)
+    assert report.outcome is Outcome.INTERRUPTED
+    assert await other.resume() == await late.resume() == 0
+    assert (await scene.drill("restore")).passed

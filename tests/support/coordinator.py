@@ -270,6 +270,7 @@ class Process:
 
     def __init__(self, config: CoordinatorConfig) -> None:
         self.config = config
+        self.command: tuple[str, ...] = ("-m", "keyquorum_coordinator", "serve", "--dir", str(config.directory))
         self._process: asyncio.subprocess.Process | None = None
 
     async def start(self) -> dict[str, Any]:
@@ -277,7 +278,8 @@ class Process:
         environment = {**os.environ, "GRPC_VERBOSITY": "NONE"}
         with (self.config.directory / "stderr.log").open("ab") as log:
             self._process = await asyncio.create_subprocess_exec(
-                *(sys.executable, "-m", "keyquorum_coordinator", "serve", "--dir", str(self.config.directory)),
+                sys.executable,
+                *self.command,
                 stdout=asyncio.subprocess.PIPE,
                 stderr=log,
                 env=environment,
@@ -293,6 +295,11 @@ class Process:
 
     async def terminate(self) -> int:
         return await self._end(signal.SIGTERM)
+
+    async def ended(self) -> int:
+        """Once it has, by itself: how."""
+        assert self._process is not None
+        return await self._process.wait()
 
     async def _end(self, number: signal.Signals) -> int:
         process = self._process

@@ -1,14 +1,17 @@
 """Runs drills: one at a time, on canary keys and no others, each followed, undone, signed and entered in the ledger.
 
-That a drill began is stored before anything is injected. A coordinator that dies in the middle of one undoes it when it
-is back; until then faults end by themselves, after two minutes at the latest.
+That a drill began is stored before anything is injected, and every few seconds that it still runs. What a coordinator
+that died left is undone by the first of its database's that finds it (:meth:`Drills.resume`), itself, once it is back,
+among them; until then faults end by themselves, after two minutes at the latest.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import secrets
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import Final
 
@@ -34,7 +37,7 @@ from keyquorum_coordinator.sequencer import Sequencer
 from keyquorum_coordinator.withdrawals import Withdrawals
 from keyquorum_coordinator.witnesses import Witnesses
 from keyquorum_core.certified import open_certificate
-from keyquorum_core.drill_report import DRILL_ID, FULL, KINDS, DrillReport, Moment, Outcome, clip, sign_report
+from keyquorum_core.drill_report import DRILL_ID, FULL, KINDS, DrillReport, Moment, Outcome, Part, sign_report
 from keyquorum_core.errors import KeyquorumError, MalformedError, Reason, RefusedError, StateError, UnavailableError
 from keyquorum_core.keywrap import LoadedKeys
 from keyquorum_core.ledger.leaves import Drill
@@ -65,6 +68,7 @@ _KEPT: Final = 16
 _SHOWN_SECONDS: Final = 10.0
 _SHOWN_LOOK: Final = 0.1
 _UNDO_PAUSE: Final = 2.0
+_BEAT: Final = 2.0
 
 _log = structlog.get_logger("drills")
 
@@ -113,16 +117,21 @@ class _Run:
         self.done = 0
         self.changed = asyncio.Event()
         self.task: asyncio.Task[None] | None = None
+        self.ending = False
         self.error: KeyquorumError | None = None
 
     def tell(self, moment: Moment, report: bytes = b"") -> None:
         self.events.append(Event(self.order.drill_id, moment, self.done, len(self.kinds), report))
-        self.changed.set()
-        self.changed = asyncio.Event()
+        self.wake()
 
     def wake(self) -> None:
         self.changed.set()
         self.changed = asyncio.Event()
+
+    def stop(self) -> None:
+        """Another coordinator took this one for dead: what it injected is undone, and no more is."""
+        if self.task is not None and not self.ending:
+            self.task.cancel()
 
 
 class Drills:
@@ -132,7 +141,7 @@ class Drills:
         self._with = circumstances
         self._run: _Run | None = None
         self._runs: dict[str, _Run] = {}
-        self._undoing: asyncio.Task[None] | None = None
+        self._me = secrets.token_hex(16)
 
     @property
     def settings(self) -> DrillSettings:
@@ -142,10 +151,6 @@ class Drills:
     def running(self) -> str:
         """The id of the one that runs; empty where none does."""
         return self._run.order.drill_id if self._run is not None else ""
-
-    def spares(self, key_id: str) -> bool:
-        """Whether a drill is at this key, so that nothing else rotates it or takes its ceremonies up."""
-        return self._run is not None and self._run.order.key_id == key_id
 
     # -- for callers --------------------------------------------------------------------------------------------------
 
@@ -194,8 +199,6 @@ class Drills:
     async def close(self) -> None:
         """Stop what runs; it is undone, and reported as interrupted."""
         await self.cancel("")
-        if self._undoing is not None:
-            self._undoing.cancel()
 
     # -- beginning ----------------------------------------------------------------------------------------------------
 
@@ -203,7 +206,7 @@ class Drills:
         keys = self._keys()
         order = await self._checked(order, keys)
         now = int(self._with.clock())
-        await self._with.database.write(lambda session: store.begin(session, order, now))
+        await self._with.database.write(lambda session: store.begin(session, order, self._me, now))
         run = self._run = self._runs[order.drill_id] = _Run(order)
         while len(self._runs) > _KEPT:
             del self._runs[next(iter(self._runs))]
@@ -280,11 +283,12 @@ class Drills:
         try:
             tools = self._tools(keys)
             drill = Rehearsal(tools, run.order, run.tell)
-            async with tools.fanout:
+            async with tools.fanout, self._beating(run.order.drill_id, run.stop):
                 try:
                     await self._play(drill, run)
                 except asyncio.CancelledError:
                     cut = True
+                run.ending = True
                 await asyncio.shield(self._finish(drill, run, keys, started, cut=cut))
             log.warning("drill.ended", outcome=run.events[-1].moment.text if run.events else "")
         except asyncio.CancelledError:
@@ -336,8 +340,28 @@ class Drills:
         if not cut:
             await self._shown(report)
         run.tell(last, envelope)
-        if not drill.undone:
-            self._undoing = asyncio.create_task(self._undo_rest())
+
+    @contextlib.asynccontextmanager
+    async def _beating(self, drill_id: str, lost: Callable[[], None]) -> AsyncIterator[None]:
+        """Keep the drill this coordinator's; ``lost`` hears that it is another's."""
+
+        async def beat() -> None:
+            mine = True
+            while mine:
+                await asyncio.sleep(_BEAT)
+                with contextlib.suppress(UnavailableError):  # if it lasts, the drill is lost
+                    mine = await self._still_mine(drill_id, int(self._with.clock()))
+            _log.error("drill.lost", drill=drill_id)
+            lost()
+
+        task = asyncio.create_task(beat())
+        try:
+            yield
+        finally:
+            task.cancel()
+
+    async def _still_mine(self, drill_id: str, now: int) -> bool:
+        return await self._with.database.write(lambda session: store.beat(session, drill_id, self._me, now))
 
     async def _shown(self, report: DrillReport) -> None:
         """Wait a moment for the leaf to be in what readers of the ledger are shown: who hears of the report looks."""
@@ -356,7 +380,9 @@ class Drills:
     async def _record(self, report: DrillReport, keys: LoadedKeys, *, undone: bool) -> bytes:
         envelope = await asyncio.to_thread(sign_report, report, keys.identity)
         now = int(self._with.clock())
-        await self._with.database.write(lambda session: store.end(session, report, envelope, now, undone=undone))
+        await self._with.database.write(
+            lambda session: store.end(session, report, envelope, self._me, now, undone=undone)
+        )
         self._with.outbox.wake()
         return envelope
 
@@ -403,40 +429,21 @@ class Drills:
 
     # -- what a dead coordinator left ---------------------------------------------------------------------------------
 
-    async def resume(self) -> None:
-        """Undo what a coordinator that died or could not reach everybody left in force, and report it as interrupted.
-        Raises ``STORAGE``."""
-        for each in await self._with.database.read(store.unfinished):
-            if each.drill_id == self.running:  # it began here a moment ago
-                continue
-            if each.running:
-                await self._report_interrupted(each)
-            await self._undo(each)
-
-    async def _undo_rest(self) -> None:
-        try:
-            await self.resume()
-        except KeyquorumError as error:  # the next start tries again
-            _log.error("drill.not_undone", reason=str(error.reason), message=error.message)
-
-    async def _report_interrupted(self, left: store.Unfinished) -> None:
-        keys = self._keys()
-        text = clip("its coordinator died; what was injected is lifted, and would have ended by itself")
-        report = DrillReport(
-            drill_id=left.drill_id,
-            kind=left.kind,
-            cluster=self._with.fanout.roster.cluster,
-            coordinator=self._with.name,
-            key_id=left.key_id,
-            roster_sha256=self._with.fanout.roster.digest,
-            started_at=left.started_at,
-            duration_ms=0,
-            outcome=Outcome.INTERRUPTED,
-            parts=(),
-            timeline=(Moment(0, left.kind, "note", "", text),),
-        )
-        await self._record(report, keys, undone=False)
-        _log.warning("drill.interrupted", drill=left.drill_id, kind=left.kind, key=left.key_id)
+    async def resume(self) -> int:
+        """Undo what a coordinator that died, or one that could not reach everybody, left in force, report it as
+        interrupted, and go on with the ceremonies it left; returns how many drills. Raises ``STORAGE``."""
+        now = int(self._with.clock())
+        if not await self._with.database.read(lambda session: store.left_alone(session, self._me, now, self.running)):
+            return 0
+        left = await self._with.database.write(lambda session: store.take(session, self._me, now, self.running))
+        for each in left:
+            try:
+                async with self._beating(each.drill_id, lambda: None):
+                    await self._undo(each)
+            except KeyquorumError as error:  # the next look tries again
+                _log.error("drill.not_undone", drill=each.drill_id, reason=str(error.reason), message=error.message)
+        await self._with.ceremonies.resume()
+        return len(left)
 
     async def _undo(self, left: store.Unfinished) -> None:
         """Until every custodian was reached, or its faults are over anyhow; and the drill's owner is not revoked."""
@@ -448,8 +455,27 @@ class Drills:
         if left.lift and await self._revoked():
             await self._with.withdrawals.accept(left.lift)
             await self._with.withdrawals.relay_once()
-        await self._with.database.write(lambda session: store.mark_undone(session, left.drill_id))
-        _log.warning("drill.undone", drill=left.drill_id, not_reached=missed)
+        if left.running:
+            await self._record(self._interrupted(left), self._keys(), undone=True)
+        else:
+            await self._with.database.write(lambda session: store.mark_undone(session, left.drill_id))
+        _log.warning("drill.undone", drill=left.drill_id, kind=left.kind, key=left.key_id, not_reached=missed)
+
+    def _interrupted(self, left: store.Unfinished) -> DrillReport:
+        text = "its coordinator died; what was injected is lifted, and would have ended by itself"
+        return DrillReport(
+            drill_id=left.drill_id,
+            kind=left.kind,
+            cluster=self._with.fanout.roster.cluster,
+            coordinator=self._with.name,
+            key_id=left.key_id,
+            roster_sha256=self._with.fanout.roster.digest,
+            started_at=left.started_at,
+            duration_ms=0,
+            outcome=Outcome.INTERRUPTED,
+            parts=() if left.kind == FULL else (Part(left.kind, 0, 0, Outcome.INTERRUPTED, cause=text),),
+            timeline=(Moment(0, left.kind, "note", "", text),),
+        )
 
     async def _revoked(self) -> bool:
         current = await self._with.database.read(self._with.withdrawals.current)

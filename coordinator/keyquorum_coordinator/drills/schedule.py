@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-import time
 from collections.abc import Callable, Mapping
 from contextlib import aclosing
 
@@ -17,8 +16,8 @@ from keyquorum_core.errors import KeyquorumError
 
 __all__ = ["Schedule", "due"]
 
-_LOOK_SECONDS = 15.0
-_AFTER_REFUSAL = 600.0
+_LOOK_SECONDS = 5.0
+_AFTER_REFUSAL = 600
 
 _log = structlog.get_logger("drills")
 
@@ -35,32 +34,31 @@ def due(schedule: Mapping[str, int], records: Mapping[str, KindRecord], now: int
 
 
 class Schedule:
-    """``clock`` gives unix seconds."""
+    """What is undone, and run, without anybody asking. ``clock`` gives unix seconds."""
 
     def __init__(self, drills: Drills, clock: Callable[[], float]) -> None:
         self._drills = drills
         self._clock = clock
-        self._refused: dict[str, float] = {}
+        self._refused: dict[str, int] = {}
 
     async def forever(self) -> None:
-        """Look every few seconds; run what is due. What could not begin is tried again ten minutes later."""
-        schedule = self._drills.settings.schedule
-        while schedule:
-            await asyncio.sleep(_LOOK_SECONDS)
+        """Look every few seconds."""
+        while True:
             try:
-                await self.look()
+                await self.look(int(self._clock()))
             except KeyquorumError as error:
                 _log.error("drill.schedule_failed", reason=str(error.reason), message=error.message)
+            await asyncio.sleep(_LOOK_SECONDS)
 
-    async def look(self) -> str:
-        """Run what is due, to its end; returns its kind. Raises ``STORAGE``."""
-        if self._drills.running:
+    async def look(self, now: int) -> str:
+        """Undo what a dead coordinator left of a drill; then run what is due, to its end; returns its kind, empty where
+        none is. What could not begin is tried again ten minutes later. Raises ``STORAGE``."""
+        await self._drills.resume()
+        schedule = self._drills.settings.schedule
+        waiting = {kind: every for kind, every in schedule.items() if self._refused.get(kind, now) <= now}
+        if not waiting or self._drills.running:
             return ""
-        now = time.monotonic()
-        waiting = {
-            kind: every for kind, every in self._drills.settings.schedule.items() if self._refused.get(kind, 0.0) <= now
-        }
-        kind = due(waiting, await self._drills.kinds(), int(self._clock()))
+        kind = due(waiting, await self._drills.kinds(), now)
         if not kind:
             return ""
         order = Order(secrets.token_hex(16), kind, self._drills.settings.key, scheduled=True)

@@ -1,11 +1,18 @@
-"""What is stored of drills: that one began, so that another process can undo it, and how it ended."""
+"""What is stored of drills: that one began, so that another process can undo it, and how it ended.
+
+One runs at a time, over all coordinators of a database. It belongs to the process that runs it for as long as that one
+says so, every few seconds: only what nobody has spoken for in :data:`LEASE_SECONDS` is a dead coordinator's, and is for
+whoever takes it first to undo. Coordinators' clocks have to agree to less than that.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Final
 
-from sqlalchemy import func, select
+from sqlalchemy import Select, func, select, update
+from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
 from keyquorum_coordinator.database import DrillPartRow, DrillRow
@@ -15,10 +22,26 @@ from keyquorum_core.drill_report import FULL, DrillReport, Outcome
 from keyquorum_core.errors import Reason, StateError
 from keyquorum_core.ledger.leaves import Drill
 
-__all__ = ["RUNNING", "KindRecord", "Summary", "Unfinished", "begin", "end", "kinds", "latest", "mark_undone", "report",
-           "unfinished"]  # fmt: skip
+__all__ = [
+    "LEASE_SECONDS",
+    "RUNNING",
+    "KindRecord",
+    "Summary",
+    "Unfinished",
+    "beat",
+    "begin",
+    "drilled",
+    "end",
+    "kinds",
+    "latest",
+    "left_alone",
+    "mark_undone",
+    "report",
+    "take",
+]
 
-RUNNING = "running"
+LEASE_SECONDS: Final = 10
+RUNNING: Final = "running"
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,23 +81,19 @@ class Unfinished:
     lift: bytes
 
 
-def begin(session: Session, order: Order, now: int) -> None:
+def begin(session: Session, order: Order, runner: str, now: int) -> None:
     """One at a time, over all coordinators of the database. Raises ``EXISTS``."""
     rival = session.scalars(select(DrillRow).where(DrillRow.state == RUNNING)).first()
     if rival is not None or session.get(DrillRow, order.drill_id) is not None:
-        raise StateError(
-            Reason.EXISTS,
-            "a drill is under way: one at a time",
-            expected="none",
-            actual=f"{rival.kind}, {rival.drill_id}" if rival is not None else "one with this id",
-            next_step="Wait for its end, or stop it: keyquorum drill cancel",
-        )
+        raise _another(f"{rival.kind}, {rival.drill_id}" if rival is not None else "one with this id")
     session.add(
         DrillRow(
             drill_id=order.drill_id,
             kind=order.kind,
             key_id=order.key_id,
             state=RUNNING,
+            runner=runner,
+            heartbeat_at=now,
             scheduled=order.scheduled,
             undone=False,
             started_at=now,
@@ -83,11 +102,40 @@ def begin(session: Session, order: Order, now: int) -> None:
             report_sha256="",
         )
     )
+    try:
+        session.flush()
+    except IntegrityError:  # PostgreSQL lets two look at once
+        raise _another("one that began at the same moment") from None
 
 
-def end(session: Session, found: DrillReport, envelope: bytes, now: int, *, undone: bool) -> None:
-    """How it went, with its leaf for the ledger, in one transaction."""
-    row = session.get_one(DrillRow, found.drill_id)
+def _another(actual: str) -> StateError:
+    return StateError(
+        Reason.EXISTS,
+        "a drill is under way: one at a time",
+        expected="none",
+        actual=actual,
+        next_step="Wait for its end, or stop it: keyquorum drill cancel",
+    )
+
+
+def beat(session: Session, drill_id: str, runner: str, now: int) -> bool:
+    """``runner`` is still at it. False: it was taken for dead, and the drill is another's by now."""
+    mine = update(DrillRow).where(DrillRow.drill_id == drill_id, DrillRow.runner == runner)
+    found = session.execute(mine.values(heartbeat_at=now).returning(DrillRow.drill_id))
+    return found.first() is not None
+
+
+def end(session: Session, found: DrillReport, envelope: bytes, runner: str, now: int, *, undone: bool) -> None:
+    """How it went, with its leaf for the ledger, in one transaction. Raises ``STATE`` where it is not ``runner``'s to
+    say, since another coordinator took it for dead."""
+    row = session.get_one(DrillRow, found.drill_id, with_for_update=True)
+    if (row.runner, row.state) != (runner, RUNNING):
+        raise StateError(
+            Reason.STATE,
+            "another coordinator took this one for dead, and undid its drill",
+            expected=f"a heartbeat every {LEASE_SECONDS} s at least",
+            next_step="See whether this coordinator stalls, or its clock is wrong; then run the drill again",
+        )
     row.state = str(found.outcome)
     row.duration_ms = found.duration_ms
     row.report, row.report_sha256 = envelope, found.digest
@@ -122,10 +170,17 @@ def mark_undone(session: Session, drill_id: str) -> None:
     row.undone, row.lift = True, None
 
 
-def unfinished(session: Session) -> list[Unfinished]:
-    query = (
-        select(DrillRow).where(DrillRow.undone.is_(False) | (DrillRow.state == RUNNING)).order_by(DrillRow.started_at)
-    )
+def left_alone(session: Session, runner: str, now: int, but: str = "") -> bool:
+    """Whether there is something for :meth:`take`."""
+    return session.scalars(_left(runner, now, but)).first() is not None
+
+
+def take(session: Session, runner: str, now: int, but: str = "") -> list[Unfinished]:
+    """Drills of which something may be in force still and that nobody runs or undoes: ``runner`` does from now on. Its
+    own are among them, except for the one that it runs, ``but``."""
+    rows = list(session.scalars(_left(runner, now, but).with_for_update(skip_locked=True)))
+    for row in rows:
+        row.runner, row.heartbeat_at = runner, now
     return [
         Unfinished(
             row.drill_id,
@@ -135,8 +190,19 @@ def unfinished(session: Session) -> list[Unfinished]:
             row.state == RUNNING,
             bytes(row.lift) if row.lift else b"",
         )
-        for row in session.scalars(query)
+        for row in rows
     ]
+
+
+def _left(runner: str, now: int, but: str) -> Select[DrillRow]:
+    unfinished = DrillRow.undone.is_(False) | (DrillRow.state == RUNNING)
+    mine_or_nobody_s = (DrillRow.runner == runner) | (DrillRow.heartbeat_at <= now - LEASE_SECONDS)
+    return select(DrillRow).where(unfinished, mine_or_nobody_s, DrillRow.drill_id != but).order_by(DrillRow.started_at)
+
+
+def drilled(session: Session) -> frozenset[str]:
+    """The keys that drills are at, whoever runs them."""
+    return frozenset(session.scalars(select(DrillRow.key_id).where(DrillRow.state == RUNNING)))
 
 
 def report(session: Session, drill_id: str) -> bytes:

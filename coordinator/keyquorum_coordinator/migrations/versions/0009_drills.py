@@ -21,6 +21,8 @@ def upgrade() -> None:
         sa.Column("kind", sa.String(length=32), nullable=False),
         sa.Column("key_id", sa.String(length=64), nullable=False),
         sa.Column("state", sa.String(length=16), nullable=False),
+        sa.Column("runner", sa.String(length=32), nullable=False),
+        sa.Column("heartbeat_at", sa.BigInteger(), nullable=False),
         sa.Column("scheduled", sa.Boolean(), nullable=False),
         sa.Column("undone", sa.Boolean(), nullable=False),
         sa.Column("started_at", sa.BigInteger(), nullable=False),
@@ -31,6 +33,10 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("drill_id", name=op.f("pk_drills")),
     )
     op.create_index(op.f("ix_drills_kind"), "drills", ["kind"])
+    running = sa.text("state = 'running'")
+    op.create_index(
+        "uq_drills_running", "drills", ["state"], unique=True, sqlite_where=running, postgresql_where=running
+    )
     op.create_table(
         "drill_parts",
         sa.Column("drill_id", sa.String(length=32), nullable=False),
