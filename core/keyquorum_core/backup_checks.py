@@ -18,15 +18,20 @@ from keyquorum_core.backup_body import Record, split, unpack_seeds
 from keyquorum_core.bulletin import peek_bulletin
 from keyquorum_core.ceremony import CERTIFICATE_TYPE, MAX_CERTIFICATE, EpochCertificate
 from keyquorum_core.ceremony_checks import check_seeds, check_signed
+from keyquorum_core.ceremony_plan import CeremonyPlan
+from keyquorum_core.ceremony_states import State
 from keyquorum_core.errors import KeyquorumError, MalformedError, Reason, RefusedError
 from keyquorum_core.ledger.log_keys import open_checkpoint
 from keyquorum_core.ledger.merkle import leaf_hash
 from keyquorum_core.roster import MAX_ROSTER, ROSTER_TYPE, Roster, open_roster
 from keyquorum_core.signing import PublicIdentity, Unverified, peek_payload
+from keyquorum_core.strictjson import loads
 
 __all__ = ["BackupCheck", "Checked"]
 
 _HELD_ELSEWHERE: Final = "token"
+_MAX_SUBJECTS: Final = 64 << 10
+_STATES: Final = frozenset(map(str, State))
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +56,7 @@ class BackupCheck:
         self._epochs: list[BackedEpoch] = []
         self._under: dict[str, str] = {}
         self._sizes: dict[str, int] = {}
+        self._files: set[str] = set()
         self._open: tuple[Record, EpochCertificate] | None = None
         self._seeds: dict[int, bytes] = {}
 
@@ -84,6 +90,16 @@ class BackupCheck:
                 self._take_seeds(record)
             case "evidence":
                 _same("evidence in quarantine", record.text("sha256"), hashlib.sha256(record.data).hexdigest())
+            case "file":
+                if record.text("name") in self._files:
+                    raise MalformedError(Reason.MALFORMED, "a file twice in a backup", actual=record.text("name")[:80])
+                self._files.add(record.text("name"))
+            case "ceremony":
+                self._ceremony(record)
+            case "quarantine":
+                subjects = loads(record.data, "subjects in quarantine", max_bytes=_MAX_SUBJECTS, max_depth=1)
+                if not isinstance(subjects, list) or not all(isinstance(each, str) for each in subjects):
+                    raise MalformedError(Reason.MALFORMED, "a worker in quarantine goes by no names")
             case "release":
                 _same("leaf of a release", record.text("leaf_hash"), leaf_hash(record.data).hex())
             case _:
@@ -167,6 +183,24 @@ class BackupCheck:
             raise
         self._under[where] = plan.roster_digest
         self._open = record, certificate
+
+    def _ceremony(self, record: Record) -> None:
+        plan = CeremonyPlan.parse(record.data)
+        for what, expected, actual in (
+            ("id", record.text("ceremony_id"), plan.ceremony_id),
+            ("kind", record.text("kind"), str(plan.kind)),
+            ("key", record.text("key_id"), plan.key_id),
+            ("epoch", record.number("epoch"), plan.epoch),
+        ):
+            _same(f"{what} of a ceremony", expected, actual)
+        came_from = record.text("cancelled_from")
+        if record.text("state") not in _STATES or came_from not in ("", *_STATES):
+            raise MalformedError(
+                Reason.MALFORMED,
+                "a ceremony in no state that there is",
+                expected=", ".join(sorted(_STATES)),
+                actual=ascii(f"{record.text('state')}, cancelled from {came_from}"[:120]),
+            )
 
     def _take_seeds(self, record: Record) -> None:
         if self._open is None or any(

@@ -60,6 +60,10 @@ class KnownEpoch:
         within(self.retired_at, "retired_at")
         if self.state not in _STATES:
             raise MalformedError(Reason.MALFORMED, "bad state of an epoch", actual=ascii(self.state[:40]))
+        if self.state != "destroyed" and (self.state == "retired") != (self.retired_at > 0):
+            raise MalformedError(
+                Reason.MALFORMED, f"an epoch is {self.state}, and retired at {self.retired_at}", expected="what fits"
+            )
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +87,13 @@ class Known:
         for digest in (self.log, self.ledger_root, *(digest for _, digest in self.documents.values())):
             if digest:
                 check(SHA256_HEX, digest, "digest")
+        if bool(self.ledger_size) != bool(self.ledger_root) or (self.ledger_size and not self.log):
+            raise MalformedError(
+                Reason.MALFORMED,
+                "leaves without their root or their log, or a root without leaves",
+                expected="all of them, or neither size nor root",
+                actual=f"{self.ledger_size} leaves, root {self.ledger_root or 'none'}, log {self.log or 'none'}",
+            )
         for key_id, epoch in self.epochs:
             check(KEY_ID, key_id, "key id")
             within(epoch, "epoch", 1)
