@@ -12,7 +12,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import Awaitable, Callable, Collection, Coroutine, Iterable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator, Mapping
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -165,6 +166,9 @@ class Driver:
                 return
             answers[link.id] = self._unsaved[step, link.id] = answer.SerializeToString()
             self.tell(Progress(self.plan.ceremony_id, step, link.id, len(answers), total))
+            if link.id in waiting:
+                waiting.discard(link.id)
+                await self._waits_for(waiting)
 
         missing = [self.links[name] for name in wanted if name not in answers]
         if missing:
@@ -177,7 +181,7 @@ class Driver:
         asking: Mapping[str, Coroutine[None, None, None]],
         answers: Mapping[str, bytes],
         errors: dict[str, KeyquorumError],
-        waiting: Collection[str],
+        waiting: AbstractSet[str],
         enough: Callable[[Mapping[str, bytes]], bool],
     ) -> None:
         """Until all have answered or failed to, or the silent have had their time."""
@@ -185,13 +189,13 @@ class Driver:
         started = time.monotonic()
         try:
             while under_way:
-                silent = under_way.keys() - set(waiting) if enough(answers) else set()
+                silent = under_way.keys() - waiting - answers.keys() if enough(answers) else set()
                 patience = max(GRACE, _GRACE_TIMES * (time.monotonic() - started)) if silent else None
                 await asyncio.wait(under_way.values(), timeout=patience, return_when=asyncio.FIRST_COMPLETED)
                 done = [name for name, task in under_way.items() if task.done()]
                 for name in done:
                     under_way.pop(name).result()
-                for name in () if done else silent:
+                for name in () if done else silent - waiting - answers.keys():
                     under_way.pop(name).cancel()
                     errors[name] = _silent(name, time.monotonic() - started)
         finally:
@@ -254,9 +258,6 @@ class Driver:
                     self.tell(Progress(self.plan.ceremony_id, step, "", done, total, waiting=names))
                 await self._pause(hopeless)
                 continue
-            if link.id in waiting:
-                waiting.discard(link.id)
-                await self._waits_for(waiting)
             return answer
 
     @staticmethod

@@ -149,6 +149,29 @@ async def test_who_is_restarted_while_its_operator_is_asked_is_waited_for(
     await ceremonies.close()
 
 
+async def test_who_puts_it_before_its_operator_while_the_others_are_done_is_not_silent(
+    committee: Committee, database: MortalDatabase
+) -> None:
+    asked = 0
+
+    class Link(DirectLink):
+        async def call(self, method: str, request: Any) -> Any:
+            nonlocal asked
+            if method == "Propose" and self.id == SILENT:
+                asked += 1
+                if asked == 1:
+                    await asyncio.sleep(driving.GRACE / 2)  # the others' answers have been enough since
+                if asked < 3:
+                    raise StateError(Reason.APPROVAL, "it waits for this custodian's operator")
+            return await super().call(method, request)
+
+    ceremonies = Ceremonies(database, DirectFanout(committee, Link))  # type: ignore[arg-type]
+    end = await end_of(ceremonies, Make.rotate(committee, "key-1").envelope)
+    assert (end.step, end.note, asked) == ("done", "", 3)
+    assert stale(database) == []
+    await ceremonies.close()
+
+
 async def test_a_key_is_not_generated_without_anybody(committee: Committee, database: MortalDatabase) -> None:
     link, over, ends = links("Propose")
     ceremonies = Ceremonies(database, DirectFanout(committee, link))  # type: ignore[arg-type]
