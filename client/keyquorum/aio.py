@@ -26,6 +26,7 @@ from keyquorum.data_keys import DEFAULT_NAME, DataFile, DataKey, DataSink, DataS
 from keyquorum.folder import read_folder
 from keyquorum.jobs import Job, JobEvent, event_from_wire, job_from_wire, own_manifest
 from keyquorum.keyfiles import PassphraseSource
+from keyquorum.keys import KeyRecord
 from keyquorum.opening import encrypt_folder, gather, prepare
 from keyquorum.operating import ClusterClient
 from keyquorum.outcomes import no_statement, outcome_from_wire
@@ -97,7 +98,7 @@ class AsyncClient(ClusterClient):
         connection = self._connection("owner")
         if epoch is None:
             record = await self._newest(connection, key)
-            record.check_usable_by(owner, self.profile)
+            await self._check_usable(record)
             epoch = record.epoch
         request = make_request(
             owner,
@@ -232,7 +233,7 @@ class AsyncClient(ClusterClient):
         owner = await self._keys("owner")
         connection = self._connection("owner")
         record = await self._newest(connection, key)
-        record.check_usable_by(owner, self.profile)
+        await self._check_usable(record)
         subjects = await asyncio.to_thread(found.subjects)
         prepared = await asyncio.to_thread(
             prepare,
@@ -284,6 +285,10 @@ class AsyncClient(ClusterClient):
             refused={name: str(error) for name, error in (answers.refused | answers.rejected).items()},
             confirmed=opened.confirmed,
         )
+
+    async def _check_usable(self, record: KeyRecord) -> None:
+        """Raise :class:`RefusedError` unless what is new can be begun under this epoch by this owner."""
+        record.check_usable_by(await self._keys("owner"), self.profile)
 
     async def _made_for(self, connection: Connection, key_id: str, epoch: int) -> MadeFor:
         """The committee and rule that an epoch was certified for, which the roster may have left behind since."""

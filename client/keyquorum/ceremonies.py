@@ -13,14 +13,14 @@ from dataclasses import dataclass
 
 import grpc.aio
 
-from keyquorum.keys import KeyRecord, get_key, list_epochs, open_certificate, record_of
+from keyquorum.keys import KeyRecord, get_key, open_certificate, record_of
 from keyquorum.profile import Profile
 from keyquorum.progress import Progress, ProgressCallback, Stage
 from keyquorum.session import Connection
 from keyquorum_core.ceremony_plan import PLAN_TYPE, CeremonyPlan, new_ceremony_id
 from keyquorum_core.ceremony_states import MAKING, Kind
 from keyquorum_core.destruction import DESTRUCTION_RECEIPT_TYPE, DestructionReceipt, check_receipts
-from keyquorum_core.errors import KeyquorumError, MalformedError, Reason, RefusedError, StateError
+from keyquorum_core.errors import KeyquorumError, MalformedError, Reason, RefusedError
 from keyquorum_core.key_policy import KeyPolicy
 from keyquorum_core.keywrap import LoadedKeys
 from keyquorum_core.rebuilding import REBUILD_RECEIPT_TYPE, RebuildReceipt
@@ -174,7 +174,7 @@ class Ceremonies:
         approves.
         """
         self._profile.roster.custodian(custodian)
-        of = await self._epoch(key_id, epoch)
+        of = await get_key(self._connection, self._profile, key_id, epoch or None)
         plan = self._plan(
             Kind.REPLACE if replace else Kind.REPAIR,
             key_id,
@@ -197,12 +197,12 @@ class Ceremonies:
             of.certificate_sha256,
         ):
             raise RefusedError(Reason.CEREMONY, "the receipt is for another ceremony", expected=plan.digest)
-        key = await self._epoch(key_id, of.epoch)
+        key = await get_key(self._connection, self._profile, key_id, of.epoch)
         return Ended(plan.ceremony_id, plan.kind, key_id, of.epoch, key, (custodian,), receipt.wrong, event.note[:500])
 
     async def destroy(self, key_id: str, epoch: int, *, now: int, progress: ProgressCallback) -> Ended:
         """Have an epoch erased everywhere, once each custodian's operator approved. There is no way back."""
-        of = await self._epoch(key_id, epoch)
+        of = await get_key(self._connection, self._profile, key_id, epoch or None)
         plan = self._plan(
             Kind.DESTROY, key_id, of.epoch, of.suite, of.policy, now, certificate=of.certificate_sha256, of=of
         )
@@ -230,18 +230,6 @@ class Ceremonies:
         return ceremony_record(await self._connection.unary(self._connection.keys.CancelCeremony, request))
 
     # -- what they share ----------------------------------------------------------------------------------------------
-
-    async def _epoch(self, key_id: str, epoch: int) -> KeyRecord:
-        epochs = await list_epochs(self._connection, self._profile, key_id)
-        found = next((each for each in epochs if epoch in (0, each.epoch)), None)
-        if found is None:
-            raise StateError(
-                Reason.EPOCH,
-                f"key {key_id} has no such epoch",
-                expected=", ".join(str(each.epoch) for each in epochs),
-                actual=epoch,
-            )
-        return found
 
     def _plan(
         self,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar, cast
 
@@ -53,14 +53,16 @@ async def open_key(
     progress: ProgressCallback | None = None,
 ) -> DataKey:
     """The owner's data key, of the newest epoch unless ``epoch`` says which."""
-    found = _epoch(await client.key_epochs(key), key, epoch)
+    found = await _kept(client, key, epoch)
+    if epoch is None:
+        await client._check_usable(found)
     derived = await client.derive_key(
         PURPOSE,
         name,
         key=key,
         classification=classification,
         export_control=export_control,
-        epoch=None if epoch is None else found.epoch,
+        epoch=found.epoch,  # the newest may be another one by now
         key_check=key_check,
         progress=progress,
     )
@@ -77,19 +79,10 @@ async def open_key(
     )
 
 
-def _epoch(epochs: Sequence[KeyRecord], key: str, number: int | None) -> KeyRecord:
+async def _kept(client: AsyncClient, key: str, number: int | None) -> KeyRecord:
     """The newest epoch or the one with this number. What the coordinator makes of the others decides nothing: it is
     custodians that answer for an epoch, or don't."""
-    if not epochs:
-        raise StateError(Reason.UNKNOWN_KEY, f"there is no key {key}")
-    found = epochs[0] if number is None else next((each for each in epochs if each.epoch == number), None)
-    if found is None:
-        raise RefusedError(
-            Reason.EPOCH,
-            f"key {key} has no epoch {number}",
-            expected=", ".join(str(each.epoch) for each in epochs),
-            actual=number,
-        )
+    found = await client.key(key, number)
     if found.state == "destroyed":
         raise StateError(
             Reason.KEY_STATE,
@@ -158,7 +151,7 @@ async def rewrap(client: AsyncClient, path: Path, to_epoch: int | None, progress
     found = await asyncio.to_thread(read_header, path)
     header = found.header
     _check_ours(client, header)
-    target = _epoch(await client.key_epochs(header.key_id), header.key_id, to_epoch)
+    target = await _kept(client, header.key_id, to_epoch)
     if target.epoch == header.epoch:
         return found
     if target.epoch < header.epoch:

@@ -8,9 +8,10 @@ from keyquorum.profile import Profile
 from keyquorum.session import Connection
 from keyquorum_core.ceremony import CERTIFICATE_TYPE, MAX_CERTIFICATE, EpochCertificate
 from keyquorum_core.ceremony_checks import check_signed
-from keyquorum_core.errors import Reason, RefusedError
+from keyquorum_core.errors import Reason, RefusedError, StateError
 from keyquorum_core.key_policy import KeyPolicy
 from keyquorum_core.keywrap import LoadedKeys
+from keyquorum_core.names import MAX_INTEGER
 from keyquorum_core.quorum import Quorum
 from keyquorum_core.signing import Unverified
 from keyquorum_protos.v1 import coordinator_pb2 as pb
@@ -156,10 +157,17 @@ def open_certificate(envelope: bytes, profile: Profile) -> EpochCertificate:
     return certificate
 
 
-async def get_key(connection: Connection, profile: Profile, key_id: str) -> KeyRecord:
-    """The named key's newest epoch. Raises :class:`RefusedError` where its certificate doesn't verify."""
-    message = await connection.unary(connection.keys.Get, pb.GetKeyRequest(key_id=key_id))
+async def get_key(connection: Connection, profile: Profile, key_id: str, epoch: int | None = None) -> KeyRecord:
+    """The named key's newest epoch, or this one. Raises :class:`RefusedError` where its certificate doesn't verify, or
+    is another's than what was asked for; :class:`StateError` (``UNKNOWN_KEY``, ``EPOCH``) where there is none."""
+    if epoch is not None and not 0 < epoch <= MAX_INTEGER:
+        raise StateError(Reason.EPOCH, f"key {key_id} has no such epoch", expected=f"1…{MAX_INTEGER}", actual=epoch)
+    message = await connection.unary(connection.keys.Get, pb.GetKeyRequest(key_id=key_id, epoch=epoch or 0))
     _check_id(message, key_id)
+    if epoch is not None and message.epoch != epoch:
+        raise RefusedError(
+            Reason.EPOCH, "the coordinator gave another epoch of the key", expected=epoch, actual=message.epoch
+        )
     return record(message, profile)
 
 

@@ -24,7 +24,6 @@ from keyquorum.progress import ProgressCallback, silent
 from keyquorum.revoking import Held, fetch, hand_over
 from keyquorum.session import Connection
 from keyquorum_core.drill_report import FULL
-from keyquorum_core.errors import Reason, StateError
 from keyquorum_core.key_policy import KeyPolicy
 from keyquorum_core.keywrap import LoadedKeys
 from keyquorum_core.sealing import Suite
@@ -90,11 +89,8 @@ class ClusterClient:
         """An epoch by its verified certificate, which never changes. Raises :class:`StateError` (``EPOCH``)."""
         known = self._known(key_id, epoch)
         if known is None:
-            for each in await keyring.list_epochs(connection, self.profile, key_id):
-                self._certificates[each.certificate_sha256] = each
-            known = self._known(key_id, epoch)
-        if known is None:
-            raise StateError(Reason.EPOCH, f"the coordinator shows no epoch {epoch} of key {key_id}")
+            known = await keyring.get_key(connection, self.profile, key_id, epoch)
+            self._certificates[known.certificate_sha256] = known
         return known
 
     def _known(self, key_id: str, epoch: int) -> KeyRecord | None:
@@ -123,12 +119,13 @@ class ClusterClient:
         """The cluster's keys, each with its certificate verified."""
         return await keyring.list_keys(self._connection(), self.profile)
 
-    async def key(self, key_id: str) -> KeyRecord:
-        """One key, its newest epoch: its certificate carries the signatures of all who made it.
+    async def key(self, key_id: str, epoch: int | None = None) -> KeyRecord:
+        """One key, its newest epoch or this one: its certificate carries the signatures of all who made it.
 
-        Raises :class:`RefusedError` where it doesn't, :class:`StateError` (``UNKNOWN_KEY``) where there is none.
+        Raises :class:`RefusedError` where it doesn't, :class:`StateError` (``UNKNOWN_KEY``, ``EPOCH``) where there is
+        none.
         """
-        return await keyring.get_key(self._connection(), self.profile, key_id)
+        return await keyring.get_key(self._connection(), self.profile, key_id, epoch)
 
     async def key_create(
         self,

@@ -104,9 +104,9 @@ class Client:
         """See :meth:`AsyncClient.keys`."""
         return self._run(self._async.keys())
 
-    def key(self, key_id: str) -> KeyRecord:
+    def key(self, key_id: str, epoch: int | None = None) -> KeyRecord:
         """See :meth:`AsyncClient.key`."""
-        return self._run(self._async.key(key_id))
+        return self._run(self._async.key(key_id, epoch))
 
     def key_create(
         self,

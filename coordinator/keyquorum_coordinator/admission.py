@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import hashlib
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 from keyquorum_coordinator.artifacts import ArtifactState
 from keyquorum_coordinator.job_states import JobState
@@ -67,15 +68,22 @@ def facts_of(job: Job) -> JobFacts:
     return facts
 
 
+class Epochs(Protocol):
+    """Which epochs there are: the state of one (None: not known), and all that are known, in order."""
+
+    def state(self, key_id: str, epoch: int) -> str | None: ...
+    def all(self) -> Sequence[tuple[str, int]]: ...
+
+
 def admit(
     envelope: bytes,
     caller: str,
     now: int,
-    epochs: Mapping[tuple[str, int], str],
+    epochs: Epochs,
     decide: Callable[[policy_facts.JobFacts], Decision],
 ) -> NewJob:
-    """The job that a manifest asks for. ``epochs``: state of each known (key id, epoch). ``decide``: the coordinator's
-    policy, which raises for a job that it denies.
+    """The job that a manifest asks for. ``decide``: the coordinator's policy, which raises for a job that it
+    denies.
 
     Raises ``TOO_LARGE``, ``SIGNATURE…``, ``UNKNOWN_OWNER`` (it names another owner than the caller), ``NOT_YET_VALID``,
     ``EXPIRED``, ``UNKNOWN_KEY``, ``EPOCH``, ``KEY_STATE``.
@@ -115,7 +123,7 @@ def admit_key_request(
     envelope: bytes,
     caller: str,
     now: int,
-    epochs: Mapping[tuple[str, int], str],
+    epochs: Epochs,
     decide: Callable[[policy_facts.JobFacts], Decision],
 ) -> AdmittedRequest:
     """As :func:`admit`, for a key that its owner wants for data of its own."""
@@ -152,23 +160,10 @@ def _check_caller(owner: str, caller: str) -> None:
         )
 
 
-def _check_epoch(manifest: Manifest | KeyRequest, epochs: Mapping[tuple[str, int], str]) -> None:
-    known = sorted(epoch for key_id, epoch in epochs if key_id == manifest.key_id)
-    if not known:
-        raise RefusedError(
-            Reason.UNKNOWN_KEY,
-            "no custodian knows this key",
-            expected=", ".join(sorted({key_id for key_id, _ in epochs}))[:200] or "a key made by a ceremony",
-            actual=manifest.key_id,
-        )
-    if manifest.epoch not in known:
-        raise RefusedError(
-            Reason.EPOCH,
-            f"key {manifest.key_id} has no such epoch",
-            expected=", ".join(map(str, known))[:200],
-            actual=manifest.epoch,
-        )
-    state = epochs[manifest.key_id, manifest.epoch]
+def _check_epoch(manifest: Manifest | KeyRequest, epochs: Epochs) -> None:
+    state = epochs.state(manifest.key_id, manifest.epoch)
+    if state is None:
+        raise _unknown(manifest, epochs.all())
     if state not in ("active", "retired"):  # what a retired one still serves is for custodians to say
         raise RefusedError(
             Reason.KEY_STATE,
@@ -176,6 +171,23 @@ def _check_epoch(manifest: Manifest | KeyRequest, epochs: Mapping[tuple[str, int
             expected="active",
             actual=state,
         )
+
+
+def _unknown(manifest: Manifest | KeyRequest, known: Sequence[tuple[str, int]]) -> RefusedError:
+    numbers = [epoch for key_id, epoch in known if key_id == manifest.key_id]
+    if not numbers:
+        return RefusedError(
+            Reason.UNKNOWN_KEY,
+            "no custodian knows this key",
+            expected=", ".join(sorted({key_id for key_id, _ in known}))[:200] or "a key made by a ceremony",
+            actual=manifest.key_id,
+        )
+    return RefusedError(
+        Reason.EPOCH,
+        f"key {manifest.key_id} has no such epoch",
+        expected=", ".join(map(str, numbers))[:200],
+        actual=manifest.epoch,
+    )
 
 
 def check_opening(job: Job, envelope: bytes, bundle: ArtifactState) -> None:

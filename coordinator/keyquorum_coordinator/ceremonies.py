@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from typing import Final
 
 import structlog
-from sqlalchemy import select
-from sqlalchemy.orm import Session, defer
+from sqlalchemy import func, select
+from sqlalchemy.orm import Session, aliased, defer
 
 from keyquorum_coordinator.certificates import keep_roster
 from keyquorum_coordinator.database import CeremonyReceiptRow, CeremonyRow, Database, KeyRow, StaleRow
@@ -36,6 +36,7 @@ Spared = Callable[[], Awaitable[Collection[str]]]
 """Keys that nobody but a drill makes or resumes ceremonies of now."""
 
 _MAX_RUNNING = 32
+_MAX_EPOCHS = 10_000
 _OVERTAKEN_PAUSE = 0.5
 _DRIVERS: Final[Mapping[Kind, type[Driver]]] = {
     Kind.GENERATE: Making,
@@ -128,9 +129,14 @@ class Ceremonies:
 
     # -- keys ---------------------------------------------------------------------------------------------------------
 
-    async def keys(self, key_id: str = "", *, certificates: bool = True) -> list[KeyEpoch]:
-        """All epochs, or those of one key; by key id, newest epoch first."""
-        return await self._database.read(lambda session: _epochs(session, key_id, certificates=certificates))
+    async def keys(
+        self, key_id: str = "", *, certificates: bool = False, newest: bool = False, epoch: int = 0
+    ) -> list[KeyEpoch]:
+        """All epochs, or those of one key, or the newest of each, or one; by key id, newest epoch first. Certificates
+        are long: they are read where they are asked for, and are empty otherwise."""
+        return await self._database.read(
+            lambda session: _epochs(session, key_id, epoch, certificates=certificates, newest=newest)
+        )
 
     async def certificate(self, key_id: str, epoch: int) -> bytes:
         """Raises :class:`StateError` (``UNKNOWN_KEY``)."""
@@ -139,12 +145,20 @@ class Ceremonies:
             raise StateError(Reason.UNKNOWN_KEY, "no such epoch", actual=f"{key_id[:64]} epoch {epoch}")
         return row.certificate
 
-    async def key(self, key_id: str) -> KeyEpoch:
-        """The newest epoch. Raises :class:`StateError` (``UNKNOWN_KEY``)."""
-        found = await self._database.read(lambda session: _epochs(session, key_id, limit=1)) if key_id else []
-        if not found:
+    async def key(self, key_id: str, epoch: int = 0) -> KeyEpoch:
+        """The newest epoch, or this one. Raises :class:`StateError` (``UNKNOWN_KEY``, ``EPOCH``)."""
+        found = await self.keys(key_id, certificates=True, newest=not epoch, epoch=epoch) if key_id else []
+        if found:
+            return found[0]
+        known = await self.keys(key_id) if epoch and key_id else []
+        if not known:
             raise StateError(Reason.UNKNOWN_KEY, "no such key", actual=key_id[:64])
-        return found[0]
+        raise StateError(
+            Reason.EPOCH,
+            f"key {key_id} has no such epoch",
+            expected=", ".join(str(each.epoch) for each in known)[:200],
+            actual=epoch,
+        )
 
     # -- ceremonies ---------------------------------------------------------------------------------------------------
 
@@ -375,12 +389,21 @@ def _refuse_rivals(session: Session, plan: CeremonyPlan) -> None:
 _DOING: Final[Mapping[Kind, str]] = {Kind.GENERATE: "made", Kind.ROTATE: "made", Kind.DESTROY: "destroyed"}
 
 
-def _epochs(session: Session, key_id: str, *, limit: int = 10_000, certificates: bool = True) -> list[KeyEpoch]:
-    columns = [] if certificates else [defer(KeyRow.certificate)]
-    query = select(KeyRow).options(*columns).order_by(KeyRow.key_id, KeyRow.epoch.desc()).limit(limit)
-    lacking: dict[tuple[str, int], list[str]] = {}
+def _epochs(session: Session, key_id: str, epoch: int, *, certificates: bool, newest: bool) -> list[KeyEpoch]:
+    rows = select(KeyRow).order_by(KeyRow.key_id, KeyRow.epoch.desc()).limit(_MAX_EPOCHS)
     stale = select(StaleRow).order_by(StaleRow.custodian)
-    for each in session.scalars(stale.where(StaleRow.key_id == key_id) if key_id else stale):
+    if not certificates:
+        rows = rows.options(defer(KeyRow.certificate))
+    if key_id:
+        rows, stale = rows.where(KeyRow.key_id == key_id), stale.where(StaleRow.key_id == key_id)
+    if epoch:
+        rows, stale = rows.where(KeyRow.epoch == epoch), stale.where(StaleRow.epoch == epoch)
+    if newest:
+        other = aliased(KeyRow)
+        last = select(func.max(other.epoch)).where(other.key_id == KeyRow.key_id).scalar_subquery()
+        rows = rows.where(KeyRow.epoch == last)
+    lacking: dict[tuple[str, int], list[str]] = {}
+    for each in session.scalars(stale):
         lacking.setdefault((each.key_id, each.epoch), []).append(each.custodian)
     return [
         KeyEpoch(
@@ -394,7 +417,7 @@ def _epochs(session: Session, key_id: str, *, limit: int = 10_000, certificates:
             row.ended_at or 0,
             tuple(lacking.get((row.key_id, row.epoch), ())),
         )
-        for row in session.scalars(query.where(KeyRow.key_id == key_id) if key_id else query)
+        for row in session.scalars(rows)
     ]
 
 

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, Callable, Mapping
+from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 from functools import partial
 from typing import TypeVar
 
-from keyquorum_coordinator.admission import admit, admit_key_request, check_opening, check_statement, facts_of
+from keyquorum_coordinator.admission import Epochs, admit, admit_key_request, check_opening, check_statement, facts_of
 from keyquorum_coordinator.artifacts import ArtifactStore, WriteRight
 from keyquorum_coordinator.ceremonies import Ceremonies
 from keyquorum_coordinator.certified import CertifiedEpochs, Handed
@@ -42,7 +42,7 @@ _MIB = 1 << 20
 
 Admitted = TypeVar("Admitted")
 _Decide = Callable[[JobFacts], Decision]
-_Admission = Callable[[bytes, str, int, Mapping[tuple[str, int], str], _Decide], Admitted]
+_Admission = Callable[[bytes, str, int, Epochs, _Decide], Admitted]
 
 
 class Desk:
@@ -56,6 +56,7 @@ class Desk:
         releases: Releases,
         ceremonies: Ceremonies,
         certified: CertifiedEpochs,
+        epochs: Epochs,
         fanout: Fanout,
         outbox: Outbox,
         denials: Denials,
@@ -72,6 +73,7 @@ class Desk:
         self.releases = releases
         self.ceremonies = ceremonies
         self.certified = certified
+        self._epochs = epochs
         self.fanout = fanout
         self.outbox = outbox
         self.denials = denials
@@ -117,13 +119,13 @@ class Desk:
         now = int(self._clock())
         decide = self.policy.check_submission
         try:
-            return await asyncio.to_thread(how, envelope, peer.name, now, await self._epochs(), decide)
+            return await asyncio.to_thread(how, envelope, peer.name, now, self._epochs, decide)
         except RefusedError as error:
             if error.reason not in (Reason.UNKNOWN_KEY, Reason.EPOCH, Reason.KEY_STATE):
                 raise
             # What is known of keys may be older than the key, or this process too young to know any: ask.
             await self._ask_for_keys(error)
-            return await asyncio.to_thread(how, envelope, peer.name, now, await self._epochs(), decide)
+            return await asyncio.to_thread(how, envelope, peer.name, now, self._epochs, decide)
 
     async def _ask_for_keys(self, doubt: RefusedError) -> None:
         """Have all custodians describe themselves. Raises ``NO_QUORUM`` when too few do for a "no" to mean anything."""
@@ -136,17 +138,6 @@ class Desk:
                 actual=", ".join(sorted(reached)) or "nobody",
                 next_step="Try again when more custodians can be reached",
             )
-
-    async def _epochs(self) -> dict[tuple[str, int], str]:
-        """What custodians describe and what ceremonies here ended with."""
-        out: dict[tuple[str, int], str] = {}
-        for key in await self.ceremonies.keys():
-            out[key.key_id, key.epoch] = key.state
-        for link in self.fanout.links.values():
-            for epoch, state in link.keys.items():
-                if out.get(epoch) != "active":  # a minority that lags behind does not make an epoch unknown
-                    out[epoch] = state
-        return out
 
     async def owned(self, peer: Peer, job_id: str) -> Job:
         """Raises ``NOT_FOUND`` also for somebody else's job."""

@@ -39,6 +39,7 @@ from keyquorum_coordinator.drills.service import ROLES as DRILL_ROLES
 from keyquorum_coordinator.drills.service import DrillsService, kind_messages
 from keyquorum_coordinator.fanout import Fanout
 from keyquorum_coordinator.jobs import JobStore
+from keyquorum_coordinator.known_epochs import KnownEpochs
 from keyquorum_coordinator.ledger.http import LedgerReader
 from keyquorum_coordinator.ledger.setup import check_log_key, open_log
 from keyquorum_coordinator.metrics import Metrics
@@ -217,6 +218,7 @@ class CoordinatorServer:
             releases=self.releases,
             ceremonies=self.ceremonies,
             certified=self.certified,
+            epochs=KnownEpochs(self.database, self.fanout.links),
             fanout=self.fanout,
             outbox=self.outbox,
             denials=self.denials,

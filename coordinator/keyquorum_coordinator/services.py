@@ -97,15 +97,15 @@ class KeysService(rpc.KeysServicer):
         return ceremony_message(await self._desk.ceremonies.cancel(request.ceremony_id, request.why))
 
     async def List(self, request: pb.ListKeysRequest, context: Context) -> pb.ListKeysResponse:
-        newest = {key.key_id: key for key in reversed(await self._desk.ceremonies.keys())}
-        return pb.ListKeysResponse(keys=[key_message(newest[key_id]) for key_id in sorted(newest)])
+        newest = await self._desk.ceremonies.keys(certificates=True, newest=True)
+        return pb.ListKeysResponse(keys=[key_message(each) for each in newest])
 
     async def Get(self, request: pb.GetKeyRequest, context: Context) -> pb.Key:
-        return key_message(await self._desk.ceremonies.key(request.key_id))
+        return key_message(await self._desk.ceremonies.key(request.key_id, request.epoch))
 
     async def ListEpochs(self, request: pb.GetKeyRequest, context: Context) -> pb.ListKeysResponse:
         await self._desk.ceremonies.key(request.key_id)
-        epochs = await self._desk.ceremonies.keys(request.key_id)
+        epochs = await self._desk.ceremonies.keys(request.key_id, certificates=True)
         return pb.ListKeysResponse(keys=[key_message(each) for each in epochs])
 
     async def Derive(self, request: pb.DeriveRequest, context: Context) -> AsyncIterator[pb.AnswerEvent]:

@@ -93,7 +93,7 @@ class Tending:
         for name in self._vouching.waiting():
             await self._attempt(("restored", name), partial(self._vouch, name))
         await self._learn()
-        epochs = await self._notice(await self._ceremonies.keys(certificates=False))
+        epochs = await self._notice(await self._ceremonies.keys())
         newest = {each.key_id: each.epoch for each in reversed(epochs)}
         drilled = await self._spared()
         for each in epochs:
@@ -196,7 +196,7 @@ class Tending:
         await self._database.write(work)
         for each, name in lost:
             _log.warning("key.lost", key=each.key_id, epoch=each.epoch, custodian=name)
-        return await self._ceremonies.keys(certificates=False)
+        return await self._ceremonies.keys()
 
     async def _vouch(self, name: str) -> None:
         """Carry a restored custodian's question and its peers' answers; what it lacks is then known."""
@@ -218,7 +218,7 @@ class Tending:
 
     async def _learn(self) -> None:
         """Epochs that custodians serve and this coordinator has never heard of."""
-        known = {(each.key_id, each.epoch) for each in await self._ceremonies.keys(certificates=False)}
+        known = {(each.key_id, each.epoch) for each in await self._ceremonies.keys()}
         described = {key for link in self._fanout.links.values() for key in link.keys}
         for key_id, number in sorted(described - known):
             await self._attempt(("learn", key_id, number), partial(self._learn_one, key_id, number))

@@ -20,7 +20,7 @@ from keyquorum.profile import load_profile
 from keyquorum_core.ceremony import CERTIFICATE_TYPE, EpochCertificate
 from keyquorum_core.derivation import context, contributions, purpose_key
 from keyquorum_core.derivation import root as combine_root
-from keyquorum_core.errors import KeyquorumError, Reason, UnavailableError
+from keyquorum_core.errors import KeyquorumError, Reason, RefusedError, UnavailableError
 from keyquorum_core.ledger.cosignatures import Cosigner
 from keyquorum_core.ledger.witness_keys import witness_name
 from keyquorum_core.manifest import subject
@@ -173,25 +173,30 @@ def test_a_roster_swapped_on_disk_is_refused(world: World, tmp_path: Path) -> No
 
 
 class ShowsACertificateOfAnotherKey(FakeCoordinator):
-    def key_message(self, key_id: str) -> pb.Key:
+    def key_message(self, key_id: str, epoch: int = 0) -> pb.Key:
         return pb.Key(key_id=key_id, epoch=1, state="active", certificate=self.world.certify(self.world.plan("other")))
 
 
 class ShowsACertificateOfAnotherEpoch(FakeCoordinator):
-    def key_message(self, key_id: str) -> pb.Key:
+    def key_message(self, key_id: str, epoch: int = 0) -> pb.Key:
         message = super().key_message(key_id)
         message.epoch = 2
         return message
 
 
+class GivesAnotherEpochThanAsked(FakeCoordinator):
+    def key_message(self, key_id: str, epoch: int = 0) -> pb.Key:
+        return super().key_message(key_id)
+
+
 class ShowsACertificateThatACustodianDidNotSign(FakeCoordinator):
-    def key_message(self, key_id: str) -> pb.Key:
+    def key_message(self, key_id: str, epoch: int = 0) -> pb.Key:
         certificate = self.world.certify(self.world.plan(key_id), ["ch-1", "de-1", "de-2", "fr-1"])
         return pb.Key(key_id=key_id, epoch=1, state="active", certificate=certificate)
 
 
 class ShowsACertificateOfItsOwn(FakeCoordinator):
-    def key_message(self, key_id: str) -> pb.Key:
+    def key_message(self, key_id: str, epoch: int = 0) -> pb.Key:
         signers = {each.id: each.identity for each in self.world.roster.custodians}
         payload, _ = open_multi(self.certificates["demo"], CERTIFICATE_TYPE, signers, 5, "certificate")
         forged = sign_many([Identity.generate() for _ in signers], CERTIFICATE_TYPE, payload)
@@ -201,7 +206,7 @@ class ShowsACertificateOfItsOwn(FakeCoordinator):
 class ShowsACertificateForAWeakerQuorum(FakeCoordinator):
     """Properly signed, as in a ceremony for an earlier roster; today's roster asks for more."""
 
-    def key_message(self, key_id: str) -> pb.Key:
+    def key_message(self, key_id: str, epoch: int = 0) -> pb.Key:
         weaker = Quorum({"at_least": 2}, (Custodian(name, where) for name, where in COMMITTEE))
         certificate = self.world.certify(self.world.plan(key_id, quorum=weaker))
         return pb.Key(key_id=key_id, epoch=1, state="active", certificate=certificate)
@@ -223,6 +228,15 @@ async def test_a_key_is_what_all_custodians_certified(
     coordinator = liar(world)
     assert await reason_of_submitting_to(coordinator, tmp_path) is reason
     assert not coordinator.jobs
+
+
+async def test_an_epoch_is_the_one_that_was_asked_for(world: World, tmp_path: Path) -> None:
+    async with deceived(GivesAnotherEpochThanAsked(world), tmp_path) as client:
+        assert (await client.key("demo", 1)).epoch == 1
+        for ask in (client.key("demo", 2), client.data_key("demo", classification="personal", epoch=2)):
+            with pytest.raises(RefusedError) as caught:
+                await ask
+            assert (caught.value.reason, caught.value.expected, caught.value.actual) == (Reason.EPOCH, "2", "1")
 
 
 class AnswersACeremonyWithAnotherKey(FakeCoordinator):

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from keyquorum_core.errors import StateError
 from keyquorum_core.keywrap import load_keys
 from keyquorum_core.transcript import transcript
 from tests.support.cluster import deciding, eventually, operator_of
@@ -49,6 +50,13 @@ def test_a_key_is_rotated_under_a_job_and_its_old_epoch_ends_when_the_job_has(ru
         assert rotated["epoch"] == 2
         shown = running.client("key", "show", "k1")
         assert [(each["epoch"], each["state"]) for each in shown["epochs"]] == [(2, "active"), (1, "retired")]
+        assert [client.key("k1", epoch).epoch for epoch in (None, 1, 2)] == [2, 1, 2]
+        listed = client.keys()
+        assert [each.epoch for each in listed if each.key_id == "k1"] == [2]
+        for key, epoch, reason, expected in (("k1", 3, "EPOCH", "2, 1"), ("none", 1, "UNKNOWN_KEY", "")):
+            with pytest.raises(StateError) as caught:
+                client.key(key, epoch)
+            assert (caught.value.reason, caught.value.expected) == (reason, expected)
         status = running.client("cluster", "status")
         mine = [each for each in status["keys"] if each["key_id"] == "k1"]
         assert [(each["epoch"], each["survival"]["losses"]) for each in mine] == [(2, 2), (1, 2)]

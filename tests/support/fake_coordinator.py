@@ -126,9 +126,12 @@ class FakeCoordinator(rpc.ClusterServicer, rpc.KeysServicer, rpc.JobsServicer, r
     def roster(self) -> bytes:
         return self.world.roster_envelope
 
-    def key_message(self, key_id: str) -> pb.Key:
+    def key_message(self, key_id: str, epoch: int = 0) -> pb.Key:
+        """The newest epoch, which is the only one, or this one."""
         if key_id not in self.certificates:
             raise StateError(Reason.UNKNOWN_KEY, f"there is no key {key_id}")
+        if epoch not in (0, 1):
+            raise StateError(Reason.EPOCH, f"key {key_id} has no such epoch", expected="1", actual=epoch)
         return pb.Key(key_id=key_id, epoch=1, state="active", certificate=self.certificates[key_id])
 
     def job_message(self, job: JobRecord) -> pb.Job:
@@ -326,7 +329,7 @@ class FakeCoordinator(rpc.ClusterServicer, rpc.KeysServicer, rpc.JobsServicer, r
 
     async def Get(self, request: Any, context: Any) -> Any:
         if isinstance(request, pb.GetKeyRequest):
-            return self.key_message(request.key_id)
+            return self.key_message(request.key_id, request.epoch)
         return self.job_message(self._job(request.job_id))
 
     async def Derive(self, request: pb.DeriveRequest, context: Any) -> AsyncIterator[pb.AnswerEvent]:

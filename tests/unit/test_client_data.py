@@ -16,6 +16,8 @@ import keyquorum
 from keyquorum.aio import AsyncClient
 from keyquorum.progress import Progress, Stage
 from keyquorum_core.errors import KeyquorumError, Reason, RefusedError, StateError, UnavailableError
+from keyquorum_core.key_request import KEY_REQUEST_TYPE, KeyRequest
+from keyquorum_core.signing import peek_payload
 from keyquorum_protos.v1 import coordinator_pb2 as pb
 from tests.support.client_world import PASSPHRASE, the_world
 from tests.support.data_files import data_key
@@ -41,8 +43,11 @@ class Rotating(FakeCoordinator):
         certificate = self.made[epoch]
         return pb.Key(key_id="demo", epoch=epoch, state=self.states[epoch], certificate=certificate, retired_at=retired)
 
-    def key_message(self, key_id: str) -> pb.Key:
-        return self.message(max(self.states))
+    def key_message(self, key_id: str, epoch: int = 0) -> pb.Key:
+        if epoch and epoch not in self.states:
+            known = ", ".join(map(str, sorted(self.states, reverse=True)))
+            raise StateError(Reason.EPOCH, f"key {key_id} has no such epoch", expected=known, actual=epoch)
+        return self.message(epoch or max(self.states))
 
     async def ListEpochs(self, request: pb.GetKeyRequest, context: Any) -> pb.ListKeysResponse:
         return pb.ListKeysResponse(keys=[self.message(epoch) for epoch in sorted(self.states, reverse=True)])
@@ -88,6 +93,29 @@ async def test_encrypt_rotate_rewrap_decrypt(coordinator: Rotating, tmp_path: Pa
     assert b"very private" not in sealed.read_bytes()
 
 
+async def test_a_rotation_meanwhile_does_not_part_a_file_from_its_epoch(
+    coordinator: Rotating, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The header names the epoch that the key is of, whatever became the newest since it was looked up."""
+    sealed, key_message = tmp_path / "sealed", coordinator.key_message
+
+    def rotates(key_id: str, epoch: int = 0) -> pb.Key:
+        found = key_message(key_id, epoch)
+        coordinator.rotate()
+        return found
+
+    async with connected(coordinator, tmp_path) as client:
+        monkeypatch.setattr(coordinator, "key_message", rotates)
+        made = await client.encrypt("demo", io.BytesIO(b"kept"), sealed, classification="personal")
+        monkeypatch.undo()
+        asked = KeyRequest.parse(
+            peek_payload(pb.DeriveRequest.FromString(coordinator.seen[-1]).request, KEY_REQUEST_TYPE, "key request")
+        )
+        assert made.header.epoch == asked.epoch == 1
+        await client.decrypt(sealed, tmp_path / "out")
+    assert (tmp_path / "out").read_bytes() == b"kept"
+
+
 async def test_an_opened_key_serves_many_files_with_one_release(coordinator: Rotating, tmp_path: Path) -> None:
     async with connected(coordinator, tmp_path) as client:
         with await client.data_key("demo", classification="personal") as key:
@@ -113,9 +141,13 @@ async def test_a_destroyed_or_unknown_epoch_says_what_to_do(coordinator: Rotatin
             assert caught.value.reason is Reason.KEY_STATE
             assert "retain_seconds" in caught.value.next_step
         coordinator.states[1] = "retired"
-        with pytest.raises(RefusedError) as unknown:
+        with pytest.raises(StateError) as unknown:
             await client.rewrap(sealed, to_epoch=9)
         assert (unknown.value.reason, unknown.value.expected) == (Reason.EPOCH, "2, 1")
+        for none in (0, -1, 1 << 64):
+            with pytest.raises(StateError) as caught:
+                await client.rewrap(sealed, to_epoch=none)
+            assert caught.value.reason is Reason.EPOCH
         await client.rewrap(sealed, to_epoch=2)
         with pytest.raises(RefusedError) as back:
             await client.rewrap(sealed, to_epoch=1)

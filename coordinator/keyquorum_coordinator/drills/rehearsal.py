@@ -387,7 +387,7 @@ class Rehearsal:
 
     async def destroy_older(self) -> list[int]:
         """Destroy the canary's retired epochs, so that they don't pile up; returns which."""
-        epochs = await self.tools.ceremonies.keys(self.key_id, certificates=False)
+        epochs = await self.tools.ceremonies.keys(self.key_id)
         gone = []
         for each in epochs:
             if each.state == "retired":
