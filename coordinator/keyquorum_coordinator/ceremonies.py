@@ -195,9 +195,11 @@ class Ceremonies:
                 return
             await changed.wait()
 
-    async def resume(self) -> int:
-        """Go on with what a stopped or killed coordinator left; returns how many ceremonies."""
+    async def resume(self, key_id: str = "") -> int:
+        """Go on with what a stopped or killed coordinator left, of all keys or one; returns how many ceremonies."""
         query = select(CeremonyRow.plan).where(CeremonyRow.step.not_in(ENDED)).order_by(CeremonyRow.created_at)
+        if key_id:
+            query = query.where(CeremonyRow.key_id == key_id)
         plans = await self._database.read(lambda session: list(session.scalars(query)))
         spared = await self._spared()  # after the plans: a drill is stored before the ceremonies it makes
         count = 0

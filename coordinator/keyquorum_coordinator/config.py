@@ -208,8 +208,10 @@ def _drills(fields: Fields) -> DrillSettings:
     if "revocation" in schedule:
         raise MalformedError(
             Reason.MALFORMED,
-            f"{CONFIG_NAME}: a drill of kind revocation cannot be scheduled",
-            expected="operators who sign it: keyquorum drill run revocation",
+            f"{CONFIG_NAME}: a drill of kind revocation cannot be scheduled: operators sign each one's two documents",
+            expected="rotation, full or any other kind",
+            actual="revocation",
+            next_step="Take it out of [drills.schedule], and run it by hand: keyquorum drill run revocation",
         )
     if schedule and not key:
         raise MalformedError(Reason.MALFORMED, f"{CONFIG_NAME}: scheduled drills need a key", expected="drills.key")

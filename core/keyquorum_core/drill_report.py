@@ -50,7 +50,7 @@ ABOUT: Final = {
     "revocation": "operators revoke the drill's owner, and lift it again",
     "forged-evidence": "a worker asks with forged evidence",
     "split-view": "a log shows two histories",
-    "coordinator-loss": "a coordinator dies in the middle of a ceremony, and another goes on",
+    "coordinator-loss": "what drives a ceremony is dropped in the middle, and a coordinator's start goes on with it",
 }
 """Each kind of drill in the order in which ``full`` runs them, and what it rehearses."""
 KINDS: Final = tuple(ABOUT)

@@ -17,7 +17,8 @@ from keyquorum_coordinator.drills.engine import Drills
 from keyquorum_coordinator.drills.rehearsal import Order, Rehearsal
 from keyquorum_coordinator.withdrawals import Withdrawals
 from keyquorum_core.drill_report import KINDS, Outcome, open_report
-from keyquorum_core.errors import KeyquorumError, Reason
+from keyquorum_core.errors import KeyquorumError, Reason, RefusedError
+from keyquorum_custodian.appraisals import Appraisals
 from keyquorum_protos.v1 import drills_pb2 as pb
 from tests.support.drilling import CANARY, DrillScene, drill_documents, open_drills
 
@@ -43,9 +44,13 @@ async def no_fault(drill: Rehearsal, custodian: str, fault: str, **options: Any)
     return pb.FaultState(key_id=drill.key_id, fault=fault)
 
 
-async def as_the_owner(forger: object) -> dict[str, bytes]:
+async def as_the_owner(forger: object) -> list[defences.Forgery]:
     """Not forged at all: whoever gets a share with this would have got it with a forgery."""
-    return {"nothing forged": b""}
+    return [defences.Forgery("nothing forged", b"", b"", Reason.ROOT_NOT_PINNED)]
+
+
+def expired(*arguments: Any) -> Any:
+    raise RefusedError(Reason.EXPIRED, "the reference values have expired")
 
 
 SABOTAGE: dict[str, tuple[object, str, object]] = {
@@ -56,9 +61,9 @@ SABOTAGE: dict[str, tuple[object, str, object]] = {
     "repair": (Rehearsal, "inject", no_fault),
     "restore": (Rehearsal, "inject", no_fault),
     "revocation": (Withdrawals, "accept", nothing),
-    "forged-evidence": (defences._Forger, "documents", as_the_owner),
+    "forged-evidence": (defences._Forger, "forgeries", as_the_owner),
     "split-view": (Rehearsal, "inject", no_fault),
-    "coordinator-loss": (Rehearsal, "follow", nothing),
+    "coordinator-loss": (Ceremonies, "resume", nothing),
 }
 
 
@@ -77,6 +82,13 @@ async def test_each_kind_fails_where_what_it_asserts_does_not_happen(
         (part,) = report.parts
         assert (kind, report.outcome, part.outcome) == (kind, Outcome.FAILED, Outcome.FAILED), report
         assert part.cause
+    # Custodians that refuse any evidence whatever: that says nothing of what is wrong with this.
+    with monkeypatch.context() as patched:
+        patched.setattr(Appraisals, "appraise", expired)
+        report = await scene.drill("forged-evidence")
+    assert report.outcome is Outcome.FAILED
+    wrong = [each for each in report.parts[0].checks if not each.passed]
+    assert ["EXPIRED at recipient" in each.actual for each in wrong] == [True] * 4
     # A custodian that is down for good: nothing can be rehearsed, and nothing passes.
     await scene.down("no-1")
     report = await scene.drill("forged-evidence")

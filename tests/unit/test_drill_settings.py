@@ -1,4 +1,4 @@
-"""Drills by the clock: what coordinator.toml may say, and what is due when; and that documents do nothing else."""
+"""What coordinator.toml may say of drills; and that the documents of a *revocation* do nothing else."""
 
 from __future__ import annotations
 
@@ -9,8 +9,6 @@ import pytest
 
 from keyquorum_coordinator.config import CoordinatorConfig, DrillSettings, load_config
 from keyquorum_coordinator.drills.documents import check_documents
-from keyquorum_coordinator.drills.schedule import due
-from keyquorum_coordinator.drills.store import KindRecord
 from keyquorum_coordinator.init import initialise
 from keyquorum_core.errors import KeyquorumError, Reason
 from keyquorum_core.revocations import NOTHING, Revocation, Revocations
@@ -60,13 +58,11 @@ def test_what_a_schedule_cannot_be_is_refused(folder: Path, table: str) -> None:
     assert caught.value.reason is Reason.MALFORMED
 
 
-def test_what_is_due_longest_comes_first() -> None:
-    schedule = {"rotation": 100, "repair": 1000}
-    assert due(schedule, {}, 5000) == "rotation"  # neither ever ran
-    records = {"rotation": KindRecord(last_run=4950), "repair": KindRecord(last_run=3500)}
-    assert due(schedule, records, 5000) == "repair"
-    assert due(schedule, records | {"repair": KindRecord(last_run=4400)}, 5000) == ""
-    assert due({}, records, 5000) == ""
+def test_a_scheduled_revocation_is_refused_by_its_name_and_why(folder: Path) -> None:
+    with pytest.raises(KeyquorumError) as caught:
+        settings(folder, '[drills]\nkey = "canary"\nschedule = { rotation = "7d", revocation = "7d" }')
+    assert caught.value.actual == "revocation"
+    assert "operators sign" in caught.value.message
 
 
 def document(version: int, revoked: tuple[str, ...], lifted: tuple[str, ...] = ()) -> Revocations:

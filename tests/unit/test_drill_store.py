@@ -14,7 +14,7 @@ from sqlalchemy.orm import Session
 from keyquorum_coordinator.database import Database, OutboxRow
 from keyquorum_coordinator.drills import store
 from keyquorum_coordinator.drills.rehearsal import Order
-from keyquorum_core.drill_report import DrillReport, Moment, Outcome, Part
+from keyquorum_core.drill_report import Check, DrillReport, Moment, Outcome, Part
 from keyquorum_core.errors import Reason, StateError
 from tests.support.direct import open_database
 
@@ -121,3 +121,23 @@ def test_what_could_not_be_undone_is_its_own_coordinator_s_at_once_and_another_s
     assert taken(database, THERE, LATER + 1) == [ONE]
     database.run_write(lambda session: store.mark_undone(session, ONE))
     assert taken(database, HERE, LATER + 900) == []
+
+
+def test_how_kinds_went_is_told_by_their_last_run_and_the_last_that_passed(database: Database) -> None:
+    def went(drill_id: str, at: int, outcome: Outcome, took: int) -> None:
+        order = Order(drill_id, "repair", "canary")
+        checks = (Check("all is well", "yes", "yes", True),) if outcome is Outcome.PASSED else ()
+        cause = "" if checks else "cut off"
+        part = Part("repair", 0, took, outcome, ("ch-1",), 5, None, "", cause, checks)
+        moments = (Moment(0, "repair", "note", "", ""),)
+        report = DrillReport(
+            drill_id, "repair", "demo", "main", "canary", "0" * 64, at, took, outcome, (part,), moments
+        )
+        database.run_write(lambda session: store.begin(session, order, HERE, at))
+        database.run_write(lambda session: store.end(session, report, b"signed", HERE, at + took, undone=True))
+
+    assert database.run_read(store.kinds) == {}
+    went(ONE, AT, Outcome.PASSED, 2000)
+    assert database.run_read(store.kinds) == {"repair": store.KindRecord(AT + 2, AT + 2, True, 5, None, 2000)}
+    went(TWO, AT + 100, Outcome.INTERRUPTED, 1000)  # a run: what is scheduled does not begin again at once
+    assert database.run_read(store.kinds) == {"repair": store.KindRecord(AT + 101, AT + 2, False, 5, None, 1000)}

@@ -179,12 +179,16 @@ async def restore(drill: Rehearsal) -> None:
 
 
 async def coordinator_loss(drill: Rehearsal) -> None:
-    """*detect*: from the death until the ceremony is found where it was left. *recover*: until another coordinator has
-    ended it and the new epoch serves."""
+    """What drives a ceremony is gone, in the middle of a step, with what it knew; what a coordinator does when it
+    starts goes on from what is stored, over connections of its own. All in this process, which does not die.
+
+    *detect*: from the death until the ceremony is found where it was left. *recover*: until it is ended and the new
+    epoch serves."""
+    drill.say("note", "in this process: the ceremony is dropped, and what a coordinator does at its start goes on")
     old = drill.epoch
     plan = await drill.plan(Kind.ROTATE, old + 1)
     reached = await _begin_and_die(drill, plan)
-    drill.say("inject", f"a coordinator died at {reached}")
+    drill.say("inject", f"the ceremony's driver was dropped at {reached}")
     drill.mark()
     record = await _record(drill, plan)
     if record not in ("", Step.DONE, Step.CANCELLED):
@@ -207,6 +211,8 @@ async def coordinator_loss(drill: Rehearsal) -> None:
         with contextlib.suppress(TimeoutError):
             await fanout.ready()
         try:
+            count = await ceremonies.resume(drill.key_id)
+            drill.check("what a coordinator does at its start takes it up", count == 1, expected=1, actual=count)
             await drill.follow(plan, ceremonies)
         finally:
             await ceremonies.close()

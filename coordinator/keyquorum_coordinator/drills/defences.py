@@ -6,6 +6,7 @@ import asyncio
 import hashlib
 import secrets
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 import grpc.aio
 
@@ -31,15 +32,27 @@ __all__ = ["forged_evidence", "revocation", "split_view"]
 
 _SHOWN_SECONDS = 10.0
 _HEARD_SECONDS = 30.0
+_NO_SIGNING_KEY = 7 << 2
 _MEASUREMENT = hashlib.sha384(b"keyquorum drill: evidence that no hardware made").digest()
-_OF_EVIDENCE = frozenset(
-    {
-        Reason.EVIDENCE_TYPE, Reason.CHAIN, Reason.ROOT_NOT_PINNED, Reason.TCB, Reason.CHIP_ID, Reason.DEBUG_ENABLED,
-        Reason.VMPL, Reason.PLATFORM, Reason.MEASUREMENT, Reason.BINDING, Reason.STALE, Reason.SIGNATURE,
-        Reason.RECIPIENT, Reason.REGION,
-    }
-)  # fmt: skip
-"""What a custodian can say of evidence that it does not accept. Anything else says nothing about the evidence."""
+
+
+@dataclass(frozen=True, slots=True)
+class Forgery:
+    """``evidence`` as it is shown, and ``logged`` as the leaf has it; what a custodian has to say to it, at which of
+    its checks."""
+
+    what: str
+    evidence: bytes
+    logged: bytes
+    reason: Reason
+    check: str = "recipient"
+
+    def refused(self, error: KeyquorumError) -> bool:
+        """For what is wrong with it, and for nothing else. ``EVIDENCE_TYPE`` is as good where the document has what the
+        job asks for: that custodian accepts no SEV-SNP at all."""
+        no_such = self.check == "recipient" and self.reason in (Reason.ROOT_NOT_PINNED, Reason.SIGNATURE)
+        reasons = {self.reason, Reason.EVIDENCE_TYPE} if no_such else {self.reason}
+        return error.reason in reasons and error.details.get("check") == self.check
 
 
 # -- revocation ------------------------------------------------------------------------------------------------------
@@ -100,26 +113,26 @@ async def forged_evidence(drill: Rehearsal) -> None:
     chip = await asyncio.to_thread(vendor.chip, now=now - 60)
     forger = _Forger(drill, chip)
     drill.mark()
-    refusals: dict[str, dict[str, KeyquorumError]] = {}
+    refusals: list[tuple[Forgery, dict[str, KeyquorumError]]] = []
     leaked: list[str] = []
-    for name, document in (await forger.documents()).items():
-        drill.say("inject", f"asking with {name}")
-        refused, given = await forger.ask(document)
-        refusals[name] = refused
+    for each in await forger.forgeries():
+        drill.say("inject", f"asking with {each.what}")
+        refused, given = await forger.ask(each.evidence, each.logged)
+        refusals.append((each, refused))
         leaked += given
     if not leaked:
         drill.detected("every custodian refused each forgery")
-    for name, refused in refusals.items():
+    for forgery, refused in refusals:
         drill.check(
-            f"every custodian refuses {name}",
-            set(refused) == set(drill.ids) and all(each.reason in _OF_EVIDENCE for each in refused.values()),
-            expected=f"{', '.join(drill.ids)}: a reason about the evidence",
-            actual=", ".join(f"{each} {error.reason}" for each, error in sorted(refused.items())) or "no refusal",
+            f"every custodian refuses {forgery.what}",
+            set(refused) == set(drill.ids) and all(map(forgery.refused, refused.values())),
+            expected=f"{', '.join(drill.ids)}: {forgery.reason}, at its check of {forgery.check}",
+            actual=", ".join(f"{name} {_said(error)}" for name, error in sorted(refused.items())) or "no refusal",
         )
     drill.check(
         "nothing was released to the forger", not leaked, expected="no share", actual=", ".join(leaked) or "no share"
     )
-    refused, given = await forger.ask(b"")
+    refused, given = await forger.ask(b"", b"")
     if set(given) == set(drill.ids):
         drill.recovered("the job's owner is served")
     drill.check(
@@ -128,6 +141,10 @@ async def forged_evidence(drill: Rehearsal) -> None:
         expected=f"shares from {', '.join(drill.ids)}",
         actual=", ".join(sorted(given)) or "; ".join(f"{each} {error.reason}" for each, error in refused.items()),
     )
+
+
+def _said(error: KeyquorumError) -> str:
+    return f"{error.reason} at {error.details.get('check', '?')}"
 
 
 class _Forger:
@@ -162,36 +179,42 @@ class _Forger:
             nonce=secrets.token_hex(16),
         )
 
-    async def documents(self) -> dict[str, bytes]:
-        """By what is wrong with it."""
+    async def forgeries(self) -> list[Forgery]:
+        """What can be made without hardware: nothing of it gets past the vendor's root."""
         windows = await self._windows()
         nonces = tuple(WindowNonce(name, each.window, each.nonce_bytes) for name, each in sorted(windows.items()))
         old = tuple(WindowNonce(each.custodian, max(0, each.window - 1000), bytes(32)) for each in nonces)
-        other = RecipientKey.generate().public
-        good = self._document(nonces, self._recipient.public)
-        flipped = bytearray(good.items[0].evidence)
-        flipped[0x2A0] ^= 1  # within the report's signature
-        return {
-            "evidence of a vendor that the forger made up": good.to_bytes(),
-            "evidence for another recipient": self._document(nonces, other).to_bytes(),
-            "evidence for a challenge of long ago": self._document(old, self._recipient.public).to_bytes(),
-            "evidence whose signature was changed": self._with(good, bytes(flipped)).to_bytes(),
-        }
+        made_up, unsigned, stale = (
+            self._document(nonces),
+            self._document(nonces, flags=_NO_SIGNING_KEY),
+            self._document(old),
+        )
+        other = EvidenceItem("tpm2", b"-", ())
+        untyped = EvidenceDocument(nonces, made_up.hpke_key, made_up.signing_key, (other,)).to_bytes()
+        wanted = (
+            ("evidence of a vendor that the forger made up", made_up.to_bytes(), Reason.ROOT_NOT_PINNED),
+            ("evidence that no key of a chip signed", unsigned.to_bytes(), Reason.SIGNATURE),
+            ("evidence for a challenge of long ago", stale.to_bytes(), Reason.STALE),
+            ("evidence of another type than the job asks for", untyped, Reason.EVIDENCE_TYPE),
+        )
+        changed = self._document(nonces).to_bytes()
+        return [
+            *(Forgery(what, document, document, reason) for what, document, reason in wanted),
+            Forgery("other evidence than the ledger shows", changed, made_up.to_bytes(), Reason.LEAF, "leaf"),
+        ]
 
-    def _document(self, nonces: tuple[WindowNonce, ...], bound_to: bytes) -> EvidenceDocument:
-        """For our recipient's key; the report is bound to ``bound_to``."""
+    def _document(self, nonces: tuple[WindowNonce, ...], *, flags: int | None = None) -> EvidenceDocument:
+        """As a worker's: bound to its keys and to the challenge of these nonces."""
         draft = EvidenceDocument(
             nonces,
             self._recipient.public,
             self._signing.public.to_bytes(),
             (EvidenceItem("sev-snp", b"-", ()),),
         )
-        bound = report_data(bound_to, draft.signing_key, draft.challenge())
-        return self._with(draft, self._chip.sign_report(bound, _MEASUREMENT))
-
-    def _with(self, document: EvidenceDocument, report: bytes) -> EvidenceDocument:
+        bound = report_data(draft.hpke_key, draft.signing_key, draft.challenge())
+        report = self._chip.sign_report(bound, _MEASUREMENT, flags=flags)
         item = EvidenceItem("sev-snp", report, self._chip.endorsements)
-        return EvidenceDocument(document.nonces, document.hpke_key, document.signing_key, (item,))
+        return EvidenceDocument(draft.nonces, draft.hpke_key, draft.signing_key, (item,))
 
     async def _windows(self) -> dict[str, Window]:
         roster = self._drill.tools.fanout.roster
@@ -208,11 +231,11 @@ class _Forger:
             )
         return found
 
-    async def ask(self, evidence: bytes) -> tuple[dict[str, KeyquorumError], list[str]]:
-        """Who refused and why, and who gave a share; without evidence the owner asks."""
+    async def ask(self, evidence: bytes, logged: bytes) -> tuple[dict[str, KeyquorumError], list[str]]:
+        """Who refused and why, and who gave a share; without evidence the owner asks. The ledger has ``logged``."""
         tools, payload = self._drill.tools, manifests.payload(self._manifest)
         job = manifests.job_id(payload)
-        digest = hashlib.sha256(evidence).hexdigest() if evidence else Leaf.NO_EVIDENCE
+        digest = hashlib.sha256(logged).hexdigest() if logged else Leaf.NO_EVIDENCE
         key = self._recipient.public if evidence else self._manifest.owner_hpke
         leaf = Leaf(
             job_id=job,

@@ -56,8 +56,8 @@ class Order:
 @dataclass(frozen=True, slots=True)
 class Tools:
     """What a drill works with. ``fanout``, ``witnesses``, ``releases`` and ``prober`` are its own; the rest is the
-    coordinator's. ``another``: makes the parts of another coordinator over the same database, for *coordinator-loss*:
-    its own links, and ceremonies over them. ``deadline``: of the drill's releases, seconds."""
+    coordinator's. ``another``: makes what another coordinator over the same database drives ceremonies with, for
+    *coordinator-loss*: its own links, and ceremonies over them. ``deadline``: of the drill's releases, seconds."""
 
     keys: LoadedKeys
     fanout: Fanout
