@@ -6,15 +6,15 @@ are combined by those, whatever the roster says by now.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from keyquorum_core.ceremony import CERTIFICATE_TYPE, MAX_CERTIFICATE, EpochCertificate
-from keyquorum_core.ceremony_checks import check_certificate
+from keyquorum_core.ceremony_checks import check_signed
 from keyquorum_core.errors import Reason, RefusedError
 from keyquorum_core.roster import Roster
-from keyquorum_core.signing import open_multi, peek_payload
+from keyquorum_core.signing import Unverified
 
-__all__ = ["open_certificate"]
+__all__ = ["open_certificate", "open_certificate_of"]
 
 
 def open_certificate(envelope: bytes, rosters: Sequence[Roster]) -> EpochCertificate:
@@ -22,25 +22,35 @@ def open_certificate(envelope: bytes, rosters: Sequence[Roster]) -> EpochCertifi
 
     Raises :class:`MalformedError`, :class:`RefusedError` (``ROSTER``, ``SIGNATURE…``, ``CEREMONY``, ``QUORUM_RULE``).
     """
+
+    def roster_of(digest: str) -> Roster:
+        found = next((each for each in rosters if each.digest == digest), None)
+        if found is None:
+            raise RefusedError(
+                Reason.ROSTER,
+                "the epoch certificate names a roster that is not known here",
+                expected=", ".join(f"version {each.version}" for each in rosters),
+                actual=digest,
+            )
+        return found
+
+    return open_certificate_of(envelope, roster_of)
+
+
+def open_certificate_of(envelope: bytes, roster_of: Callable[[str], Roster]) -> EpochCertificate:
+    """As :func:`open_certificate`, under the roster that ``roster_of`` gives for the digest that the plan names."""
     what = "epoch certificate"
-    claimed = EpochCertificate.parse(peek_payload(envelope, CERTIFICATE_TYPE, what, MAX_CERTIFICATE))
-    roster = next((each for each in rosters if each.digest == claimed.plan.roster_digest), None)
-    if roster is None:
-        raise RefusedError(
-            Reason.ROSTER,
-            "the epoch certificate names a roster that is not known here",
-            expected=", ".join(f"version {each.version}" for each in rosters),
-            actual=claimed.plan.roster_digest,
-        )
+    unverified = Unverified(envelope, CERTIFICATE_TYPE, what, MAX_CERTIFICATE)
+    certificate = EpochCertificate.parse(unverified.payload)
+    plan = certificate.plan
+    roster = roster_of(plan.roster_digest)
     identities = {each.id: each.identity for each in roster.custodians}
-    payload, signed = open_multi(
-        envelope, CERTIFICATE_TYPE, identities, len(claimed.signers), what, max_bytes=MAX_CERTIFICATE
-    )
-    if claimed.plan.quorum != roster.quorum_of():
+    check_signed(certificate, plan, plan.quorum, unverified.open_multi(identities, len(certificate.signers), what))
+    if plan.quorum != roster.quorum_of():
         raise RefusedError(
             Reason.QUORUM_RULE,
             "the epoch was certified for another quorum than its roster's",
             expected=roster.quorum_of().words(),
-            actual=claimed.plan.quorum.words(),
+            actual=plan.quorum.words(),
         )
-    return check_certificate(payload, claimed.plan, claimed.plan.quorum, signed)
+    return certificate
