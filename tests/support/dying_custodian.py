@@ -6,6 +6,7 @@ counted from when it is armed. Nothing in the product knows of it.
 - ``init DIR N WHEN``: make a custodian; armed from the start. Files that are written count like commits.
 - ``restore DIR N WHEN``: restore a custodian from ``backup``, ``recipient`` and ``operators.json`` beside DIR; as init.
 - ``hold DIR N WHEN``: serve a custodian; armed once its folder is open, counting the commits that move a ceremony.
+- ``prove DIR N WHEN``: the same, counting those by which a restored one accepts a document or ceases to be one.
 - ``serve DIR N WHEN``: serve a custodian; armed once its folder is open. WHEN ``record``: at the n-th release, between
   recording it and answering.
 """
@@ -32,8 +33,9 @@ from tests.support.custodian import PASSPHRASE
 
 _left = -1
 _when = ""
-_ceremonies_only = False
-_moved = False
+_COUNTED = {"hold": ("ceremony",), "prove": ("document", "mark")}
+_counted: tuple[str, ...] = ()
+_changed = ""
 
 
 def _die() -> None:
@@ -51,25 +53,38 @@ def _step(write: object, *arguments: object) -> None:
         _die()
 
 
+def _change(what: str) -> None:
+    global _changed
+    if what in _counted:
+        _changed = what
+
+
 class DyingKeystore(Keystore):
     """Dies at a commit."""
 
     __slots__ = ()
 
     def insert_ceremony(self, row: CeremonyRow, now: int) -> None:
-        global _moved
-        _moved = True
+        _change("ceremony")
         super().insert_ceremony(row, now)
 
     def move_ceremony(self, ceremony_id: str, state: State, now: int, cause: str = "") -> None:
-        global _moved
-        _moved = True
+        _change("ceremony")
         super().move_ceremony(ceremony_id, state, now, cause)
 
+    def save_bulletin(self, kind: str, version: int, digest: str, envelope: bytes, now: int) -> None:
+        _change("document")
+        super().save_bulletin(kind, version, digest, envelope, now)
+
+    def change(self, statement: str, *values: object) -> int:
+        if "restored" in values[:1]:
+            _change("mark")
+        return super().change(statement, *values)
+
     def _commit(self) -> None:
-        global _moved
-        moved, _moved = _moved, False
-        if moved or not _ceremonies_only:
+        global _changed
+        changed, _changed = _changed, ""
+        if changed or not _counted:
             _step(super()._commit)
         else:
             super()._commit()
@@ -84,7 +99,7 @@ class DyingKeystore(Keystore):
 
 
 def main(command: str, directory: str, number: str, when: str) -> None:
-    global _left, _when, _ceremonies_only
+    global _left, _when, _counted
     if command == "init":
         _left, _when = int(number), when
         write = init.write_file
@@ -112,7 +127,7 @@ def main(command: str, directory: str, number: str, when: str) -> None:
     else:
         logs.configure()
         node = open_node(Path(directory), PASSPHRASE, keystore=DyingKeystore)
-        _left, _when, _ceremonies_only = int(number), when, command == "hold"
+        _left, _when, _counted = int(number), when, _COUNTED.get(command, ())
         asyncio.run(serve(node, lambda line: print(line, flush=True)))
 
 
