@@ -27,6 +27,7 @@ from keyquorum_custodian.sealing.schemes import PassphraseWrapping, Secret, Wrap
 from keyquorum_custodian.sealing.token import Token
 from keyquorum_custodian.sealing.token_seeds import INSTANCE_SIZE, TokenSeeds
 from keyquorum_custodian.seed_records import SeedRecords
+from keyquorum_custodian.token_leftovers import clear_leftovers
 from keyquorum_custodian.vault import blob, connect, number, storage
 
 __all__ = ["Keystore", "ReleaseRecord", "open_keystore"]
@@ -129,6 +130,8 @@ class Keystore(SeedRecords):
         store.token_seeds = kept
         try:
             store.sweep()
+            if opened.token is not None:
+                clear_leftovers(store, opened.token)
         except BaseException:
             sealed.take_back(store._db)
             if opened.token is not None:

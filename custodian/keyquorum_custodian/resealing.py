@@ -19,10 +19,11 @@ from keyquorum_core.errors import KeyquorumError, Reason, StateError, Unavailabl
 from keyquorum_custodian.keystore import Keystore
 from keyquorum_custodian.logs import logger
 from keyquorum_custodian.sealed_keystore import ATTEMPTS, RECORD, TOKEN_SEEDS, UNSCRUBBED
-from keyquorum_custodian.sealing.record import Scheme, SealingRecord, TokenKey, scheme_of
+from keyquorum_custodian.sealing.record import Scheme, token_key_of
 from keyquorum_custodian.sealing.schemes import Wrapping
 from keyquorum_custodian.sealing.token import Token
 from keyquorum_custodian.sealing.token_seeds import INSTANCE_SIZE, TokenSeeds
+from keyquorum_custodian.token_leftovers import clear_leftovers, name_leftovers, named_leftovers
 from keyquorum_custodian.vault import blob
 
 __all__ = ["FOREIGN", "SEALED_TABLES", "SealedTable", "reseal"]
@@ -65,14 +66,20 @@ def reseal(store: Keystore, wrapping: Wrapping) -> None:
     """Have ``store``, which stays open, open by another scheme, or by another secret of the same.
 
     Raises ``STORAGE`` for a value that does not open, ``UNSUPPORTED`` where a table is not known here, and whatever the
-    scheme raises; then the old scheme is in force, whole. A token that the old scheme used no longer holds its key.
+    scheme raises; then the old scheme is in force, whole. The token that the old scheme used no longer holds its key,
+    nor one that an earlier attempt left there.
     """
-    before = store.sealing_record()
+    clear_leftovers(store, store.token, wrapping.token)
+    before = token_key_of(store.sealing_record())
     kept = _seeds_after(store, wrapping)
+    earlier, made = named_leftovers(store), wrapping.token_key
+    if made is not None:
+        with store.transaction():
+            name_leftovers(store, [*earlier, made])
     kek = AESGCM.generate_key(256)
-    record = wrapping.wrap(kek, store.custodian_id)
     moving = kept if kept is not store.token_seeds else None
     try:
+        record = wrapping.wrap(kek, store.custodian_id)
         _check_tables(store)
         with store.transaction():
             for table, row in _rows(store):
@@ -81,10 +88,11 @@ def reseal(store: Keystore, wrapping: Wrapping) -> None:
             store.put_meta(RECORD, record)
             store.put_meta(UNSCRUBBED, b"")
             store.change("DELETE FROM meta WHERE name = ?", ATTEMPTS)
+            name_leftovers(store, [*earlier, before] if before is not None else earlier)
     except BaseException:
         if moving is not None:
             moving.forget_new()
-        _forget_key(wrapping.token, record)
+        _clear(store, wrapping.token)
         raise
     if moving is not None:
         moving.settle()
@@ -95,9 +103,16 @@ def reseal(store: Keystore, wrapping: Wrapping) -> None:
             store.change("DELETE FROM meta WHERE name = ?", UNSCRUBBED)
     except KeyquorumError as error:  # the new scheme is in force all the same
         logger().warning("what was sealed before is overwritten at the next start", why=error.message)
-    _forget_key(old, before)
+    _clear(store, old, wrapping.token)
     if old is not None and old is not wrapping.token:
         old.close()
+
+
+def _clear(store: Keystore, *tokens: Token | None) -> None:
+    try:
+        clear_leftovers(store, *tokens)
+    except KeyquorumError as error:
+        logger().warning("keys in a token that open nothing any more go at the next start", why=error.message)
 
 
 def _seeds_after(store: Keystore, wrapping: Wrapping) -> TokenSeeds | None:
@@ -155,16 +170,3 @@ def _rows(store: Keystore) -> Iterator[tuple[str, tuple[object, ...]]]:
     for table, spec in SEALED_TABLES.items():
         for row in store.select(spec.query):
             yield table, row
-
-
-def _forget_key(token: Token | None, record: bytes) -> None:
-    """The token's key that a record names has nothing left to open. One that stays is no danger, so that is said and no
-    more."""
-    if token is None or scheme_of(record) is Scheme.PASSPHRASE:
-        return
-    by = SealingRecord.parse(record).by
-    if isinstance(by, TokenKey):
-        try:
-            token.destroy_wrapping_key(by)
-        except KeyquorumError as error:
-            logger().warning("a token keeps a key that opens nothing any more", key=by.key_id.hex(), why=error.message)

@@ -14,13 +14,15 @@ from keyquorum_custodian.sealing.attempts import Attempts
 from keyquorum_custodian.sealing.record import Scheme, scheme_of
 from keyquorum_custodian.vault import blob, connect, number, storage
 
-__all__ = ["ATTEMPTS", "RECORD", "TOKEN_SEEDS", "UNSCRUBBED", "SealedKeystore", "peek_scheme"]
+__all__ = ["ATTEMPTS", "RECORD", "TOKEN_KEYS", "TOKEN_SEEDS", "UNSCRUBBED", "SealedKeystore", "peek_scheme"]
 
 RECORD: Final = "kek"
 """Where the sealing record is kept among the keystore's values."""
 ATTEMPTS: Final = "unseal-attempts"
 TOKEN_SEEDS: Final = "token-seeds"  # noqa: S105 - where it is kept
 """The random name by which a token's keys are known as this keystore's seeds."""
+TOKEN_KEYS: Final = "token-keys-to-go"  # noqa: S105 - where they are named
+"""Wrapping keys in tokens that are no longer, or not yet, of use (:mod:`keyquorum_custodian.token_leftovers`)."""
 UNSCRUBBED: Final = "sealing-changed"
 """There while the scheme was changed and what was sealed before may still be in the file or its log."""
 

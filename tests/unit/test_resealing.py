@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import hmac
 import os
 import signal
 import sqlite3
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from keyquorum_core.ceremony import Seed
 from keyquorum_core.ceremony_states import Kind, State
 from keyquorum_core.errors import KeyquorumError, Reason, StateError, UnavailableError
 from keyquorum_core.ledger.cosignatures import Cosigner
@@ -18,11 +21,13 @@ from keyquorum_core.signing import Identity
 from keyquorum_custodian.keystore import Keystore
 from keyquorum_custodian.resealing import FOREIGN, SEALED_TABLES, reseal
 from keyquorum_custodian.sealed_keystore import SealedKeystore, peek_scheme
-from keyquorum_custodian.sealing.record import Scheme
+from keyquorum_custodian.sealing.record import Scheme, token_key_of
 from keyquorum_custodian.sealing.schemes import PassphraseWrapping, Secret, SharesWrapping, TokenWrapping, Wrapping
 from keyquorum_custodian.sealing.shares import new_shares
 from keyquorum_custodian.sealing.token import Token
+from keyquorum_custodian.sealing.token_seeds import TokenSeed
 from keyquorum_custodian.seed_records import CeremonyRow, EpochRow
+from keyquorum_custodian.token_leftovers import name_leftovers, named_leftovers
 from tests.support.softhsm import MODULE, PIN, a_token, needs_softhsm
 
 NOW = 1_700_000_000
@@ -60,15 +65,24 @@ def full_keystore(path: Path, sealing: Wrapping) -> Keystore:
     return store
 
 
+def computed(seeds: Mapping[int, Seed]) -> dict[int, bytes]:
+    """What seeds give, wherever they are."""
+    out = {}
+    for index, seed in seeds.items():
+        assert isinstance(seed, bytes | TokenSeed)
+        out[index] = hmac.digest(seed, b"m", "sha256") if isinstance(seed, bytes) else seed.mac(b"m")
+    return out
+
+
 def contents(store: Keystore) -> list[object]:
-    """Everything sealed, opened."""
+    """Everything sealed, opened, or computed with."""
     ((lease,),) = store.select("SELECT sealed FROM leases")
     return [
         store.identity().seeds(),
         store.recipient().to_seed_bytes(),
-        store.seeds(MAKING),
+        computed(store.held_seeds(MAKING)),
         store.parts(NEXT),
-        store.seeds(REBUILT),
+        computed(store.held_seeds(REBUILT)),
         store.appraisal(b"\xab" * 32, b"\xcd" * 32, NOW),
         store.tpm_state("ak"),
         store.unseal_row(lease, "leases", "job", "ab" * 32),
@@ -175,7 +189,12 @@ def die_in_reseal(path: Path, secret: Secret, make: Callable[[Keystore], Wrappin
 
 
 def check_killed_everywhere(
-    path: Path, old: Secret, new: Secret, make: Callable[[Keystore], Wrapping], before: list[object]
+    path: Path,
+    old: Secret,
+    new: Secret,
+    make: Callable[[Keystore], Wrapping],
+    before: list[object],
+    look: Callable[[Keystore, bool], None] = lambda store, changed: None,
 ) -> None:
     kept, outcomes, number, dies = path.read_bytes(), [], 0, True
     record = SealedKeystore.open(path)
@@ -189,6 +208,7 @@ def check_killed_everywhere(
         now.close()
         store = Keystore.open(path, new if changed else old, module=MODULE)
         assert contents(store) == before
+        look(store, changed)
         store.close()
         if changed:
             assert not [value for value in sealed_before if value in on_disk(path)]
@@ -208,8 +228,18 @@ def test_a_death_at_any_statement_leaves_one_scheme_or_the_other(tmp_path: Path)
     check_killed_everywhere(path, OLD, words[:2], lambda store: SharesWrapping(shares, secret), before)
 
 
+def keys_in(token: Token, label: str) -> list[Any]:
+    """The token's keys of that label. SoftHSM looks for what other processes made when a session is opened."""
+    from pkcs11 import Attribute, ObjectClass
+
+    return list(token._session.get_objects({Attribute.CLASS: ObjectClass.SECRET_KEY, Attribute.LABEL: label}))
+
+
+WRAPPING, SEED = "keyquorum keystore ch-1", "keyquorum seed ch-1"
+
+
 @needs_softhsm
-def test_to_a_token_and_back_with_deaths_at_any_statement(tmp_path: Path) -> None:
+def test_seeds_to_a_token_with_deaths_at_any_statement_leave_nothing_there_after_the_next_start(tmp_path: Path) -> None:
     token = a_token()
     path = tmp_path / "k.db"
     store = full_keystore(path, cheap(OLD))
@@ -217,21 +247,77 @@ def test_to_a_token_and_back_with_deaths_at_any_statement(tmp_path: Path) -> Non
     store.close()
 
     def to_token(store: Keystore) -> Wrapping:
-        return TokenWrapping(Token.open(MODULE, PIN, token.label), Scheme.PKCS11)
+        return TokenWrapping(Token.open(MODULE, PIN, token.label), Scheme.PKCS11_SEEDS)
 
-    check_killed_everywhere(path, OLD, PIN, to_token, before)
-    store = Keystore.open(path, OLD)
-    reseal(store, to_token(store))
+    most = 0
+
+    def look(store: Keystore, changed: bool) -> None:
+        nonlocal most
+        opened = store.token or Token.open(MODULE, PIN, token.label)
+        wrapping, seeds = keys_in(opened, WRAPPING), keys_in(opened, SEED)
+        if changed:  # this start was logged in to the token
+            assert (len(wrapping), len(seeds)) == (1, 2 * len(SEEDS))
+            for key in (*wrapping, *seeds):  # as the file goes back to what it was, so does the token
+                key.destroy()
+        else:  # this one wasn't: the next change of scheme is, and finds one death's leftovers, not all deaths'
+            most = max(most, len(wrapping))
+            assert len(wrapping) <= 1
+            assert len(seeds) <= 2 * len(SEEDS)
+        if opened is not store.token:
+            opened.close()
+
+    check_killed_everywhere(path, OLD, PIN, to_token, before, look)
+    assert most == 1
+
+
+@needs_softhsm
+def test_from_one_key_of_a_token_to_another_and_to_a_passphrase_leaves_no_key_of_before(tmp_path: Path) -> None:
+    token = a_token()
+    path = tmp_path / "k.db"
+    store = full_keystore(path, cheap(OLD))
+    before = contents(store)
+    reseal(store, TokenWrapping(Token.open(MODULE, PIN, token.label), Scheme.PKCS11))
     store.close()
-    store = Keystore.open(path, PIN, module=MODULE)
-    assert contents(store) == before
-    assert store.token is not None
-    reseal(store, TokenWrapping(store.token, Scheme.PKCS11))  # a new key in the same token
-    assert contents(store) == before
-    store.close()
+    outcomes, number, dies = [], 0, True
+    first = SealedKeystore.open(path)
+    first.close()
+    while dies:
+        number += 1
+        dies = die_in_reseal(path, PIN, lambda store: TokenWrapping(_its(store), Scheme.PKCS11), number)
+        store = Keystore.open(path, PIN, module=MODULE)
+        assert contents(store) == before
+        assert len(keys_in(_its(store), WRAPPING)) == 1
+        outcomes.append(store.sealing_record() != first.record)
+        store.close()
+    assert outcomes == sorted(outcomes)
+    assert 3 <= outcomes.count(True) < len(outcomes)
     store = Keystore.open(path, PIN, module=MODULE)
     reseal(store, cheap(NEW))
     store.close()
     store = Keystore.open(path, NEW)
     assert contents(store) == before
     store.close()
+    opened = Token.open(MODULE, PIN, token.label)
+    assert keys_in(opened, WRAPPING) == []
+    opened.close()
+
+
+@needs_softhsm
+def test_a_named_key_that_opens_the_keystore_is_never_destroyed(tmp_path: Path) -> None:
+    token = a_token()
+    path = tmp_path / "k.db"
+    store = full_keystore(path, TokenWrapping(Token.open(MODULE, PIN, token.label), Scheme.PKCS11))
+    key = token_key_of(store.sealing_record())
+    assert key is not None
+    with store.transaction():
+        name_leftovers(store, [key])
+    store.close()
+    store = Keystore.open(path, PIN, module=MODULE)
+    assert named_leftovers(store) == []
+    store.close()
+    Keystore.open(path, PIN, module=MODULE).close()
+
+
+def _its(store: Keystore) -> Token:
+    assert store.token is not None
+    return store.token

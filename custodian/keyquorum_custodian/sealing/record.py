@@ -18,7 +18,17 @@ from keyquorum_core.quorum import Custodian
 from keyquorum_core.strictjson import Fields, canonical, loads
 from keyquorum_core.transcript import transcript
 
-__all__ = ["FORMAT", "MAX_SHARES", "MIN_THRESHOLD", "Scheme", "SealingRecord", "ShareSet", "TokenKey", "scheme_of"]
+__all__ = [
+    "FORMAT",
+    "MAX_SHARES",
+    "MIN_THRESHOLD",
+    "Scheme",
+    "SealingRecord",
+    "ShareSet",
+    "TokenKey",
+    "scheme_of",
+    "token_key_of",
+]
 
 FORMAT: Final = "keyquorum/v1/keystore-sealing"
 MIN_THRESHOLD: Final = 2
@@ -148,6 +158,13 @@ def scheme_of(record: bytes) -> Scheme:
     if fields.text("format") == _KEY_FILE_FORMAT:
         return Scheme.PASSPHRASE
     return SealingRecord.parse(record).scheme
+
+
+def token_key_of(record: bytes) -> TokenKey | None:
+    """The token's key that opens a keystore with this record; None where its scheme has none. Raises
+    :class:`MalformedError`."""
+    by = None if scheme_of(record) is Scheme.PASSPHRASE else SealingRecord.parse(record).by
+    return by if isinstance(by, TokenKey) else None
 
 
 def _scheme(fields: Fields) -> Scheme:

@@ -44,6 +44,10 @@ class Wrapping(Protocol):
     def token(self) -> Token | None:
         """Where the scheme keeps keys."""
 
+    @property
+    def token_key(self) -> TokenKey | None:
+        """The key that :meth:`wrap` makes there."""
+
     def wrap(self, kek: bytes, custodian: str) -> bytes:
         """The record that opens to ``kek``."""
 
@@ -57,6 +61,7 @@ class PassphraseWrapping:
     memlimit: int = keywrap.DEFAULT_MEMLIMIT
     scheme: Scheme = Scheme.PASSPHRASE
     token: Token | None = None
+    token_key: TokenKey | None = None
 
     def wrap(self, kek: bytes, custodian: str) -> bytes:
         return keywrap.wrap(kek, self.passphrase, purpose=PURPOSE, opslimit=self.opslimit, memlimit=self.memlimit)
@@ -71,6 +76,7 @@ class SharesWrapping:
     rng: Callable[[int], bytes] = secrets.token_bytes
     scheme: Scheme = Scheme.SLIP39
     token: Token | None = None
+    token_key: TokenKey | None = None
 
     def wrap(self, kek: bytes, custodian: str) -> bytes:
         record = SealingRecord(self.scheme, custodian, self.shares, self.rng(_NONCE))
@@ -80,13 +86,19 @@ class SharesWrapping:
 
 @dataclass(frozen=True, slots=True)
 class TokenWrapping:
-    """A new key in a PKCS#11 token; with ``Scheme.PKCS11_SEEDS`` seeds are its keys as well."""
+    """A new key in a PKCS#11 token, named before it is made; with ``Scheme.PKCS11_SEEDS`` seeds are its keys as well.
+    Wraps once."""
 
     token: Token
     scheme: Scheme
+    key_id: bytes = field(default_factory=lambda: os.urandom(KEY_ID_SIZE))
+
+    @property
+    def token_key(self) -> TokenKey:
+        return TokenKey(self.token.label, self.token.serial, self.key_id)
 
     def wrap(self, kek: bytes, custodian: str) -> bytes:
-        key = self.token.make_wrapping_key(os.urandom(KEY_ID_SIZE), custodian)
+        key = self.token.make_wrapping_key(self.key_id, custodian)
         record = SealingRecord(self.scheme, custodian, key, os.urandom(_NONCE))
         try:
             ciphertext = self.token.encrypt(key, record.nonce, kek, record.associated_data())

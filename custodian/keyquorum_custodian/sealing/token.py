@@ -121,9 +121,17 @@ class Token:
                 ) from None
 
     def destroy_wrapping_key(self, key: TokenKey) -> None:
-        """What it wrapped is gone for good."""
+        """What it wrapped is gone for good. One that is not there is gone already."""
+        from pkcs11 import Attribute, ObjectClass
+
         with _failures("the token"), self._lock:
-            self._key(key).destroy()
+            wanted = {Attribute.CLASS: ObjectClass.SECRET_KEY, Attribute.ID: key.key_id}
+            for found in list(self._session.get_objects(wanted)):
+                found.destroy()
+
+    def keeps(self, key: TokenKey) -> bool:
+        """Whether it is the token that a key is in."""
+        return (self.label, self.serial) == (key.label, key.serial)
 
     # -- seeds -------------------------------------------------------------------------------------------------------
 
