@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator, Mapping
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
@@ -82,7 +83,7 @@ class OvertakenError(StateError):
     """Another coordinator drove the ceremony further; what is stored says where it is."""
 
 
-class Driver:
+class Driver(ABC):
     """One ceremony, step by step. ``tell`` hears of progress, ``clock`` gives unix seconds."""
 
     def __init__(
@@ -128,8 +129,9 @@ class Driver:
                 await self._note(error)
             raise
 
+    @abstractmethod
     async def run(self) -> None:
-        raise NotImplementedError
+        """The steps of this kind, from wherever what is stored says it is."""
 
     # -- asking -------------------------------------------------------------------------------------------------------
 

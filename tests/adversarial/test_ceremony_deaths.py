@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import shutil
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -88,17 +89,16 @@ class SturdyDestroy(Destroy):
 # -- what there is before, what is done, who may die -------------------------------------------------------------------
 
 
-class Case:
+class Case(ABC):
     """A kind of ceremony: ``prepare`` a committee on disk once, then ``run`` it as often as there are deaths."""
-
-    ended: str
 
     def prepare(self, committee: Committee) -> None:
         committee.generate()
         Make.rotate(committee, "key-1").activate()
 
+    @abstractmethod
     def run(self, committee: Committee) -> Any:
-        raise NotImplementedError
+        """To the end, whoever dies on the way; returns the ceremony."""
 
     def parts(self, committee: Committee) -> dict[str, list[str]]:
         """Who plays which part; the suite kills the first of each."""

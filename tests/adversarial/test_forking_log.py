@@ -7,6 +7,7 @@ gives a share for a leaf that the log they all see does not show.
 from __future__ import annotations
 
 import dataclasses
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -73,7 +74,7 @@ def answer(node: Node, request: ReleaseRequest) -> Reason | None:
     return None if refusal is None else refusal.reason
 
 
-class Attack:
+class Attack(ABC):
     """``refusal``: what every custodian answers to what :meth:`send` makes of an unlogged request."""
 
     refusal: Reason
@@ -83,8 +84,9 @@ class Attack:
         self.committee = committee
         self.log = committee.ledger
 
+    @abstractmethod
     def send(self, request: ReleaseRequest) -> ReleaseRequest:
-        raise NotImplementedError
+        """What goes to every custodian."""
 
 
 class HidesTheLog(Attack):

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+from abc import ABC, abstractmethod
 from pathlib import Path
 
 import pytest
@@ -44,14 +45,15 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
 # -- about the release behind a result ---------------------------------------------------------------------------------
 
 
-class Liar(FakeCoordinator):
+class Liar(FakeCoordinator, ABC):
     """Lies about where the leaf of a finished job is; :meth:`proof` is the lie."""
 
     def leaf_proof(self, leaf: bytes, *, cosigned: bool = False) -> bytes:
         return self.proof(leaf) if cosigned else super().leaf_proof(leaf)
 
+    @abstractmethod
     def proof(self, leaf: bytes) -> bytes:
-        raise NotImplementedError
+        """Instead of the honest one."""
 
 
 class HidesTheRelease(Liar):
