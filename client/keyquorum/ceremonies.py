@@ -23,7 +23,7 @@ from keyquorum_core.destruction import DESTRUCTION_RECEIPT_TYPE, DestructionRece
 from keyquorum_core.errors import KeyquorumError, MalformedError, Reason, RefusedError
 from keyquorum_core.key_policy import KeyPolicy
 from keyquorum_core.keywrap import LoadedKeys
-from keyquorum_core.rebuilding import REBUILD_RECEIPT_TYPE, RebuildReceipt
+from keyquorum_core.rebuilding import REBUILD_RECEIPT_TYPE, RebuildReceipt, check_rebuilt
 from keyquorum_core.sealing import suite_available
 from keyquorum_core.signing import open_envelope, peek_payload, sign_many
 from keyquorum_protos.v1 import coordinator_pb2 as pb
@@ -191,12 +191,7 @@ class Ceremonies:
         identity = self._profile.roster.custodian(custodian).identity
         payload = open_envelope(receipts.get(custodian, b""), REBUILD_RECEIPT_TYPE, identity, "receipt")
         receipt = RebuildReceipt.parse(payload)
-        if (receipt.plan_digest, receipt.custodian, receipt.certificate) != (
-            plan.digest,
-            custodian,
-            of.certificate_sha256,
-        ):
-            raise RefusedError(Reason.CEREMONY, "the receipt is for another ceremony", expected=plan.digest)
+        check_rebuilt(plan, receipt)
         key = await get_key(self._connection, self._profile, key_id, of.epoch)
         return Ended(plan.ceremony_id, plan.kind, key_id, of.epoch, key, (custodian,), receipt.wrong, event.note[:500])
 

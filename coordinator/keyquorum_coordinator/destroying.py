@@ -1,7 +1,8 @@
 """Drives *destroy*: propose, erase (DESIGN §9).
 
 Every custodian of the roster agrees before any is asked to erase; from then on the ceremony only goes forward. A
-custodian out of reach keeps it waiting at *erase*: an epoch counts as destroyed when all have signed that it is.
+custodian out of reach keeps it waiting at *erase*: an epoch counts as destroyed when all have signed that it is. What
+one signed is looked at as it comes, so that a wrong receipt is never stored, and its author is asked again.
 """
 
 from __future__ import annotations
@@ -10,7 +11,8 @@ from sqlalchemy import delete, update
 from sqlalchemy.orm import Session
 
 from keyquorum_coordinator.database import CeremonyReceiptRow, KeyRow, StaleRow
-from keyquorum_coordinator.driving import Driver, Progress, blaming, parse
+from keyquorum_coordinator.driving import Driver, Progress, parse
+from keyquorum_coordinator.link import Link
 from keyquorum_core.ceremony_states import Step, phase
 from keyquorum_core.destruction import (
     CONSENT_TYPE,
@@ -20,6 +22,7 @@ from keyquorum_core.destruction import (
     check_consents,
     check_receipts,
 )
+from keyquorum_core.signing import peek_payload
 from keyquorum_core.transcript import H
 from keyquorum_protos.v1 import custodian_pb2 as pb
 
@@ -35,31 +38,39 @@ class Destroying(Driver):
         proposed = await self.ask_all(
             Step.PROPOSE,
             everyone,
-            lambda link: link.ceremonies.Propose(propose, timeout=phase(plan.kind, Step.PROPOSE).attempt),
+            lambda link: self._consent(link, propose),
         )
         envelopes = {name: each.statement for name, each in parse(Step.PROPOSE, pb.ProposeResponse, proposed).items()}
-        consents: dict[str, Consent] = {}
-        for name, envelope in envelopes.items():
-            with blaming(Step.PROPOSE, name):
-                consents[name] = Consent.parse(self.signed(envelope, CONSENT_TYPE, name, "consent"))
-        check_consents(plan, everyone, consents)
         await self.enter(Step.ERASE, present=everyone)
         request = pb.EraseRequest(ceremony_id=plan.ceremony_id, consents=[envelopes[name] for name in everyone])
         erased = await self.ask_all(
             Step.ERASE,
             everyone,
-            lambda link: link.ceremonies.Erase(request, timeout=phase(plan.kind, Step.ERASE).attempt),
+            lambda link: self._receipt(link, request),
         )
         await self._finish({name: each.receipt for name, each in parse(Step.ERASE, pb.EraseResponse, erased).items()})
 
+    async def _consent(self, link: Link, request: pb.ProposeRequest) -> pb.ProposeResponse:
+        attempt = phase(self.plan.kind, Step.PROPOSE).attempt
+        response: pb.ProposeResponse = await link.ceremonies.Propose(request, timeout=attempt)
+        consent = Consent.parse(self.signed(response.statement, CONSENT_TYPE, link.id, "consent"))
+        check_consents(self.plan, [link.id], {link.id: consent})
+        return response
+
+    async def _receipt(self, link: Link, request: pb.EraseRequest) -> pb.EraseResponse:
+        attempt = phase(self.plan.kind, Step.ERASE).attempt
+        response: pb.EraseResponse = await link.ceremonies.Erase(request, timeout=attempt)
+        payload = self.signed(response.receipt, DESTRUCTION_RECEIPT_TYPE, link.id, "receipt")
+        check_receipts(self.plan, [link.id], {link.id: DestructionReceipt.parse(payload)})
+        return response
+
     async def _finish(self, envelopes: dict[str, bytes]) -> None:
+        """With everyone's receipt: :meth:`ask_all` raises where one is missing."""
         plan, now = self.plan, int(self.clock())
-        payloads: dict[str, bytes] = {}
-        for name, envelope in envelopes.items():
-            with blaming(Step.ERASE, name):
-                payloads[name] = self.signed(envelope, DESTRUCTION_RECEIPT_TYPE, name, "receipt")
+        payloads = {
+            name: peek_payload(envelope, DESTRUCTION_RECEIPT_TYPE, "receipt") for name, envelope in envelopes.items()
+        }
         receipts = {name: DestructionReceipt.parse(payload) for name, payload in payloads.items()}
-        check_receipts(plan, sorted(self.links), receipts)
 
         def work(session: Session) -> None:
             row = self.move(session, Step.DONE)

@@ -406,7 +406,7 @@ def blaming(step: Step, custodian: str) -> Iterator[None]:
 def stopped(step: Step, errors: Mapping[str, KeyquorumError]) -> KeyquorumError:
     """One error for a step: kind and reason of the worst custodian's, and everybody's cause."""
     names = sorted(errors)
-    first = min((errors[name] for name in names), key=lambda error: isinstance(error, UnavailableError))
+    first = min((errors[name] for name in names), key=_says_little)
     causes = "; ".join(f"{name}: {errors[name].reason}: {errors[name].message}" for name in names)
     return type(first)(
         first.reason,
@@ -416,6 +416,11 @@ def stopped(step: Step, errors: Mapping[str, KeyquorumError]) -> KeyquorumError:
         next_step=first.next_step or "Clear the cause, then run a new ceremony",
         details={**first.details, "step": str(step), "custodian": ",".join(names), "cause": causes},
     )
+
+
+def _says_little(error: KeyquorumError) -> tuple[bool, bool]:
+    """Who is out of reach says less than who waits for its operator, and that one less than who has another reason."""
+    return isinstance(error, UnavailableError), error.reason is Reason.APPROVAL
 
 
 async def _attempts(link: Link, call: Call, patience: float) -> Message:

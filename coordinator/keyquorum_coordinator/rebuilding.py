@@ -19,7 +19,14 @@ from keyquorum_coordinator.driving import Driver, Progress, blaming, parse, stop
 from keyquorum_core.ceremony_states import Step, phase
 from keyquorum_core.errors import KeyquorumError, Reason, RefusedError, UnavailableError
 from keyquorum_core.parts import co_holders
-from keyquorum_core.rebuilding import GIFT_TYPE, REBUILD_RECEIPT_TYPE, Gift, RebuildReceipt, check_gift
+from keyquorum_core.rebuilding import (
+    GIFT_TYPE,
+    REBUILD_RECEIPT_TYPE,
+    Gift,
+    RebuildReceipt,
+    check_gift,
+    check_rebuilt,
+)
 from keyquorum_protos.v1 import custodian_pb2 as pb
 
 __all__ = ["Rebuilding"]
@@ -113,12 +120,7 @@ class Rebuilding(Driver):
         with blaming(Step.RESTORE, plan.target):
             payload = self.signed(envelope, REBUILD_RECEIPT_TYPE, plan.target, "receipt")
             receipt = RebuildReceipt.parse(payload)
-            if (receipt.plan_digest, receipt.custodian, receipt.certificate) != (
-                plan.digest,
-                plan.target,
-                plan.certificate,
-            ):
-                raise RefusedError(Reason.CEREMONY, "its receipt is for another ceremony", expected=plan.digest)
+            check_rebuilt(plan, receipt)
         wrong = ", ".join(f"{name} ({count} seeds)" for name, count in sorted(receipt.wrong.items()))
 
         def work(session: Session) -> None:

@@ -128,9 +128,15 @@ class Tending:
             await self._order(epoch, Kind.DESTROY, epoch.epoch)
 
     async def _repair(self, epoch: KeyEpoch, name: str) -> None:
-        """Tell it of the certificate, if it had a part in it and only missed the end; have it rebuilt otherwise."""
+        """Tell it of the certificate, if it had a part in it and only missed the end; have it rebuilt otherwise.
+
+        One that says by now that it holds the epoch was rebuilt before, and its answer lost.
+        """
         link = self._fanout.links.get(name)
         if link is None or not link.connected:
+            return
+        if (epoch.key_id, epoch.epoch) in link.keys:
+            await self._not_stale(epoch, name)
             return
         if name in (await self._certified(epoch)).signers:
             envelope = await self._ceremonies.certificate(epoch.key_id, epoch.epoch)

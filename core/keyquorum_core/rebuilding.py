@@ -40,6 +40,7 @@ __all__ = [
     "RebuildRequest",
     "Rebuilt",
     "check_gift",
+    "check_rebuilt",
     "check_request",
     "choose",
     "gift_info",
@@ -207,6 +208,28 @@ def open_gift(plan: CeremonyPlan, part: SealedPart, recipient: RecipientKey) -> 
         return derivation.decode_contributions(plaintext, shared_indices(plan.quorum, part.sender, plan.target))
     except (MalformedError, RefusedError) as error:
         raise refused("its sealed seeds cannot be used", [part.sender], actual=error.message) from None
+
+
+def check_rebuilt(plan: CeremonyPlan, receipt: RebuildReceipt) -> None:
+    """The receipt is the target's, for this plan, for all its seeds, and blames only co-holders, for no more than they
+    share with it. Raises :class:`RefusedError` (``CEREMONY``) naming the target."""
+    for what, expected, actual in (
+        ("receipt in another custodian's name", plan.target, receipt.custodian),
+        ("receipt for another plan", plan.digest, receipt.plan_digest),
+        ("receipt for another certificate", plan.certificate, receipt.certificate),
+        ("receipt for some of its seeds", len(plan.quorum.indices_of(plan.target)), receipt.seeds),
+    ):
+        if expected != actual:
+            raise refused(what, [plan.target], expected=expected, actual=actual)
+    for name, count in receipt.wrong.items():
+        most = len(shared_indices(plan.quorum, plan.target, name)) if name in plan.quorum.ids else 0
+        if name == plan.target or count > most:
+            raise refused(
+                f"receipt blames {name} for seeds that they do not share",
+                [plan.target],
+                expected=f"at most {most}",
+                actual=count,
+            )
 
 
 @dataclass(frozen=True, slots=True)

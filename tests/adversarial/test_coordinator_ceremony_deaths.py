@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,70 +19,16 @@ from sqlalchemy import select
 
 from keyquorum_coordinator import driving
 from keyquorum_coordinator.ceremonies import Ceremonies
-from keyquorum_coordinator.certificates import keep_roster
 from keyquorum_coordinator.database import CeremonyRow, Database, KeyRow, OutboxRow, StaleRow
-from keyquorum_core.ceremony_plan import OrderedBy
 from keyquorum_core.ceremony_states import Kind
 from keyquorum_core.derivation import root
-from keyquorum_core.errors import KeyquorumError, Reason, StateError
-from keyquorum_core.key_policy import KeyPolicy
-from keyquorum_core.roster import ROSTER_TYPE, Roster
-from keyquorum_core.signing import peek_payload
-from tests.support.ceremonies import Destroy, Make, Rebuild
-from tests.support.custodian import THREE, Committee, build_committee, new_roster
-from tests.support.direct import DirectFanout, DirectLink, end_of, open_database
+from keyquorum_core.errors import KeyquorumError
+from tests.support.ceremony_kinds import LOST, STAGES, ApprovingLink, coordinator_database
+from tests.support.custodian import THREE, Committee, build_committee
+from tests.support.direct import DirectFanout, DirectLink, end_of
 from tests.support.fuses import Death, Fuse
 
-LOST = "no-1"
 SOAK = bool(os.environ.get("KEYQUORUM_SOAK"))
-FIRST_ROSTER = "first-roster.json"
-POLICY = KeyPolicy(retain_seconds=0)
-
-
-def generation(committee: Committee) -> bytes:
-    return Make(committee, committee.plan()).envelope
-
-
-def rotation(committee: Committee) -> bytes:
-    return Make.rotate(committee, "key-1").envelope
-
-
-def repair(committee: Committee) -> bytes:
-    return Rebuild(committee, "key-1", 2, LOST).envelope
-
-
-def replacement(committee: Committee) -> bytes:
-    return Rebuild(committee, "key-1", 1, LOST, kind=Kind.REPLACE).envelope
-
-
-def destruction(committee: Committee) -> bytes:
-    return Destroy(committee, "key-1", 1, ordered_by=OrderedBy.POLICY).envelope
-
-
-def nothing(committee: Committee) -> None:
-    pass
-
-
-def generated(committee: Committee) -> None:
-    committee.generate(policy=POLICY)
-
-
-def stale(committee: Committee) -> None:
-    generated(committee)
-    Make.rotate(committee, "key-1", present=("ch-1", "is-1")).activate()
-
-
-def rotated(committee: Committee) -> None:
-    generated(committee)
-    Make.rotate(committee, "key-1").activate()
-
-
-def another_in_its_place(committee: Committee) -> None:
-    generated(committee)
-    committee.close()
-    (committee.folder / FIRST_ROSTER).write_bytes(committee.roster_envelope)
-    shutil.rmtree(committee.directory(LOST))
-    new_roster(committee, replace=LOST)
 
 
 @dataclass(frozen=True)
@@ -91,37 +36,23 @@ class Case:
     """``writes``: the order, who waits for its operator and no longer does, and every move. ``calls``: by step, to each
     that takes part in it, those to be approved twice; and where a certificate is asked for, that."""
 
-    prepare: Callable[[Committee], None]
-    order: Callable[[Committee], bytes]
+    kind: Kind
     writes: int
     calls: tuple[int, ...]
-    epochs: tuple[int, ...] = (1,)
-    """Those that derive before, and as they did afterwards."""
     custodians: tuple[tuple[str, str], ...] = THREE
 
 
 TWO = (("ch-1", "CH"), ("is-1", "IS"))
 CASES = {
-    "generate": Case(nothing, generation, 1 + 4, (3, 3, 3, 3), epochs=()),
-    "rotate": Case(generated, rotation, 1 + 4, (2, 2, 2, 2), custodians=TWO),
-    "repair": Case(stale, repair, 1 + 3, (1, 3, 2, 1)),
-    "replace": Case(another_in_its_place, replacement, 1 + 3 * 2 + 3, (1, 3 * 2, 2, 1)),
-    "destroy": Case(rotated, destruction, 1 + 2, (3, 3), epochs=(2,)),
+    each.kind: each
+    for each in (
+        Case(Kind.GENERATE, 1 + 4, (3, 3, 3, 3)),
+        Case(Kind.ROTATE, 1 + 4, (2, 2, 2, 2), custodians=TWO),
+        Case(Kind.REPAIR, 1 + 3, (1, 3, 2, 1)),
+        Case(Kind.REPLACE, 1 + 3 * 2 + 3, (1, 3 * 2, 2, 1)),
+        Case(Kind.DESTROY, 1 + 2, (3, 3)),
+    )
 }
-
-
-class ApprovingLink(DirectLink):
-    """The operator of whoever waits for one approves, right after it was asked."""
-
-    async def call(self, method: str, request: Any) -> Any:
-        try:
-            return await super().call(method, request)
-        except StateError as error:
-            if error.reason is Reason.APPROVAL:
-                approvals = self._committee.open(self.id).ceremonies.approvals
-                for row in approvals.pending():
-                    approvals.decide(row.request_id, row.subject, approve=True)
-            raise
 
 
 def mortal(fuse: Fuse) -> type[DirectLink]:
@@ -146,23 +77,12 @@ def operators_are_awake(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(driving, "APPROVAL_POLL", 0.0)
 
 
-def opened(committee: Committee, file: Path) -> Any:
-    """The coordinator's database; it was there when the roster before this one was in force."""
-    database = open_database(file)
-    earlier = committee.folder / FIRST_ROSTER
-    if earlier.exists():
-        envelope = earlier.read_bytes()
-        roster = Roster.parse(peek_payload(envelope, ROSTER_TYPE, "roster"))
-        database.run_write(lambda session: keep_roster(session, roster, envelope))
-    return database
-
-
 async def killed(
     committee: Committee, database_file: Path, plan: bytes, at_write: Fuse, link: type[DirectLink] = ApprovingLink
 ) -> None:
     """Drive a ceremony until the coordinator dies, or to its end; nothing of it is left but its files."""
     asyncio.get_running_loop().set_exception_handler(_unless_death)
-    database = opened(committee, database_file)
+    database = coordinator_database(committee, database_file)
     database.fuse = at_write
     ceremonies = Ceremonies(database, DirectFanout(committee, link))  # type: ignore[arg-type]
     try:
@@ -183,7 +103,7 @@ def _unless_death(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> N
 
 async def started_again(committee: Committee, database_file: Path, plan: bytes) -> Database:
     """What `serve` does, and then what a caller does whose call broke off."""
-    database: Database = opened(committee, database_file)
+    database: Database = coordinator_database(committee, database_file)
     ceremonies = Ceremonies(database, DirectFanout(committee, ApprovingLink))  # type: ignore[arg-type]
     await ceremonies.resume()
     assert (await end_of(ceremonies, plan)).step == "done"
@@ -191,11 +111,11 @@ async def started_again(committee: Committee, database_file: Path, plan: bytes) 
     return database
 
 
-def derived(committee: Committee, epoch: int) -> bytes:
+def derived(committee: Committee, epoch: int, key_id: str = "key-1") -> bytes:
     together: dict[int, bytes] = {}
     for name in committee.ids:
         try:
-            held = committee.open(name).epochs.active("key-1", epoch)
+            held = committee.open(name).epochs.active(key_id, epoch)
         except KeyquorumError:
             continue
         for index, value in held.contributions(b"c" * 32).items():
@@ -204,38 +124,39 @@ def derived(committee: Committee, epoch: int) -> bytes:
 
 
 @pytest.fixture(scope="module", params=list(CASES))
-def what(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Case, Committee]:
+def what(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Case, Committee]:
     case = CASES[request.param]
     template = build_committee(tmp_path_factory.mktemp(request.param), case.custodians, {"at_least": 2})
-    case.prepare(template)
+    STAGES[case.kind].prepare(template)
     template.close()
-    return request.param, case, template
+    return case, template
 
 
 async def dies_and_is_started_again(
-    folder: Path, kind: str, case: Case, template: Committee, die: Callable[[Committee, Path, bytes], Any]
+    folder: Path, case: Case, template: Committee, die: Callable[[Committee, Path, bytes], Any]
 ) -> None:
     committee = template.copy(folder)
     committee.open_all()
-    before = [derived(committee, epoch) for epoch in case.epochs]
-    plan, file = case.order(committee), folder.with_suffix(".db")
+    stage = STAGES[case.kind]
+    before = [derived(committee, epoch) for epoch in stage.epochs]
+    plan, file = stage.order(committee).envelope, folder.with_suffix(".db")
     await die(committee, file, plan)
     database = await started_again(committee, file, plan)
-    assert [derived(committee, epoch) for epoch in case.epochs] == before
-    check(database, committee, kind)
+    assert [derived(committee, epoch) for epoch in stage.epochs] == before
+    check(database, committee, case.kind)
     database.close()
     committee.close()
 
 
 @pytest.mark.parametrize("when", ["before", "after"])
 async def test_killed_at_any_write_of_any_ceremony_a_coordinator_finishes_it(
-    what: tuple[str, Case, Committee], tmp_path: Path, when: str
+    what: tuple[Case, Committee], tmp_path: Path, when: str
 ) -> None:
-    kind, case, template = what
+    case, template = what
     whole = template.copy(tmp_path / "whole")
     whole.open_all()
     writes, calls = Fuse(), Fuse()
-    await killed(whole, tmp_path / "whole.db", case.order(whole), writes, mortal(calls))
+    await killed(whole, tmp_path / "whole.db", STAGES[case.kind].order(whole).envelope, writes, mortal(calls))
     assert (writes.writes, calls.writes) == (case.writes, sum(case.calls))
     whole.close()
     for number in range(1, case.writes + 1):
@@ -244,14 +165,14 @@ async def test_killed_at_any_write_of_any_ceremony_a_coordinator_finishes_it(
         async def die(committee: Committee, file: Path, plan: bytes, fuse: Fuse = fuse) -> None:
             await killed(committee, file, plan, fuse)
 
-        await dies_and_is_started_again(tmp_path / f"{number}", kind, case, template, die)
+        await dies_and_is_started_again(tmp_path / f"{number}", case, template, die)
 
 
 @pytest.mark.parametrize("when", ["before", "after"])
 async def test_killed_at_any_call_of_any_ceremony_a_coordinator_finishes_it(
-    what: tuple[str, Case, Committee], tmp_path: Path, when: str
+    what: tuple[Case, Committee], tmp_path: Path, when: str
 ) -> None:
-    kind, case, template = what
+    case, template = what
     last_of_each = [sum(case.calls[: step + 1]) for step in range(len(case.calls))]
     for number in range(1, sum(case.calls) + 1) if SOAK else last_of_each:
         fuse = Fuse(number, when)
@@ -259,10 +180,10 @@ async def test_killed_at_any_call_of_any_ceremony_a_coordinator_finishes_it(
         async def die(committee: Committee, file: Path, plan: bytes, fuse: Fuse = fuse) -> None:
             await killed(committee, file, plan, Fuse(), mortal(fuse))
 
-        await dies_and_is_started_again(tmp_path / f"{number}", kind, case, template, die)
+        await dies_and_is_started_again(tmp_path / f"{number}", case, template, die)
 
 
-def check(database: Database, committee: Committee, what: str) -> None:
+def check(database: Database, committee: Committee, what: Kind) -> None:
     with_rows = database.run_read(
         lambda session: (
             [row.step for row in session.scalars(select(CeremonyRow))],
@@ -276,7 +197,7 @@ def check(database: Database, committee: Committee, what: str) -> None:
     if what == "rotate":
         assert derived(committee, 2)
     if what == "generate":
-        assert derived(committee, 1)
+        assert derived(committee, 1, "key-2")
     if what in ("repair", "replace"):
         rebuilt = committee.open(LOST).epochs.active("key-1", 2 if what == "repair" else 1)
         assert rebuilt.indices == committee.quorum.indices_of(LOST)

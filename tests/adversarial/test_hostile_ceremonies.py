@@ -1,477 +1,264 @@
-"""Malicious twins in ceremonies: custodians that lie in every way in every step.
+"""Malicious twins in ceremonies: custodians that lie in every way in every phase of every kind.
 
-Whatever they do, whoever is honest names them or the step, the epoch before is as it was, and the next honest ceremony
-succeeds.
+Whatever they do, whoever is honest names them, the step and the cause, every earlier key derives as before, and the
+next honest ceremony succeeds.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import AsyncIterator, Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import pytest
-import rfc8785
 
 from keyquorum_coordinator.ceremonies import Ceremonies
-from keyquorum_core import ceremony
-from keyquorum_core.ceremony import CERTIFICATE_TYPE, COMMITMENTS_TYPE, PARTS_TYPE, Commitments
-from keyquorum_core.ceremony_plan import CeremonyPlan
-from keyquorum_core.derivation import encode_contributions
-from keyquorum_core.destruction import (
-    CONSENT_TYPE,
-    Consent,
+from keyquorum_core.ceremony_states import MAKING, PHASES, REBUILDING, Kind, State, Step
+from keyquorum_core.ceremony_states import phase as phase_of
+from keyquorum_core.errors import KeyquorumError, Reason
+from keyquorum_core.parts import shared_indices
+from tests.support.ceremonies import Make, Rebuild, derived, derived_by_holders, refused
+from tests.support.ceremony_kinds import LOST, STAGES, Ordered, coordinator_database
+from tests.support.ceremony_twins import (
+    IMPOSSIBLE,
+    LIAR,
+    LIES,
+    VICTIM,
+    Behaviour,
+    Lie,
+    Phase,
+    Twin,
+    cells,
+    links_with,
 )
-from keyquorum_core.errors import KeyquorumError, Reason, UnavailableError
-from keyquorum_core.parts import SealedPart, parts_header, parts_info, seal_parts, shared_indices
-from keyquorum_core.rebuilding import GIFT_TYPE, Gift, gift_info, seal_gift
-from keyquorum_core.sealing import seal
-from keyquorum_core.signing import Identity, peek_payload, sign
-from keyquorum_protos.v1 import custodian_pb2 as pb
-from tests.support.ceremonies import Destroy, Make, Rebuild, derived, refused
 from tests.support.custodian import THREE, TWO_OF_THREE, Committee, build_committee
-from tests.support.direct import DirectFanout, DirectLink, MortalDatabase, end_of, open_database
-
-LIAR, VICTIM, STALE = "is-1", "ch-1", "no-1"
-
-
-# -- custodians that lie -------------------------------------------------------------------------------------------
-
-
-class Twin:
-    """One custodian of three, with its own identity and keystore, whose answers are not what they should be.
-
-    ``in_step`` is the method it lies in; a subclass's :meth:`lie` makes the answer out of the honest one.
-    """
-
-    in_step = ""
-    reasons: tuple[Reason, ...] = (Reason.CEREMONY,)
-
-    def __init__(self, committee: Committee, plan: CeremonyPlan) -> None:
-        self.committee = committee
-        self.plan = plan
-        self.store = committee.open(LIAR).keystore
-        self.identity = self.store.identity()
-        self.keys = {each.id: each.hpke for each in committee.roster.custodians}
-
-    def lie(self, request: Any, answer: Any) -> Any:
-        raise NotImplementedError
-
-    def signed(self, payload_type: str, payload: bytes, by: Identity | None = None) -> bytes:
-        return sign(by or self.identity, payload_type, payload)
-
-    def header(self, parts: tuple[SealedPart, ...], **changes: Any) -> pb.ProposeResponse:
-        """These parts, under a header that fits them but for ``changes``."""
-        made = replace(parts_header(self.plan, LIAR, parts), **changes)
-        wire = [pb.SealedParts(**{"from": part.sender}, to=part.to, sealed=part.sealed) for part in parts]
-        return pb.ProposeResponse(header=self.signed(PARTS_TYPE, made.to_payload()), parts=wire)
-
-    def parts(self, wrong_to: str = "") -> tuple[SealedPart, ...]:
-        """Fresh parts for everyone, others for ``wrong_to``."""
-        one, two = (ceremony.new_parts(self.plan.quorum, LIAR) for _ in range(2))
-        honest = seal_parts(self.plan, LIAR, one, self.keys)
-        lies = seal_parts(self.plan, LIAR, two, self.keys)
-        return tuple(lie if lie.to == wrong_to else part for part, lie in zip(honest, lies, strict=True))
-
-    def blob(self, to: str, plaintext: bytes) -> SealedPart:
-        info = parts_info(self.plan.ceremony_id, LIAR, to, self.keys[to])
-        return SealedPart(LIAR, to, seal(self.keys[to], plaintext, info))
-
-
-class EquivocatesInItsParts(Twin):
-    """Other parts to one co-holder than it used itself, under one header that fits both."""
-
-    in_step = "Propose"
-
-    def lie(self, request: Any, answer: pb.ProposeResponse) -> pb.ProposeResponse:
-        return self.header(self.parts(VICTIM))
-
-
-class SendsShortParts(Twin):
-    in_step = "Propose"
-
-    def lie(self, request: Any, answer: pb.ProposeResponse) -> pb.ProposeResponse:
-        parts = ceremony.new_parts(self.plan.quorum, LIAR)
-        shared = shared_indices(self.plan.quorum, LIAR, VICTIM)
-        short = self.blob(VICTIM, encode_contributions({index: parts[index] for index in shared[1:]}))
-        others = [part for part in self.parts() if part.to != VICTIM]
-        return self.header((short, *others))
-
-
-class SendsLongParts(Twin):
-    in_step = "Propose"
-
-    def lie(self, request: Any, answer: pb.ProposeResponse) -> pb.ProposeResponse:
-        everything = dict.fromkeys(range(self.plan.quorum.seed_count), b"\x01" * 32)
-        others = [part for part in self.parts() if part.to != VICTIM]
-        return self.header((self.blob(VICTIM, encode_contributions(everything)), *others))
-
-
-class RepeatsAnIndexInItsParts(Twin):
-    in_step = "Propose"
-
-    def lie(self, request: Any, answer: pb.ProposeResponse) -> pb.ProposeResponse:
-        entry = encode_contributions({shared_indices(self.plan.quorum, LIAR, VICTIM)[0]: b"\1" * 32})
-        others = [part for part in self.parts() if part.to != VICTIM]
-        return self.header((self.blob(VICTIM, entry + entry), *others))
-
-
-class SendsAHeaderForAnotherEpoch(Twin):
-    in_step = "Propose"
-
-    def lie(self, request: Any, answer: pb.ProposeResponse) -> pb.ProposeResponse:
-        other = replace(self.plan, epoch=self.plan.epoch + 1)
-        return self.header(self.parts(), plan_digest=other.digest)
-
-
-class LeavesACoHolderOut(Twin):
-    in_step = "Propose"
-
-    def lie(self, request: Any, answer: pb.ProposeResponse) -> pb.ProposeResponse:
-        return self.header(tuple(part for part in self.parts() if part.to != VICTIM))
-
-
-class SignsAsAnother(Twin):
-    in_step = "Propose"
-
-    def lie(self, request: Any, answer: pb.ProposeResponse) -> pb.ProposeResponse:
-        return self.header(self.parts(), custodian=VICTIM)
-
-
-class ReplaysAHeaderOfAnotherCeremony(Twin):
-    in_step = "Propose"
-
-    def lie(self, request: Any, answer: pb.ProposeResponse) -> pb.ProposeResponse:
-        old = self.committee.open(LIAR).ceremonies.propose(self.committee.sign_plan(self.committee.plan("another-key")))
-        assert old.proposal is not None
-        wire = [pb.SealedParts(**{"from": p.sender}, to=p.to, sealed=p.sealed) for p in old.proposal.parts]
-        return pb.ProposeResponse(header=old.proposal.header, parts=wire)
-
-
-class ForgesItsSignature(Twin):
-    in_step = "Propose"
-    reasons = (Reason.SIGNATURE,)
-
-    def lie(self, request: Any, answer: pb.ProposeResponse) -> pb.ProposeResponse:
-        payload = peek_payload(answer.header, PARTS_TYPE, "header")
-        answer.header = self.signed(PARTS_TYPE, payload, Identity.generate())
-        return answer
-
-
-class _Commits(Twin):
-    in_step = "Deliver"
-
-    def lie(self, request: Any, answer: pb.DeliverResponse) -> pb.DeliverResponse:
-        stated = Commitments.parse(peek_payload(answer.commitments, COMMITMENTS_TYPE, "commitments"))
-        return pb.DeliverResponse(commitments=self.signed(COMMITMENTS_TYPE, self.stated(stated)))
-
-    def stated(self, honest: Commitments) -> bytes:
-        raise NotImplementedError
-
-
-class CommitsToAnotherSeed(_Commits):
-    def stated(self, honest: Commitments) -> bytes:
-        first = min(honest.commitments)
-        return replace(honest, commitments={**honest.commitments, first: b"\1" * 32}).to_payload()
-
-
-class CommitsToTooFew(_Commits):
-    def stated(self, honest: Commitments) -> bytes:
-        first = min(honest.commitments)
-        return replace(honest, commitments={i: c for i, c in honest.commitments.items() if i != first}).to_payload()
-
-
-class CommitsToTooMany(_Commits):
-    def stated(self, honest: Commitments) -> bytes:
-        extra = next(i for i in range(self.plan.quorum.seed_count) if i not in honest.commitments)
-        return replace(honest, commitments={**honest.commitments, extra: b"\1" * 32}).to_payload()
-
-
-class CommitsToAnIndexTwice(_Commits):
-    reasons = (Reason.MALFORMED,)
-
-    def stated(self, honest: Commitments) -> bytes:
-        tree = json.loads(honest.to_payload())
-        tree["commitments"] = [tree["commitments"][0], *tree["commitments"]]
-        return rfc8785.dumps(tree)
-
-
-class CommitsForAnotherEpoch(_Commits):
-    def stated(self, honest: Commitments) -> bytes:
-        return replace(honest, plan_digest=replace(self.plan, epoch=self.plan.epoch + 1).digest).to_payload()
-
-
-class SaysItWentByAnotherHeader(_Commits):
-    """As if ``VICTIM`` had signed two."""
-
-    def stated(self, honest: Commitments) -> bytes:
-        return replace(honest, headers={**honest.headers, VICTIM: "0" * 64}).to_payload()
-
-
-class SaysAnotherWasAbsent(_Commits):
-    def stated(self, honest: Commitments) -> bytes:
-        return replace(honest, headers={n: h for n, h in honest.headers.items() if n != VICTIM}).to_payload()
-
-
-class SignsAnotherCertificate(Twin):
-    in_step = "Confirm"
-
-    def lie(self, request: Any, answer: pb.ConfirmResponse) -> pb.ConfirmResponse:
-        payload = peek_payload(answer.certificate, CERTIFICATE_TYPE, "certificate")
-        found = ceremony.EpochCertificate.parse(payload)
-        other = replace(found, commitments=(b"\1" * 32, *found.commitments[1:]))
-        return pb.ConfirmResponse(certificate=self.signed(CERTIFICATE_TYPE, other.to_payload()))
-
-
-class HalfSigns(Twin):
-    in_step = "Confirm"
-    reasons = (Reason.SIGNATURE_MISSING,)
-
-    def lie(self, request: Any, answer: pb.ConfirmResponse) -> pb.ConfirmResponse:
-        tree = json.loads(answer.certificate)
-        tree["signatures"] = tree["signatures"][:1]
-        return pb.ConfirmResponse(certificate=json.dumps(tree, separators=(",", ":")).encode())
-
-
-class _IsSilent(Twin):
-    reasons = (Reason.UNAVAILABLE,)
-
-    def lie(self, request: Any, answer: Any) -> Any:
-        raise UnavailableError(Reason.UNAVAILABLE, f"{LIAR} does not answer")
-
-
-class IsSilentWhenDelivering(_IsSilent):
-    in_step = "Deliver"
-
-
-class IsSilentWhenConfirming(_IsSilent):
-    in_step = "Confirm"
-
-
-MAKING_TWINS = [
-    EquivocatesInItsParts,
-    SendsShortParts,
-    SendsLongParts,
-    RepeatsAnIndexInItsParts,
-    SendsAHeaderForAnotherEpoch,
-    LeavesACoHolderOut,
-    SignsAsAnother,
-    ReplaysAHeaderOfAnotherCeremony,
-    ForgesItsSignature,
-    CommitsToAnotherSeed,
-    CommitsToTooFew,
-    CommitsToTooMany,
-    CommitsToAnIndexTwice,
-    CommitsForAnotherEpoch,
-    SaysItWentByAnotherHeader,
-    SaysAnotherWasAbsent,
-    SignsAnotherCertificate,
-    HalfSigns,
-    IsSilentWhenDelivering,
-    IsSilentWhenConfirming,
-]
-
-
-def links_with(twin: Twin | None) -> type[DirectLink]:
-    class Link(DirectLink):
-        async def call(self, method: str, request: Any) -> Any:
-            answer = await super().call(method, request)
-            if twin is not None and self.id == LIAR and method == twin.in_step:
-                return twin.lie(request, answer)
-            return answer
-
-    return Link
+from tests.support.direct import DirectFanout, MortalDatabase, end_of
+
+WHERE_FOUND = {
+    Step.PROPOSE: ("propose", "deliver", "give", "restore"),
+    Step.DELIVER: ("deliver", "confirm"),
+    Step.GIVE: ("give", "restore"),
+}
+"""A lie is found in its own step, or where others use what it said."""
 
 
 @pytest.fixture(scope="module")
-def template(tmp_path_factory: pytest.TempPathFactory) -> Committee:
-    built = build_committee(tmp_path_factory.mktemp("hostile"), THREE, TWO_OF_THREE)
-    built.generate()
-    built.close()
-    return built
+def templates(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Kind], Committee]:
+    made: dict[Kind, Committee] = {}
+
+    def template(kind: Kind) -> Committee:
+        if kind not in made:
+            made[kind] = build_committee(tmp_path_factory.mktemp(str(kind)), THREE, TWO_OF_THREE)
+            STAGES[kind].prepare(made[kind])
+            made[kind].close()
+        return made[kind]
+
+    return template
+
+
+@dataclass
+class Scene:
+    """A committee before a ceremony of a kind, and a coordinator's database."""
+
+    committee: Committee
+    database: MortalDatabase
+
+    def ceremonies(self, twin: Twin | None = None) -> Ceremonies:
+        return Ceremonies(self.database, DirectFanout(self.committee, links_with(twin)))  # type: ignore[arg-type]
 
 
 @pytest.fixture
-def committee(template: Committee, tmp_path: Path) -> Any:
-    copied = template.copy(tmp_path / "custodians")
-    copied.open_all()
-    yield copied
-    copied.close()
-
-
-@pytest.fixture
-async def database(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[MortalDatabase]:
+async def scenes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Callable[[Committee], Scene]]:
     monkeypatch.setattr("keyquorum_coordinator.driving._RETRIES", ())
-    opened = open_database(tmp_path / "coordinator.db")
-    yield opened
-    opened.close()
+    monkeypatch.setattr("keyquorum_coordinator.driving.APPROVAL_POLL", 0.0)
+    # Nobody waits for one that fell silent once its operator approved.
+    monkeypatch.setattr("keyquorum_coordinator.driving.phase", lambda *which: replace(phase_of(*which), patience=0))
+    opened: list[Scene] = []
+
+    def scene(template: Committee) -> Scene:
+        committee = template.copy(tmp_path / f"{len(opened)}")
+        committee.open_all()
+        opened.append(Scene(committee, coordinator_database(committee, tmp_path / f"{len(opened)}.db")))
+        return opened[-1]
+
+    yield scene
+    for each in opened:
+        each.database.close()
+        each.committee.close()
 
 
-def engine(database: MortalDatabase, committee: Committee, twin: Twin | None = None) -> Ceremonies:
-    return Ceremonies(database, DirectFanout(committee, links_with(twin)))  # type: ignore[arg-type]
+def test_there_is_a_lie_of_every_kind_in_every_phase_of_every_ceremony_or_a_reason_why_not() -> None:
+    assert {(phase.kind, phase.step) for phase in LIES} == {(kind, each.step) for kind in Kind for each in PHASES[kind]}
+    both = [phase for phase in LIES if phase.kind in REBUILDING and phase.step is Step.PROPOSE]
+    assert sorted(phase.target for phase in both) == [False, False, True, True]
+    for phase, lies in LIES.items():
+        assert lies.keys() | IMPOSSIBLE[phase].keys() == set(Behaviour), phase
+        assert not lies.keys() & IMPOSSIBLE[phase].keys(), phase
+    assert (len(LIES), sum(map(len, LIES.values())), sum(len(cells(phase)) for phase in LIES)) == (18, 108, 132)
 
 
-@pytest.mark.parametrize("kind", MAKING_TWINS, ids=lambda kind: kind.__name__)
-async def test_a_custodian_that_lies_while_an_epoch_is_made_stops_it_and_is_named(
-    committee: Committee, database: MortalDatabase, kind: type[Twin]
+def goes_on(phase: Phase, behaviour: Behaviour) -> bool:
+    """The rest can do without it: a rotation without who says nothing, any making once its certificate is whole."""
+    unheard = behaviour in (Behaviour.SILENT, Behaviour.LATE)
+    return phase.step is Step.ACTIVATE or (phase.kind is Kind.ROTATE and phase.step is Step.PROPOSE and unheard)
+
+
+def binds(phase: Phase, behaviour: Behaviour) -> bool:
+    """Something is other than before when it is over."""
+    return goes_on(phase, behaviour) or phase.step in (Step.RESTORE, Step.ERASE)
+
+
+@pytest.mark.parametrize("phase", list(LIES), ids=str)
+async def test_a_custodian_that_lies_is_named_with_the_step_and_harms_nothing(
+    templates: Callable[[Kind], Committee], scenes: Callable[[Committee], Scene], phase: Phase
 ) -> None:
-    before = derived(committee, 1)
-    make = Make.rotate(committee, "key-1")
-    with pytest.raises(KeyquorumError) as caught:
-        await end_of(engine(database, committee, kind(committee, make.plan)), make.envelope)
-    error = caught.value
-    assert error.reason in kind.reasons, error
-    step = {"Propose": ("propose", "deliver"), "Deliver": ("deliver", "confirm"), "Confirm": ("confirm",)}
-    assert error.details["step"] in step[kind.in_step]
-    named = " ".join([error.message, *error.details.values()])
-    assert LIAR in named
-    for node in committee.nodes.values():
-        row = node.keystore.ceremony(make.id)
+    """One lie after another, as long as they change nothing; then an honest ceremony succeeds."""
+    scene, spoilt, ended = scenes(templates(phase.kind)), False, None
+    for name, (behaviour, lie) in cells(phase).items():
+        if spoilt:
+            scene = scenes(templates(phase.kind))
+        spoilt = binds(phase, behaviour)
+        try:
+            ended = await check_lie(scene, phase, behaviour, lie)
+            if spoilt and not goes_on(phase, behaviour):
+                await check_honest(scene, phase, behaviour, ended)
+        except BaseException as error:
+            error.add_note(f"{phase}: {name}")
+            raise
+    if not spoilt:
+        assert ended is not None
+        await check_honest(scene, phase, behaviour, ended)
+
+
+async def check_lie(scene: Scene, phase: Phase, behaviour: Behaviour, lie: Lie) -> Ordered:
+    committee = scene.committee
+    before = {epoch: derived_by_holders(committee, epoch) for epoch in STAGES[phase.kind].epochs}
+    ordered = STAGES[phase.kind].order(committee)
+    lied = scene.ceremonies(Twin(committee, ordered.plan, phase, lie))
+    if goes_on(phase, behaviour):
+        end = await end_of(lied, ordered.envelope)
+        assert (end.step, LIAR in end.note) == ("done", behaviour is not Behaviour.EQUIVOCATING)
+        check_made_by_the_rest(committee, ordered, phase)
+    else:
+        with pytest.raises(KeyquorumError) as caught:
+            await end_of(lied, ordered.envelope)
+        check_named(caught.value, phase)
+        record = next(each for each in await lied.records() if each.ceremony_id == ordered.plan.ceremony_id)
+        assert record.error is not None
+        assert (record.error.message, record.error.details) == (caught.value.message, caught.value.details)
+        assert record.step == ("erase" if phase.step is Step.ERASE else "cancelled")
+        if phase.step is not Step.ERASE:
+            check_given_up(committee, ordered)
+    assert {epoch: derived_by_holders(committee, epoch) for epoch in before} == before
+    return ordered
+
+
+def check_named(error: KeyquorumError, phase: Phase) -> None:
+    assert error.details["step"] in WHERE_FOUND.get(phase.step, (str(phase.step),)), error
+    assert error.details["custodian"], error
+    assert error.details["cause"], error
+    assert phase.liar in " ".join([error.message, *error.details.values()]), error
+
+
+def check_made_by_the_rest(committee: Committee, ordered: Ordered, phase: Phase) -> None:
+    plan = ordered.plan
+    honest = [name for name in committee.ids if name != phase.liar]
+    assert all(committee.open(name).epochs.active(plan.key_id, plan.epoch) for name in honest)
+    made = derived_by_holders(committee, plan.epoch, plan.key_id)
+    if phase.step is Step.ACTIVATE:  # it is told once more, by whoever has the certificate
+        row = committee.open(VICTIM).keystore.epoch(plan.key_id, plan.epoch)
         assert row is not None
-        assert (str(row.state), node.keystore.epochs("key-1")[-1].epoch) == ("cancelled", 1)
-    assert derived(committee, 1) == before
-    (record,) = await engine(database, committee).records("key-1")
-    assert record.step == "cancelled"
-    assert record.error is not None
-    assert record.error.message == error.message
-    again = Make.rotate(committee, "key-1")
-    assert (await end_of(engine(database, committee), again.envelope)).step == "done"
-    assert derived(committee, 1) == before
-    assert derived(committee, 2) != before
+        committee.open(phase.liar).ceremonies.activate(plan.ceremony_id, row.certificate)
+    else:
+        committee.open(phase.liar).ceremonies.cancel(plan.ceremony_id)
+        Rebuild(committee, plan.key_id, plan.epoch, phase.liar).restore()
+    assert derived(committee, plan.epoch, plan.key_id) == made
 
 
-async def test_a_custodian_silent_from_the_start_is_absent_and_silent_at_the_end_is_stale(
-    committee: Committee, database: MortalDatabase
+def check_given_up(committee: Committee, ordered: Ordered) -> None:
+    """By everyone that had not done its part."""
+    plan = ordered.plan
+    for node in committee.nodes.values():
+        row = node.keystore.ceremony(plan.ceremony_id)
+        if plan.kind in MAKING:
+            assert row is None or row.state is State.CANCELLED
+            assert node.keystore.epoch(plan.key_id, plan.epoch) is None
+        assert row is None or row.state in (State.CANCELLED, State.GIVEN, State.RESTORED), row
+
+
+async def check_honest(scene: Scene, phase: Phase, behaviour: Behaviour, lied: Ordered) -> None:
+    """An honest one of the same kind succeeds: a destruction that some began goes on, everything else begins anew."""
+    plan, honest, committee = lied.plan, scene.ceremonies(), scene.committee
+    if phase.step is Step.ERASE:
+        assert (await end_of(honest, lied.envelope)).step == "done"
+        assert {node.keystore.epochs("key-1")[0].state for node in committee.nodes.values()} == {"destroyed"}
+        return
+    again = STAGES[plan.kind].order(committee)
+    if phase.step is Step.RESTORE and behaviour is not Behaviour.SILENT:  # whatever it said, it was rebuilt
+        with pytest.raises(KeyquorumError) as caught:
+            await end_of(honest, again.envelope)
+        assert caught.value.reason is Reason.EXISTS
+    else:
+        assert (await end_of(honest, again.envelope)).step == "done"
+    if plan.kind is not Kind.DESTROY:
+        assert derived(committee, plan.epoch, plan.key_id)
+
+
+async def test_a_late_custodian_changes_nothing_once_the_others_gave_up(
+    templates: Callable[[Kind], Committee], scenes: Callable[[Committee], Scene]
 ) -> None:
-    class IsSilent(_IsSilent):
-        in_step = "Propose"
-
-    make = Make.rotate(committee, "key-1")
-    assert LIAR in (await end_of(engine(database, committee, IsSilent(committee, make.plan)), make.envelope)).note
-    ceremonies = engine(database, committee)
-    assert (await ceremonies.key("key-1")).stale == (LIAR,)
-    IsSilent.in_step = "Activate"
-    make = Make(committee, committee.plan("key-2"))
-    assert LIAR in (await end_of(engine(database, committee, IsSilent(committee, make.plan)), make.envelope)).note
-
-
-async def test_a_late_custodian_changes_nothing_once_the_others_gave_up(committee: Committee) -> None:
     """Its answer to *deliver* comes when everyone has cancelled: nobody goes on with it, nor does it by itself."""
+    committee = scenes(templates(Kind.ROTATE)).committee
     make = Make.rotate(committee, "key-1").propose()
-    for name in (VICTIM, STALE):
+    for name in (VICTIM, LOST):
         make.deliver_one(name)
         committee.open(name).ceremonies.cancel(make.id)
     make.deliver_one(LIAR)
-    for name in (VICTIM, STALE):
+    for name in (VICTIM, LOST):
         refused(Reason.STATE, make.confirm_one, name)
     refused(Reason.CEREMONY, committee.open(LIAR).ceremonies.confirm, make.id, [make.commitments[LIAR]])
     committee.open(LIAR).ceremonies.cancel(make.id)
     Make.rotate(committee, "key-1").activate()
 
 
-# -- co-holders that lie -------------------------------------------------------------------------------------------
+# -- co-holders that lie where there are others ------------------------------------------------------------------------
+
+GIVING = Phase(Kind.REPAIR, Step.GIVE)
 
 
-def wrong_seeds(twin: Twin, seeds: dict[int, bytes]) -> tuple[Gift, bytes]:
-    return seal_gift(twin.plan, LIAR, {index: bytes(31) + b"x" for index in seeds}, twin.keys[STALE])
+def _of_another_epoch(twin: Twin, answer: object) -> object:
+    return twin.gives_seeds(twin.seeds(1))
 
 
-def of_another_epoch(twin: Twin, seeds: dict[int, bytes]) -> tuple[Gift, bytes]:
-    row = twin.store.epoch("key-1", 1)
-    assert row is not None
-    return seal_gift(twin.plan, LIAR, twin.store.seeds(row), twin.keys[STALE])
-
-
-def sealed_as(plaintext: Callable[[Twin, dict[int, bytes]], bytes]) -> Callable[[Twin, dict[int, bytes]], Any]:
-    def give(twin: Twin, seeds: dict[int, bytes]) -> tuple[Gift, bytes]:
-        info = gift_info(twin.plan.ceremony_id, LIAR, STALE, twin.keys[STALE])
-        sealed = seal(twin.keys[STALE], plaintext(twin, seeds), info)
-        return Gift(twin.plan.digest, LIAR, STALE, hashlib.sha256(sealed).hexdigest()), sealed
-
-    return give
-
-
-def shared(twin: Twin, seeds: dict[int, bytes]) -> dict[int, bytes]:
-    return {index: seeds[index] for index in shared_indices(twin.plan.quorum, LIAR, STALE)}
-
-
-GIFTS: dict[str, Callable[[Twin, dict[int, bytes]], tuple[Gift, bytes]]] = {
-    "wrong seeds": wrong_seeds,
-    "seeds of another epoch": of_another_epoch,
-    "a short list": sealed_as(lambda twin, seeds: b""),
-    "a long list": sealed_as(lambda twin, seeds: encode_contributions(seeds)),
-    "an index twice": sealed_as(lambda twin, seeds: 2 * encode_contributions(shared(twin, seeds))),
-    "another order": sealed_as(lambda twin, seeds: encode_contributions(shared(twin, seeds))[::-1]),
+GIFTS: dict[str, Lie] = {
+    "wrong seeds": LIES[GIVING][Behaviour.EQUIVOCATING]["wrong seeds"],
+    "seeds of another epoch": _of_another_epoch,
+    "a short list": LIES[GIVING][Behaviour.SHORT_LIST][""],
+    "a long list": LIES[GIVING][Behaviour.LONG_LIST][""],
+    "an index twice": LIES[GIVING][Behaviour.DUPLICATE_INDEX][""],
+    "silence": LIES[GIVING][Behaviour.SILENT][""],
 }
+
+
+@pytest.fixture(scope="module")
+def five(tmp_path_factory: pytest.TempPathFactory) -> Committee:
+    """Three of five: every seed of the stale one has two holders among the rest."""
+    custodians = ((VICTIM, "CH"), ("de-1", "DE"), (LIAR, "IS"), ("jp-1", "JP"), (LOST, "NO"))
+    built = build_committee(tmp_path_factory.mktemp("five"), custodians, {"at_least": 3})
+    STAGES[Kind.REPAIR].prepare(built)
+    built.close()
+    return built
 
 
 @pytest.mark.parametrize("what", list(GIFTS))
 async def test_a_co_holder_that_gives_wrong_seeds_is_named_and_the_others_suffice(
-    tmp_path: Path, database: MortalDatabase, what: str
+    five: Committee, scenes: Callable[[Committee], Scene], what: str
 ) -> None:
-    """Three of five: every seed of the stale one has two holders among the rest."""
-    five = (("ch-1", "CH"), ("de-1", "DE"), (LIAR, "IS"), ("jp-1", "JP"), (STALE, "NO"))
-    committee = build_committee(tmp_path / "five", five, {"at_least": 3})
-    committee.generate()
-    Make.rotate(committee, "key-1", present=[name for name in committee.ids if name != STALE]).activate()
-    repair = Rebuild(committee, "key-1", 2, STALE)
-
-    class Gives(Twin):
-        in_step = "Give"
-
-        def lie(self, request: Any, answer: pb.GiveResponse) -> pb.GiveResponse:
-            row = self.store.epoch("key-1", 2)
-            assert row is not None
-            gift, sealed = GIFTS[what](self, self.store.seeds(row))
-            return pb.GiveResponse(statement=self.signed(GIFT_TYPE, gift.to_payload()), sealed=sealed)
-
-    end = await end_of(engine(database, committee, Gives(committee, repair.plan)), repair.envelope)
-    assert LIAR in end.note
-    assert [each.custodian for each in committee.open(STALE).keystore.accusations()] == [LIAR]
-    assert derived(committee, 2)
-    committee.close()
-
-
-async def test_the_only_holder_that_gives_wrong_seeds_stops_the_repair_and_is_named(
-    committee: Committee, database: MortalDatabase
-) -> None:
-    Make.rotate(committee, "key-1", present=(VICTIM, LIAR)).activate()
-    repair = Rebuild(committee, "key-1", 2, STALE)
-
-    class Gives(Twin):
-        in_step = "Give"
-
-        def lie(self, request: Any, answer: pb.GiveResponse) -> pb.GiveResponse:
-            row = self.store.epoch("key-1", 2)
-            assert row is not None
-            gift, sealed = wrong_seeds(self, self.store.seeds(row))
-            return pb.GiveResponse(statement=self.signed(GIFT_TYPE, gift.to_payload()), sealed=sealed)
-
-    with pytest.raises(KeyquorumError) as caught:
-        await end_of(engine(database, committee, Gives(committee, repair.plan)), repair.envelope)
-    assert LIAR in " ".join(caught.value.details.values())
-    assert committee.open(STALE).keystore.epoch("key-1", 2) is None
-    assert derived(committee, 1)
-    again = Rebuild(committee, "key-1", 2, STALE)
-    assert (await end_of(engine(database, committee), again.envelope)).step == "done"
-
-
-async def test_a_custodian_that_only_says_that_it_agreed_or_erased_is_found_out(
-    committee: Committee, database: MortalDatabase
-) -> None:
-    """A consent, and a receipt, for another plan; and one that somebody else signed."""
-
-    class Consents(Twin):
-        in_step = "Propose"
-
-        def lie(self, request: Any, answer: pb.ProposeResponse) -> pb.ProposeResponse:
-            return pb.ProposeResponse(statement=self.signed(CONSENT_TYPE, Consent("0" * 64, LIAR).to_payload()))
-
-    destroy = Destroy(committee, "key-1", 1).approve()
-    with pytest.raises(KeyquorumError) as caught:
-        await end_of(engine(database, committee, Consents(committee, destroy.plan)), destroy.envelope)
-    assert LIAR in caught.value.message
-    assert derived(committee, 1)
+    scene = scenes(five)
+    repair = Rebuild(scene.committee, "key-1", 2, LOST)
+    assert len(shared_indices(repair.plan.quorum, LIAR, LOST)) > 1
+    twin = Twin(scene.committee, repair.plan, GIVING, GIFTS[what])
+    end = await end_of(scene.ceremonies(twin), repair.envelope)
+    accused = [each.custodian for each in scene.committee.open(LOST).keystore.accusations()]
+    assert (LIAR in end.note, accused) == ((False, []) if what == "silence" else (True, [LIAR]))
+    assert derived(scene.committee, 2)

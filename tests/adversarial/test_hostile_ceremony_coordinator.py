@@ -13,10 +13,13 @@ from pathlib import Path
 import pytest
 
 from keyquorum_core.ceremony import CERTIFICATE_TYPE, EpochCertificate
+from keyquorum_core.ceremony_states import Kind, Step
 from keyquorum_core.destruction import DESTRUCTION_RECEIPT_TYPE, DestructionReceipt, check_receipts
 from keyquorum_core.errors import Reason
 from keyquorum_core.signing import Identity, merge, peek_payload, sign
+from keyquorum_protos.v1 import custodian_pb2 as pb
 from tests.support.ceremonies import Destroy, Make, Rebuild, approve, derived, refused
+from tests.support.ceremony_twins import LIAR, LIES, Behaviour, Phase, Twin
 from tests.support.custodian import THREE, TWO_OF_THREE, Committee, build_committee
 
 ONE, TWO, THIRD = "ch-1", "is-1", "no-1"
@@ -146,6 +149,74 @@ def test_half_erased_by_a_coordinator_an_epoch_does_not_count_as_destroyed(commi
         refused(Reason.STATE, destroy.erase_one, name)
     one = DestructionReceipt.parse(peek_payload(receipt, DESTRUCTION_RECEIPT_TYPE, "receipt"))
     refused(Reason.CEREMONY, check_receipts, destroy.plan, committee.ids, {ONE: one})
+
+
+@pytest.mark.parametrize("what", ["a seed", "a header", "who is there"])
+def test_a_coordinator_that_helps_a_custodian_to_say_two_things_gets_no_certificate(
+    committee: Committee, what: str
+) -> None:
+    """One hears the liar's honest commitments, another the others; the rest of the ceremony is told the truth."""
+    make = Make.rotate(committee, "key-1").deliver()
+    phase = Phase(Kind.ROTATE, Step.DELIVER)
+    twin = Twin(committee, make.plan, phase, LIES[phase][Behaviour.EQUIVOCATING][f"about {what}"])
+    lie = twin.lie(twin, pb.DeliverResponse(commitments=make.commitments[LIAR])).commitments
+    make.confirm_one(ONE)
+    said = [make.commitments[ONE], lie, make.commitments[THIRD]]
+    error = refused(Reason.CEREMONY, committee.open(THIRD).ceremonies.confirm, make.id, said)
+    assert LIAR in " ".join([error.message, *error.details.values()]) or what == "who is there"
+    assert committee.open(THIRD).keystore.epoch("key-1", 2) is None
+    make.activate()
+
+
+def test_in_a_repair_a_coordinator_gains_nothing_by_what_it_drops_reorders_repeats_or_swaps(
+    committee: Committee,
+) -> None:
+    Make(committee, committee.plan("key-2")).activate()
+    for key in ("key-1", "key-2"):
+        Make.rotate(committee, key, present=(ONE, TWO)).activate()
+    one, two = (Rebuild(committee, key, 2, THIRD) for key in ("key-1", "key-2"))
+    target, giver = committee.open(THIRD).ceremonies, committee.open(ONE).ceremonies
+    refused(Reason.NOT_FOUND, giver.give, one.id, b"{}")
+    one.propose()
+    two.propose()
+    refused(Reason.CEREMONY, target.restore, one.id, one.certificate, [])
+    refused(Reason.CEREMONY, giver.give, one.id, two.request)
+    refused(Reason.STATE, target.deliver, one.id, [], [])
+    one.give()
+    two.give()
+    mixed = [one.gifts[0], two.gifts[1]]
+    for gifts in (one.gifts[:1], one.gifts[1:], one.gifts * 2, two.gifts, mixed):
+        refused(Reason.CEREMONY, target.restore, one.id, one.certificate, gifts)
+    refused(Reason.CEREMONY, target.restore, one.id, two.certificate, one.gifts)
+    assert committee.open(THIRD).keystore.epoch("key-1", 2) is None
+    receipt = target.restore(one.id, one.certificate, one.gifts[::-1])
+    assert target.restore(one.id, one.certificate, one.gifts) == receipt
+    assert derived(committee, 2)
+    # The target is told that it was given up, the co-holders that it went on: nobody is the worse for it.
+    target.cancel(two.id)
+    refused(Reason.STATE, target.restore, two.id, two.certificate, two.gifts)
+    refused(Reason.STATE, giver.cancel, two.id)
+    Rebuild(committee, "key-2", 2, THIRD).restore()
+    assert derived(committee, 2, "key-2")
+
+
+def test_in_a_destruction_a_coordinator_gains_nothing_by_what_it_drops_reorders_repeats_or_swaps(
+    committee: Committee,
+) -> None:
+    Make(committee, committee.plan("key-2")).activate()
+    one, two = (Destroy(committee, key, 1).approve() for key in ("key-1", "key-2"))
+    node = committee.open(ONE).ceremonies
+    refused(Reason.STATE, node.erase, one.id, [])  # approved, and not proposed again
+    one.propose()
+    two.propose()
+    mine, others = list(one.consents.values()), list(two.consents.values())
+    for consents in ([], mine[:2], mine[1:], mine * 2, others, [*mine[:2], others[2]]):
+        refused(Reason.CEREMONY, node.erase, one.id, consents)
+    assert derived(committee, 1)
+    receipt = node.erase(one.id, mine[::-1])
+    assert node.erase(one.id, []) == receipt
+    one.erase()
+    assert derived(committee, 1, "key-2")
 
 
 def test_a_coordinator_cannot_order_anything_itself(committee: Committee) -> None:

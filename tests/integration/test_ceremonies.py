@@ -139,6 +139,34 @@ async def test_a_custodian_that_missed_only_the_end_is_told_of_it(
     assert {each.kind for each in await scene.ceremonies()} == {"rotate", "generate"}
 
 
+async def test_a_custodian_that_was_rebuilt_and_not_heard_is_stale_no_more_once_it_says_what_it_holds(
+    scene: CeremonyScene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await scene.generate()
+    await scene.down("is-1")
+    await scene.run(await scene.plan(Kind.ROTATE))
+    await scene.up("is-1")
+    link, tending = scene.running.server.fanout.links["is-1"], scene.running.server.tending
+    await until(lambda: link.connected)
+    restore = Steps.restore
+
+    async def unheard(self: Any, *arguments: Any) -> bytes:
+        await restore(self, *arguments)
+        raise UnavailableError(Reason.UNAVAILABLE, "the network is down")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Steps, "restore", unheard)
+        await tending.look()
+    assert (await scene.epochs())[0].stale == ["is-1"]
+    assert next((each.kind, each.step) for each in await scene.ceremonies()) == ("repair", "cancelled")
+    await scene.running.server.fanout.probe_all()
+    tending._pauses.clear()
+    await tending.look()
+    assert (await scene.epochs())[0].stale == []
+    assert [each.kind for each in await scene.ceremonies()].count("repair") == 1
+    assert scene.root(2)
+
+
 async def test_too_many_absent_stop_a_rotation_which_leaves_the_epoch_as_it_was(scene: CeremonyScene) -> None:
     await scene.generate()
     before = scene.root(1)

@@ -24,7 +24,17 @@ from keyquorum_custodian.making import Proposal
 if TYPE_CHECKING:
     from tests.support.custodian import Committee
 
-__all__ = ["Destroy", "Make", "Rebuild", "addressed", "certificate_of", "derived", "order", "refused"]
+__all__ = [
+    "Destroy",
+    "Make",
+    "Rebuild",
+    "addressed",
+    "certificate_of",
+    "derived",
+    "derived_by_holders",
+    "order",
+    "refused",
+]
 
 CONTEXT = b"c" * 32
 
@@ -257,11 +267,25 @@ def twisted(proposal: Proposal, **changes: object) -> Proposal:
 
 
 def derived(committee: Committee, epoch: int, key_id: str = "key-1") -> bytes:
-    """The key that everyone open derives together; holders of a seed have to agree."""
+    """The key that everyone derives together; holders of a seed have to agree."""
     together: dict[int, bytes] = {}
     for name in committee.ids:
         for index, value in committee.open(name).epochs.active(key_id, epoch).contributions(CONTEXT).items():
-            assert together.setdefault(index, value) == value
+            assert together.setdefault(index, value) == value, (name, index)
+    return root(together, CONTEXT)
+
+
+def derived_by_holders(committee: Committee, epoch: int, key_id: str = "key-1") -> bytes:
+    """As :func:`derived`, of those that have the epoch in use."""
+    together: dict[int, bytes] = {}
+    for name in committee.ids:
+        try:
+            held = committee.open(name).epochs.active(key_id, epoch)
+        except KeyquorumError:
+            continue
+        for index, value in held.contributions(CONTEXT).items():
+            assert together.setdefault(index, value) == value, (name, index)
+    assert together, "nobody has it in use"
     return root(together, CONTEXT)
 
 
