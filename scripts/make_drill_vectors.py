@@ -61,18 +61,20 @@ def report(part: dict[str, Any] | None = None, **changes: object) -> dict[str, A
     return made | changes
 
 
-def full(**of_revocation: object) -> dict[str, Any]:
+def full(changed: str = "revocation", **of_part: object) -> dict[str, Any]:
+    """A full drill, with changes of one part."""
     parts: list[dict[str, Any]] = []
     for kind in KINDS:
         part = copy.deepcopy(PART) | {"kind": kind}
-        if kind == "revocation":
-            part |= of_revocation
+        if kind == changed:
+            part |= of_part
         parts.append(part)
-    return report(kind="full", parts=parts, timeline=[])
+    return report(kind="full", parts=parts, timeline=[{**MOMENT, "kind": kind} for kind in KINDS])
 
 
 def cases() -> list[tuple[str, str, str]]:
-    skipped = full(outcome="skipped", checks=[], cause="nobody signed the operators' documents")
+    left_out: dict[str, Any] = {"outcome": "skipped", "checks": [], "cause": "nobody signed the operators' documents"}
+    skipped = full(**left_out)
     failed = {"outcome": "failed", "checks": [GOOD, BAD]}
     bare = report()
     del bare["parts"][0]["detect_ms"], bare["parts"][0]["recover_ms"]
@@ -93,6 +95,10 @@ def cases() -> list[tuple[str, str, str]]:
         ("a report that failed, all parts passed", "MALFORMED", canonical(report(outcome="failed"))),
         ("all parts skipped", "MALFORMED",
          canonical(report({"outcome": "skipped", "checks": [], "cause": "nobody signed"}))),
+        ("full, another part skipped", "MALFORMED", canonical(full("repair", **left_out))),
+        ("passed, and nothing happened", "MALFORMED", canonical(report(timeline=[]))),
+        ("full, nothing happened in a part that passed", "MALFORMED",
+         canonical({**full(), "timeline": full()["timeline"][:-1]})),
         ("a part of another kind", "MALFORMED", canonical(report({"kind": "repair"}))),
         ("full without a part", "MALFORMED", canonical({**full(), "parts": full()["parts"][:-1]})),
         ("full out of order", "MALFORMED", canonical({**full(), "parts": full()["parts"][::-1]})),

@@ -170,18 +170,21 @@ class Drills:
         async with aclosing(stream) as events:
             async for event in events:
                 if event.report:
-                    return self._open(event.report, request.drill_id)
+                    return self._open(event.report, request.drill_id, request.kind, request.key_id)
                 try:
                     moment(Moment(event.at_ms, event.kind, event.step, event.custodian, clip(event.text)))
                 except MalformedError:
                     continue  # for looking at only: the report is what counts
         raise RefusedError(Reason.STATE, "the drill ended without a report", expected="a signed report")
 
-    def _open(self, envelope: bytes, drill_id: str) -> Finished:
+    def _open(self, envelope: bytes, drill_id: str, kind: str | None = None, key_id: str = "") -> Finished:
+        """``kind`` and ``key_id``: what was ordered, where that is known; without a key the coordinator picks it."""
         report = open_report(envelope, self._profile.drill_identity())
         for what, expected, actual in (
             ("drill", drill_id, report.drill_id),
             ("cluster", self._profile.cluster, report.cluster),
+            ("kind", report.kind if kind is None else kind, report.kind),
+            ("key", key_id or report.key_id, report.key_id),
         ):
             if expected != actual:
                 raise RefusedError(Reason.STATE, f"the report is of another {what}", expected=expected, actual=actual)

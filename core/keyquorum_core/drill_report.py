@@ -28,6 +28,7 @@ __all__ = [
     "MAX_CHECKS",
     "MAX_MOMENTS",
     "MAX_TEXT",
+    "MAY_BE_SKIPPED",
     "Check",
     "DrillReport",
     "Moment",
@@ -55,6 +56,8 @@ ABOUT: Final = {
 """Each kind of drill in the order in which ``full`` runs them, and what it rehearses."""
 KINDS: Final = tuple(ABOUT)
 FULL: Final = "full"
+MAY_BE_SKIPPED: Final = frozenset({"revocation"})
+"""Parts of a full drill that take somebody who need not be there: operators who sign."""
 MAX_TEXT: Final = 400
 MAX_CHECKS: Final = 64
 MAX_MOMENTS: Final = 1000
@@ -225,9 +228,10 @@ class Moment:
 @dataclass(frozen=True, slots=True)
 class DrillReport:
     """``kind``: one of :data:`KINDS`, or ``full``; ``started_at``: unix seconds; ``roster_sha256``: of the roster that
-    was in force. It passed when each part did, or was skipped, and not all were.
+    was in force. It passed when each part did, but for those of :data:`MAY_BE_SKIPPED` in a full one.
 
-    Raises :class:`MalformedError` for an outcome that its parts don't give."""
+    Raises :class:`MalformedError` for an outcome that its parts don't give, for a part that was skipped and may not be,
+    and for one that passed and of which the timeline tells nothing."""
 
     drill_id: str
     kind: str
@@ -261,6 +265,13 @@ class DrillReport:
             wanted = wanted[: len(kinds)]
         if kinds != wanted:
             raise _bad("the parts are not the drill's", ", ".join(wanted), ", ".join(kinds))
+        skipped = {part.kind for part in self.parts if part.outcome is Outcome.SKIPPED}
+        if skipped - (MAY_BE_SKIPPED if self.kind == FULL else frozenset()):
+            raise _bad("a part was skipped", f"none but {', '.join(MAY_BE_SKIPPED)} of a full drill", sorted(skipped))
+        told = {moment.kind for moment in self.timeline}
+        untold = [part.kind for part in self.parts if part.outcome is Outcome.PASSED and part.kind not in told]
+        if untold:
+            raise _bad("a part that passed, and nothing happened", "moments in the timeline", ", ".join(untold))
         if self.outcome is not Outcome.INTERRUPTED and self.outcome is not self.outcome_of(self.parts):
             raise _bad("an outcome that the parts don't give", self.outcome_of(self.parts), self.outcome)
 

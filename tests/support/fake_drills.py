@@ -51,8 +51,8 @@ def report_of(drill_id: str, kind: str, *, failed: str = "", cluster: str = CLUS
 
 
 class FakeDrills(rpc.DrillsServicer):
-    """``failed``: the part that fails; ``signer``: who signs; ``cluster``, ``other_id``: whose report it gives;
-    ``breaks``: how often the connection breaks in the middle."""
+    """``failed``: the part that fails; ``signer``: who signs; ``cluster``, ``other_id``, ``other_kind``: whose
+    report it gives, of what; ``breaks``: how often the connection breaks in the middle."""
 
     def __init__(self) -> None:
         self.identity = Identity.generate()
@@ -60,6 +60,7 @@ class FakeDrills(rpc.DrillsServicer):
         self.failed = ""
         self.cluster = CLUSTER
         self.other_id = ""
+        self.other_kind = ""
         self.breaks = 0
         self.requests: list[pb.RunDrillRequest] = []
         self.cancelled: list[str] = []
@@ -78,7 +79,7 @@ class FakeDrills(rpc.DrillsServicer):
         profile.write_text('drill = "drill.pub.json"\n' + text)
 
     def report(self, drill_id: str, kind: str) -> bytes:
-        made = report_of(self.other_id or drill_id, kind, failed=self.failed, cluster=self.cluster)
+        made = report_of(self.other_id or drill_id, self.other_kind or kind, failed=self.failed, cluster=self.cluster)
         return sign_report(made, self.signer)
 
     async def List(self, request: pb.ListDrillsRequest, context: Any) -> pb.ListDrillsResponse:

@@ -23,7 +23,7 @@ from keyquorum_core.errors import KeyquorumError, Reason
 from keyquorum_core.ledger.leaves import Drill as DrillLeaf
 from keyquorum_core.revocations import Revocations
 from keyquorum_core.signing import Identity
-from tests.support.client_world import PASSPHRASE, the_world
+from tests.support.client_world import CLUSTER, PASSPHRASE, the_world
 from tests.support.fake_coordinator import FakeCoordinator, serving
 from tests.support.fake_drills import AT, RAN, FakeDrills, report_of
 from tests.support.ledger_world import TestLog, World
@@ -89,6 +89,8 @@ async def test_reports_of_anybody_else_s_signing_or_of_another_drill_are_not_bel
     assert "another drill" in await scene.refused(Reason.STATE)
     scene.drills.other_id, scene.drills.cluster = "", "elsewhere"
     assert "another cluster" in await scene.refused(Reason.STATE)
+    scene.drills.cluster, scene.drills.other_kind = CLUSTER, "restore"
+    assert "another kind" in await scene.refused(Reason.STATE, kind=FULL)
 
 
 async def test_nothing_is_begun_without_a_pinned_identity_or_for_no_kind_of_drill(scene: Scene) -> None:

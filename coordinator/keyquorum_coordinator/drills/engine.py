@@ -37,7 +37,17 @@ from keyquorum_coordinator.sequencer import Sequencer
 from keyquorum_coordinator.withdrawals import Withdrawals
 from keyquorum_coordinator.witnesses import Witnesses
 from keyquorum_core.certified import open_certificate
-from keyquorum_core.drill_report import DRILL_ID, FULL, KINDS, DrillReport, Moment, Outcome, Part, sign_report
+from keyquorum_core.drill_report import (
+    DRILL_ID,
+    FULL,
+    KINDS,
+    MAY_BE_SKIPPED,
+    DrillReport,
+    Moment,
+    Outcome,
+    Part,
+    sign_report,
+)
 from keyquorum_core.errors import KeyquorumError, MalformedError, Reason, RefusedError, StateError, UnavailableError
 from keyquorum_core.keywrap import LoadedKeys
 from keyquorum_core.ledger.leaves import Drill
@@ -311,7 +321,7 @@ class Drills:
         except TimeoutError:
             drill.say("note", "not every custodian could be reached")
         for kind in run.kinds:
-            if kind == "revocation" and not run.order.lift:
+            if kind in MAY_BE_SKIPPED and not run.order.lift:
                 drill.skip(kind, "no operator signed for it: a schedule cannot")
             else:
                 await drill.rehearse(kind, PLAYS[kind])

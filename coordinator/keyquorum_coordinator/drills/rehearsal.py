@@ -25,7 +25,7 @@ from keyquorum_coordinator.withdrawals import Withdrawals
 from keyquorum_coordinator.witnesses import Witnesses
 from keyquorum_core.ceremony_plan import CeremonyPlan, unsigned_plan
 from keyquorum_core.ceremony_states import Kind
-from keyquorum_core.drill_report import FULL, MAX_CHECKS, MAX_MOMENTS, Check, Moment, Outcome, Part, clip
+from keyquorum_core.drill_report import FULL, KINDS, MAX_CHECKS, MAX_MOMENTS, Check, Moment, Outcome, Part, clip
 from keyquorum_core.errors import KeyquorumError, Reason, StateError
 from keyquorum_core.keywrap import LoadedKeys
 from keyquorum_protos.v1 import drills_pb2 as pb
@@ -39,6 +39,8 @@ _CALL_SECONDS = 10.0
 _BACK_SECONDS = 40.0
 _PAUSE = 0.25
 _RETRIES = 3
+_MOMENTS = MAX_MOMENTS - 2 * (len(KINDS) + 1)
+"""So that the report has room for the start and the end of each part, and of the drill, however much happens."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,7 +114,7 @@ class Rehearsal:
     def say(self, step: str, text: str, custodian: str = "") -> None:
         """An entry in the timeline."""
         moment = Moment(self.now_ms, self._kind, step, custodian, clip(text))
-        if len(self.timeline) < MAX_MOMENTS - 1 or step == "done":
+        if len(self.timeline) < _MOMENTS or step in ("start", "done"):
             self.timeline.append(moment)
         self._tell(moment)
 
