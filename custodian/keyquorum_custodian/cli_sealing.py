@@ -181,7 +181,7 @@ def unseal(
             secret = passphrase_from(passphrase_file)
         answer = asyncio.run(send_secret(directory, secret))
         if answer["open"]:
-            asyncio.run(_wait_until_open(directory))
+            asyncio.run(_wait_until(directory, sealed=False))
         if as_json:
             typer.echo(json.dumps(answer))
         elif answer["open"]:
@@ -194,7 +194,8 @@ def unseal(
             )
 
 
-async def _wait_until_open(directory: Path) -> None:
+async def _wait_until(directory: Path, *, sealed: bool) -> None:
+    """Until the custodian answers, and is that."""
     import asyncio
 
     from keyquorum_custodian.admin import fetch_status
@@ -202,13 +203,14 @@ async def _wait_until_open(directory: Path) -> None:
     deadline = time.monotonic() + _START_SECONDS
     while True:
         try:
-            if not (await fetch_status(directory))["sealed"]:
+            if (await fetch_status(directory))["sealed"] is sealed:
                 return
         except UnavailableError:
             if time.monotonic() > deadline:
                 raise
         if time.monotonic() > deadline:
-            raise UnavailableError(Reason.TIMEOUT, "the custodian was unsealed, and yet does not serve; see its log")
+            done = "sealed" if sealed else "unsealed"
+            raise UnavailableError(Reason.TIMEOUT, f"the custodian was {done}, and yet does not answer; see its log")
         await asyncio.sleep(0.2)
 
 
@@ -216,7 +218,8 @@ async def _wait_until_open(directory: Path) -> None:
 def seal(directory: Directory, as_json: Json = False) -> None:
     """Have a running custodian forget its seeds and private keys at once, and serve status only until unsealed.
 
-    One that is sealed already forgets the shares entered so far.
+    Its process gives up all of its memory and begins anew, under the same process id. One that is sealed already
+    forgets the shares entered so far.
     """
     import asyncio
 
@@ -224,6 +227,7 @@ def seal(directory: Directory, as_json: Json = False) -> None:
 
     with refusals(as_json):
         asyncio.run(send_seal(directory))
+        asyncio.run(_wait_until(directory, sealed=True))
         typer.echo(json.dumps({"sealed": True}) if as_json else "Sealed. It serves status only until it is unsealed.")
 
 

@@ -141,7 +141,8 @@ class HeldEpoch:
         return out
 
     def wipe(self) -> None:
-        """Overwrite and forget the seeds."""
+        """Let go of the seeds. Whether they are overwritten is up to the libraries; what is sure, sealing does
+        (:mod:`keyquorum_custodian.serving`)."""
         self._keyed.clear()
         self._kept.clear()
 
@@ -213,7 +214,7 @@ class Epochs:
         )
 
     def wipe(self) -> None:
-        """Overwrite and forget every seed."""
+        """Let go of every seed."""
         for held in self._held.values():
             held.wipe()
         self._held.clear()

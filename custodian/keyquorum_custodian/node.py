@@ -130,7 +130,7 @@ class Node:
         return out + self.bulletins.warnings()
 
     def close(self) -> None:
-        """Wipe the seeds and close the keystore."""
+        """Let go of the seeds and close the keystore."""
         self.epochs.wipe()
         self.keystore.close()
 

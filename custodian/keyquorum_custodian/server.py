@@ -24,14 +24,13 @@ from keyquorum_custodian import __version__
 from keyquorum_custodian.answering import report
 from keyquorum_custodian.canary_service import CanaryService
 from keyquorum_custodian.init import ADMIN_CERTIFICATE
-from keyquorum_custodian.keystore import Keystore
 from keyquorum_custodian.listening import ADMIN, BACKUPS, CANARY, CEREMONIES, CUSTODIAN, RESTORATION, Listener, listen
 from keyquorum_custodian.logs import logger
 from keyquorum_custodian.metrics import Metrics
 from keyquorum_custodian.node import Node
 from keyquorum_custodian.pacing import Beside
 from keyquorum_custodian.restoration_services import BackupsService, RestorationService
-from keyquorum_custodian.sealed_node import SealedNode, open_sealed
+from keyquorum_custodian.sealed_node import SealedNode
 from keyquorum_custodian.sealed_server import SealedServer
 from keyquorum_custodian.services import AdminService, CeremoniesService, CustodianService
 from keyquorum_custodian.witness_http import WitnessListener
@@ -192,13 +191,12 @@ class CustodianServer:
         self._flush_now()
 
 
-async def serve(
-    node: Node | SealedNode, announce: Callable[[str], None], *, keystore: type[Keystore] = Keystore
-) -> None:
-    """Serve, open or sealed, until SIGTERM or SIGINT; then finish what is under way and close the keystore.
+async def serve(node: Node | SealedNode, announce: Callable[[str], None]) -> bool:
+    """Serve, open or sealed, until SIGTERM or SIGINT, or until its operator seals an open one; then finish what is
+    under way and close the keystore. True: it is to go on, sealed, without anything that this process's memory holds.
 
-    ``announce`` gets one line of JSON once the custodian can be reached. Unsealing and sealing change over in place:
-    the same process, the same addresses, which are not listened at for a moment.
+    ``announce`` gets one line of JSON once the custodian can be reached. Unsealing changes over in place: the same
+    process, the same addresses, which are not listened at for a moment.
     """
     log = logger()
     # Seconds after which the thread that computes in ceremonies makes room for this one, when both are in Python code.
@@ -208,7 +206,7 @@ async def serve(
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
     announced = False
-    while not stop.is_set():
+    while True:
         server = CustodianServer(node) if isinstance(node, Node) else SealedServer(node)
         following: Node | None = None
         try:
@@ -226,9 +224,10 @@ async def serve(
                 node.close()
             elif stop.is_set():
                 following.close()
-        if not stop.is_set():
-            node = following or open_sealed(node.config.directory, clock=node.clock, keystore=keystore)
-    log.info("stopped", custodian=node.config.id)
+        if stop.is_set() or following is None:
+            log.info("stopped" if stop.is_set() else "sealing", custodian=node.config.id)
+            return not stop.is_set()
+        node = following
 
 
 def _ready(node: Node | SealedNode, server: CustodianServer | SealedServer) -> dict[str, object]:

@@ -3,6 +3,9 @@
 The libraries that read a command line (typer brings pydantic) would stay in memory for as long as the custodian runs,
 a tenth of all it needs. So the command replaces its own process: same process id, same signals, same standard streams.
 The passphrase comes through a pipe, so that it stands in neither the arguments nor the environment of what serves.
+
+Sealing does the same once more. What an interpreter once held, it can't be relied on to overwrite; a process that
+executes a program leaves all of its memory behind, to the kernel, which clears it.
 """
 
 from __future__ import annotations
@@ -18,6 +21,7 @@ from keyquorum_core.errors import KeyquorumError, Reason, RefusedError, Unavaila
 
 __all__ = ["become"]
 
+_AGAIN = "again"  # sealed by its operator, and known to whoever started it
 _MAX_PASSPHRASE = 4096  # bytes; what a pipe holds without a reader on every kernel
 
 
@@ -31,15 +35,18 @@ def become(directory: Path, secret: str | None, log_level: str) -> NoReturn:
     os.write(writer, data)
     os.close(writer)
     os.set_inheritable(reader, True)
+    _execute(directory, log_level, reader, "sealed" if secret is None else "open")
+
+
+def _execute(directory: Path, log_level: str, descriptor: int, state: str) -> NoReturn:
     sys.stdout.flush()
     sys.stderr.flush()
     # -P: as a console script, not looking for modules in the folder that it is started from.
-    arguments = ["-P", "-m", "keyquorum_custodian.serving", str(directory), log_level, str(reader)]
-    arguments.append("sealed" if secret is None else "open")
+    arguments = ["-P", "-m", "keyquorum_custodian.serving", str(directory), log_level, str(descriptor), state]
     os.execv(sys.executable, [sys.executable, *arguments])  # noqa: S606 - this very interpreter
 
 
-def _serve(directory: Path, log_level: str, descriptor: int, *, sealed: bool) -> None:
+def _serve(directory: Path, log_level: str, descriptor: int, state: str) -> None:
     from keyquorum_custodian import logs
     from keyquorum_custodian.node import open_node
     from keyquorum_custodian.sealed_node import open_sealed
@@ -48,9 +55,13 @@ def _serve(directory: Path, log_level: str, descriptor: int, *, sealed: bool) ->
 
     harden()  # what the process was before does not count: executing a program undoes it
     logs.configure(log_level)
-    # Nothing here keeps the secret: whoever seals this process later wants it forgotten.
-    node = open_sealed(directory) if sealed else open_node(directory, _read_secret(descriptor))
-    asyncio.run(serve(node, lambda line: print(line, flush=True)))
+    node = open_node(directory, _read_secret(descriptor)) if state == "open" else open_sealed(directory)
+    if asyncio.run(serve(node, _announce if state != _AGAIN else lambda line: None)):
+        _execute(directory.absolute(), log_level, -1, _AGAIN)
+
+
+def _announce(line: str) -> None:
+    print(line, flush=True)
 
 
 def _read_secret(descriptor: int) -> str:
@@ -61,7 +72,7 @@ def _read_secret(descriptor: int) -> str:
 def _main(arguments: Sequence[str]) -> int:
     directory, log_level, descriptor, state = arguments
     try:
-        _serve(Path(directory), log_level, int(descriptor), sealed=state == "sealed")
+        _serve(Path(directory), log_level, int(descriptor), state)
     except KeyquorumError as error:
         print(error.for_people(), file=sys.stderr)
         return 1

@@ -15,6 +15,7 @@ import grpc.aio
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
+from keyquorum_core import keywrap
 from keyquorum_core.errors import KeyquorumError, Reason, StateError
 from keyquorum_core.release import Answer, Leaf, open_share
 from keyquorum_core.sealing import RecipientKey
@@ -217,7 +218,13 @@ def test_a_thief_with_the_file_and_one_share_too_few_gets_nothing(committee: Com
 def test_a_passphrase_custodian_starts_sealed_and_forgets_when_sealed(committee: Committee) -> None:
     name = "is-1"
     store = Keystore.open(committee.directory(name) / "keystore.db", PASSPHRASE)
-    secrets = {"ed25519": store.identity().seeds()[0]}
+    ed25519, ml_dsa = store.identity().seeds()
+    secrets = {"ed25519": ed25519, "ml-dsa": ml_dsa, "hpke": store.recipient().to_seed_bytes()[-32:]}
+    secrets |= {f"seed {index}": seed for index, seed in store.seeds(store.epochs()[0]).items()}
+    secrets |= {
+        "kek": keywrap.unwrap(store.sealing_record(), PASSPHRASE, "keyquorum/v1/keystore"),
+        "passphrase": PASSPHRASE.encode(),
+    }
     store.close()
     process = start_custodian_process(committee.directory(name), "wrong", arguments=["--sealed"])
     try:
@@ -226,10 +233,13 @@ def test_a_passphrase_custodian_starts_sealed_and_forgets_when_sealed(committee:
         assert officer(committee, name=name, KEYQUORUM_PASSPHRASE=PASSPHRASE)["open"]
         assert status(committee, name)["sealed"] is False
         if can_read_memory(process.pid):
-            assert "ed25519" in find_in_memory(process.pid, secrets)
+            assert {"ed25519", "kek"} <= find_in_memory(process.pid, secrets)
         assert command("seal", "--dir", str(committee.directory(name))).returncode == 0
         found = status(committee, name)
         assert (found["sealed"], found["sealing"]["failed_attempts"]) == (True, 0)
+        if can_read_memory(process.pid):  # nothing of it at all, not even what an interpreter forgets to overwrite
+            assert find_in_memory(process.pid, secrets) == set()
+        assert officer(committee, name=name, KEYQUORUM_PASSPHRASE=PASSPHRASE)["open"]
     finally:
         assert process.stop() == 0
 
