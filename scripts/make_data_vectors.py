@@ -14,6 +14,7 @@ from pathlib import Path
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM, AESGCMSIV
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
+from vector_files import keep
 
 from keyquorum_core.transcript import transcript
 
@@ -92,12 +93,5 @@ def render() -> str:
     return json.dumps({"about": "Data files; docs/spec/data.md", "vectors": vectors}, indent=1) + "\n"
 
 
-def main() -> int:
-    if "--check" not in sys.argv[1:]:
-        PATH.write_text(render(), encoding="utf-8")
-        return 0
-    return int(PATH.read_text(encoding="utf-8") != render())
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(keep(PATH, render))

@@ -13,6 +13,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from vector_files import keep
+
 PATH = Path(__file__).resolve().parents[1] / "docs" / "spec" / "vectors" / "drill-report.json"
 
 GOOD = {"actual": "the same key", "expected": "the same key", "passed": True, "what": "the key derives as before"}
@@ -122,12 +124,5 @@ def render() -> str:
     return json.dumps({"about": "Drill reports; docs/spec/drill-report.md", "vectors": vectors}, indent=1) + "\n"
 
 
-def main() -> int:
-    if "--check" not in sys.argv[1:]:
-        PATH.write_text(render(), encoding="utf-8")
-        return 0
-    return int(PATH.read_text(encoding="utf-8") != render())
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(keep(PATH, render))

@@ -15,6 +15,7 @@ from pathlib import Path
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
+from vector_files import keep
 
 from keyquorum_core.transcript import H, transcript
 
@@ -99,13 +100,9 @@ def vectors() -> list[dict[str, object]]:
     ]
 
 
-def main() -> int:
-    text = json.dumps({"vectors": vectors()}, indent=1) + "\n"
-    if "--check" in sys.argv[1:]:
-        return 0 if PATH.read_text("utf-8") == text else 1
-    PATH.write_text(text, "utf-8")
-    return 0
+def render() -> str:
+    return json.dumps({"vectors": vectors()}, indent=1) + "\n"
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(keep(PATH, render))

@@ -11,6 +11,8 @@ import json
 import sys
 from pathlib import Path
 
+from vector_files import keep
+
 from keyquorum_core.transcript import transcript
 
 PATH = Path(__file__).resolve().parents[1] / "docs" / "spec" / "vectors" / "prepare.json"
@@ -48,12 +50,5 @@ def render() -> str:
     return json.dumps({"tokens": tokens, "projections": projections}, indent=1, ensure_ascii=True) + "\n"
 
 
-def main() -> int:
-    if "--check" not in sys.argv[1:]:
-        PATH.write_text(render(), encoding="utf-8")
-        return 0
-    return int(PATH.read_text(encoding="utf-8") != render())
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(keep(PATH, render))
