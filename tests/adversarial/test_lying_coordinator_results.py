@@ -21,7 +21,8 @@ from keyquorum_core.signing import Identity, sign_many
 from keyquorum_protos.v1 import coordinator_pb2 as pb
 from tests.support.client_world import World, id_of, job_folder, the_world
 from tests.support.deceit import deceived, reason_of_believing, submit
-from tests.support.fake_coordinator import FakeCoordinator, JobRecord, Worker
+from tests.support.fake_coordinator import FakeCoordinator, JobRecord
+from tests.support.fake_worker import Worker
 
 
 @pytest.fixture

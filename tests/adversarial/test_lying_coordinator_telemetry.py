@@ -11,7 +11,8 @@ from keyquorum_core.errors import KeyquorumError, Reason
 from keyquorum_protos.v1 import coordinator_pb2 as pb
 from tests.support.client_world import World, the_world
 from tests.support.deceit import deceived, submit
-from tests.support.fake_coordinator import FakeCoordinator, JobRecord, Worker
+from tests.support.fake_coordinator import FakeCoordinator, JobRecord
+from tests.support.fake_worker import Worker
 
 
 @pytest.fixture

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,7 +13,7 @@ from keyquorum_core import manifest
 from keyquorum_core.errors import KeyquorumError, Reason
 from keyquorum_custodian.gate import ReleaseRequest
 from keyquorum_custodian.node import Node
-from tests.support.custodian import Committee
+from tests.support.custodian import Committee, build_committee
 
 START = 1_800_000_000
 
@@ -20,6 +23,17 @@ class Clock:
 
     def __call__(self) -> float:
         return self.now
+
+
+@contextmanager
+def gates(folder: Path) -> Iterator[tuple[Committee, Clock]]:
+    """Custodians in this process that hold key-1, and their clock."""
+    clock = Clock()
+    committee = build_committee(folder, clock=clock)
+    committee.open_all()
+    committee.generate()
+    yield committee, clock
+    committee.close()
 
 
 def refused(node: Node, request: ReleaseRequest, check: str, reason: Reason) -> KeyquorumError:
