@@ -14,9 +14,9 @@ from pathlib import Path
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM, AESGCMSIV
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
-from vector_files import keep
 
 from keyquorum_core.transcript import transcript
+from vector_files import keep
 
 PATH = Path(__file__).resolve().parents[1] / "docs" / "spec" / "vectors" / "data.json"
 DATA_KEY = bytes(range(32))

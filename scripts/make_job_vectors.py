@@ -13,7 +13,6 @@ from typing import Any
 
 import rfc8785
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-from vector_files import NOW, Vector, b64, edited, fixed, flip, identity, make_named, recipient, write
 
 from keyquorum_core import key_request as k
 from keyquorum_core import manifest as m
@@ -21,6 +20,7 @@ from keyquorum_core import release as r
 from keyquorum_core import telemetry as t
 from keyquorum_core.provenance import PROVENANCE_TYPE, ProvenanceStatement, sign_provenance
 from keyquorum_core.signing import Identity, sign
+from vector_files import NOW, Vector, b64, edited, fixed, flip, identity, make_named, recipient, write
 
 
 def example_manifest(owner: Identity) -> m.Manifest:

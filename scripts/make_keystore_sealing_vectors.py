@@ -15,9 +15,9 @@ from pathlib import Path
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
-from vector_files import keep
 
 from keyquorum_core.transcript import H, transcript
+from vector_files import keep
 
 PATH = Path(__file__).resolve().parents[1] / "docs" / "spec" / "vectors" / "keystore-sealing.json"
 FORMAT = "keyquorum/v1/keystore-sealing"

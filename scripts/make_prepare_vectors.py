@@ -11,9 +11,8 @@ import json
 import sys
 from pathlib import Path
 
-from vector_files import keep
-
 from keyquorum_core.transcript import transcript
+from vector_files import keep
 
 PATH = Path(__file__).resolve().parents[1] / "docs" / "spec" / "vectors" / "prepare.json"
 KEY = bytes(range(32))

@@ -12,11 +12,11 @@ import json
 from typing import Any
 
 import rfc8785
-from vector_files import NOW, Vector, b64, edited, fixed, flip, identity, make_named, recipient, write
 
 from keyquorum_core import bulletin as b
 from keyquorum_core.sealing import RecipientKey, seal
 from keyquorum_core.signing import merge, pae, sign, sign_many
+from vector_files import NOW, Vector, b64, edited, fixed, flip, identity, make_named, recipient, write
 
 
 def signatures() -> None:

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+import make_policy_vectors
 from keyquorum_core.errors import KeyquorumError
 from keyquorum_core.policy.bundle import PolicyBundle
 from keyquorum_core.policy.engine import PolicyEngine
@@ -16,7 +17,6 @@ from keyquorum_core.policy.facts import Entity, Request
 from keyquorum_core.policy.lists import ControlledList
 from keyquorum_core.policy.policies import load_policies
 from keyquorum_core.transcript import transcript, u64be
-from scripts import make_policy_vectors
 
 FILE = Path(__file__).resolve().parents[2] / "docs" / "spec" / "vectors" / "policy.json"
 DOCUMENT: dict[str, Any] = json.loads(FILE.read_text())
