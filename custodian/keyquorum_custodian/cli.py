@@ -23,7 +23,17 @@ from keyquorum_custodian.cli_parts import PassphraseFile as _PassphraseFile
 from keyquorum_custodian.cli_parts import passphrase_from as _passphrase
 from keyquorum_custodian.cli_parts import refusals as _refusals
 from keyquorum_custodian.cli_parts import refuse
-from keyquorum_custodian.cli_sealing import PinFile, ShareDirectory, Shares, TokenLabel, choose_wrapping, sealing_app
+from keyquorum_custodian.cli_sealing import (
+    Module,
+    PinFile,
+    Sealing,
+    ShareDirectory,
+    Shares,
+    TokenLabel,
+    choose_wrapping,
+    say_void,
+    sealing_app,
+)
 
 __all__ = ["app", "main"]
 
@@ -66,14 +76,12 @@ def init(
         str, typer.Option(help="host:port for add-checkpoint by C2SP tlog-witness, plain HTTP; empty serves none.")
     ] = "",
     suite: Annotated[str, typer.Option(help="HPKE suite of the custodian's own key.")] = "MLKEM768_X25519",
-    sealing: Annotated[
-        str, typer.Option(help="What opens the keystore: passphrase, slip39, pkcs11 or pkcs11-seeds.")
-    ] = "passphrase",
+    sealing: Sealing = "passphrase",
     passphrase_file: _PassphraseFile = None,
     shares: Shares = "",
     share_dir: ShareDirectory = None,
     token: TokenLabel = "",
-    module: Annotated[str, typer.Option(help="pkcs11: the token's library; it goes into custodian.toml.")] = "",
+    module: Module = "",
     pin_file: PinFile = None,
     as_json: _Json = False,
 ) -> None:
@@ -105,7 +113,11 @@ def init(
             module=module,
             pin_file=pin_file,
         )
-        card = initialise(config, wrapping, now=int(time.time()), address=address, suite=suite)
+        try:
+            card = initialise(config, wrapping, now=int(time.time()), address=address, suite=suite)
+        except BaseException:
+            say_void(sealing)
+            raise
         fingerprint = card.custodian.identity.fingerprint
         out = {
             "custodian": custodian_id,

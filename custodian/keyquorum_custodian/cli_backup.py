@@ -14,6 +14,16 @@ import typer
 
 from keyquorum_core.errors import MalformedError, Reason, RefusedError, printable
 from keyquorum_custodian.cli_parts import Directory, Json, PassphraseFile, passphrase_from, refusals
+from keyquorum_custodian.cli_sealing import (
+    Module,
+    PinFile,
+    Sealing,
+    ShareDirectory,
+    Shares,
+    TokenLabel,
+    choose_wrapping,
+    say_void,
+)
 
 if TYPE_CHECKING:
     from keyquorum_core.backup import Statement
@@ -155,17 +165,24 @@ def restore(
     metrics_listen: Annotated[str, typer.Option(help="host:port for Prometheus; by default as before.")] = "",
     witness_listen: Annotated[str, typer.Option(help="host:port for add-checkpoint; by default as before.")] = "",
     suite: Annotated[str, typer.Option(help="HPKE suite of the custodian's own key.")] = "MLKEM768_X25519",
+    sealing: Sealing = "passphrase",
     passphrase_file: PassphraseFile = None,
+    shares: Shares = "",
+    share_dir: ShareDirectory = None,
+    token: TokenLabel = "",
+    module: Module = "",
+    pin_file: PinFile = None,
     recipient_passphrase_file: _RecipientPassphrase = None,
     as_json: Json = False,
 ) -> None:
     """Make a new custodian's folder from a backup: new identity and keys, the old one's seeds and memory.
 
     All of the backup is checked; then nothing is missing, or nothing is made. The operators put the new card in the
-    old one's place (`keyquorum roster change --card`). It serves once you approved the restore and its peers testified
+    old one's place roster change --card`). It serves once you approved the restore and its peers testified
     that nothing in it is old.
     """
-    from keyquorum_custodian.backup_files import load_recipient, opened
+    from keyquorum_custodian.backup_files import load_recipient, opened, verify
+    from keyquorum_custodian.config import check_module
     from keyquorum_custodian.init import CARD
     from keyquorum_custodian.restoring import restore as make
     from keyquorum_custodian.trust import load_operators
@@ -179,25 +196,44 @@ def restore(
             ("admin_listen", admin_listen),
             ("metrics_listen", metrics_listen),
             ("witness_listen", witness_listen),
+            ("pkcs11_module", module),
         )
         if value
     }
     with refusals(as_json):
         harden()
+        check_module(module)
         key = load_recipient(recipient_key, _recipient_passphrase(recipient_passphrase_file))
-        with opened(file) as source:
-            made = make(
-                source,
-                key,
-                directory.absolute(),
-                passphrase_from(passphrase_file, confirm=True),
-                load_operators(operators),
-                read_bytes(operators, "operators file"),
-                now=int(time.time()),
-                changes=changes,
-                address=address,
-                suite=suite,
-            )
+        trusted = load_operators(operators)
+        # First, so that officers write down no shares, and no module makes a key, for a backup that isn't good.
+        custodian = verify(file, key, trusted).statement.custodian
+        wrapping = choose_wrapping(
+            sealing,
+            custodian,
+            passphrase_file=passphrase_file,
+            shares=shares,
+            share_dir=share_dir,
+            token=token,
+            module=module,
+            pin_file=pin_file,
+        )
+        try:
+            with opened(file) as source:
+                made = make(
+                    source,
+                    key,
+                    directory.absolute(),
+                    wrapping,
+                    trusted,
+                    read_bytes(operators, "operators file"),
+                    now=int(time.time()),
+                    changes=changes,
+                    address=address,
+                    suite=suite,
+                )
+        except BaseException:
+            say_void(sealing)
+            raise
         fingerprint = made.card.custodian.identity.fingerprint
         card = str(made.config.path(CARD))
         if as_json:

@@ -20,11 +20,26 @@ if TYPE_CHECKING:
     from keyquorum_custodian.sealing.schemes import Secret, Wrapping
     from keyquorum_custodian.sealing.token import Token
 
-__all__ = ["SCHEMES", "PinFile", "ShareDirectory", "Shares", "TokenLabel", "choose_wrapping", "sealing_app"]
+__all__ = [
+    "SCHEMES",
+    "Module",
+    "PinFile",
+    "Sealing",
+    "ShareDirectory",
+    "Shares",
+    "TokenLabel",
+    "choose_wrapping",
+    "say_void",
+    "sealing_app",
+]
 
 SCHEMES = ("passphrase", "slip39", "pkcs11", "pkcs11-seeds")
 sealing_app = typer.Typer()
 
+Sealing = Annotated[
+    str, typer.Option("--sealing", help="What opens the keystore: passphrase, slip39, pkcs11 or pkcs11-seeds.")
+]
+Module = Annotated[str, typer.Option("--module", help="pkcs11: the token's library; it goes into custodian.toml.")]
 Shares = Annotated[str, typer.Option("--shares", help="slip39: k/n, as 3/5: any 3 of 5 officers open it.")]
 ShareDirectory = Annotated[
     Path | None,
@@ -144,6 +159,12 @@ def _hand_out(words: Sequence[str], threshold: int, custodian: str, folder: Path
         clear,
     )
     show_shares(screen, words, threshold, custodian)
+
+
+def say_void(scheme: str) -> None:
+    """What was handed out is of no use, since what it was for failed."""
+    if scheme == "slip39":
+        typer.echo("The new shares open nothing: destroy them.", err=True)
 
 
 # -- commands ----------------------------------------------------------------------------------------------------------
@@ -276,8 +297,7 @@ def reseal(
             try:
                 seal_again(store, wrapping)
             except BaseException:
-                if to == "slip39":
-                    typer.echo("The new shares open nothing: destroy them.", err=True)
+                say_void(to)
                 if wrapping.token is not None and wrapping.token is not store.token:
                     wrapping.token.close()
                 raise

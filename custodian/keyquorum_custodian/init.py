@@ -23,6 +23,7 @@ from keyquorum_core.signing import Identity
 from keyquorum_custodian.config import CONFIG_NAME, CustodianConfig, check_names, render_config
 from keyquorum_custodian.keystore import Keystore
 from keyquorum_custodian.sealing.schemes import Wrapping
+from keyquorum_custodian.token_leftovers import abandon
 from keyquorum_protos.wire import tls
 from keyquorum_protos.wire.ports import choose_port, parse_address
 
@@ -138,17 +139,20 @@ def _fill(
         for name in (config.owners, config.bulletins):
             (folder / name).mkdir(mode=0o700)
         furnish(folder, store)
+        for name, data in (
+            (TLS_CERTIFICATE, server.certificate),
+            (TLS_KEY, server.key),
+            (ADMIN_CERTIFICATE, admin.certificate),
+            (ADMIN_KEY, admin.key),
+            (CARD, make_card(card, identity)),
+            (CONFIG_NAME, render_config(config).encode()),
+        ):
+            write_file(folder / name, data)
+    except BaseException:
+        abandon(store)
+        raise
     finally:
         store.close()
-    for name, data in (
-        (TLS_CERTIFICATE, server.certificate),
-        (TLS_KEY, server.key),
-        (ADMIN_CERTIFICATE, admin.certificate),
-        (ADMIN_KEY, admin.key),
-        (CARD, make_card(card, identity)),
-        (CONFIG_NAME, render_config(config).encode()),
-    ):
-        write_file(folder / name, data)
     return card
 
 

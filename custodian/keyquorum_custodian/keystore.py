@@ -81,6 +81,7 @@ class Keystore(SeedRecords):
         except OSError as error:
             raise UnavailableError(Reason.STORAGE, f"{path} could not be made", actual=error.strerror) from None
         store = cls(path, custodian_id, connect(path), AESGCM(kek), token=sealing.token)
+        instance = os.urandom(INSTANCE_SIZE) if sealing.scheme is Scheme.PKCS11_SEEDS else b""
         ed25519, ml_dsa = identity.seeds()
         witness_ed25519, witness_ml_dsa = cosigner.seeds()
         with storage(path):
@@ -88,8 +89,8 @@ class Keystore(SeedRecords):
         with store.transaction():
             store.put_meta("custodian", custodian_id.encode())
             store.put_meta(RECORD, wrapped)
-            if sealing.scheme is Scheme.PKCS11_SEEDS:
-                store.put_meta(TOKEN_SEEDS, os.urandom(INSTANCE_SIZE))
+            if instance:
+                store.put_meta(TOKEN_SEEDS, instance)
             for name, secret in (
                 ("ed25519", ed25519),
                 ("ml-dsa-65", ml_dsa),
@@ -99,6 +100,8 @@ class Keystore(SeedRecords):
             ):
                 sealed = store._seal(secret, "secrets", name)
                 store._db.execute("INSERT INTO secrets VALUES (?, ?)", (name, sealed))
+        if sealing.token is not None and instance:
+            store.token_seeds = TokenSeeds(sealing.token, instance, custodian_id)
         return store
 
     @classmethod

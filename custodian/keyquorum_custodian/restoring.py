@@ -70,8 +70,9 @@ def restore(
     memlimit: int = keywrap.DEFAULT_MEMLIMIT,
     keystore: type[Keystore] = Keystore,
 ) -> Restored:
-    """Make ``directory`` from a backup. ``operators`` (``operators_file`` as it was read) are whom its operator trusts
-    to name the cluster's custodians; ``changes`` replaces members of the configuration in the backup.
+    """Make ``directory`` from a backup; ``sealing`` is a passphrase, or another scheme ready to seal. ``operators``
+    (``operators_file`` as it was read) are whom its operator trusts to name the cluster's custodians; ``changes``
+    replaces members of the configuration in the backup.
 
     Raises what :class:`BackupReader` and :class:`BackupCheck` refuse, and as `init` does; then nothing is left.
     """
@@ -140,7 +141,8 @@ def _config(
         for name in ("roster", "operators", "owners", "bulletins", "policy_signers", "rosters")
         if not _inside(getattr(found, name))
     }
-    return dataclasses.replace(found, **{**places, **changes})
+    # Nor does a backup choose what library is loaded here.
+    return dataclasses.replace(found, **{**places, "pkcs11_module": "", **changes})
 
 
 def _inside(name: str) -> bool:

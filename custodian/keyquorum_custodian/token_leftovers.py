@@ -23,10 +23,23 @@ from keyquorum_custodian.vault import blob
 if TYPE_CHECKING:
     from keyquorum_custodian.keystore import Keystore
 
-__all__ = ["clear_leftovers", "name_leftovers", "named_leftovers"]
+__all__ = ["abandon", "clear_leftovers", "name_leftovers", "named_leftovers"]
 
 _MAX: Final = 1 << 20
 _MAX_KEYS: Final = 1024
+
+
+def abandon(store: Keystore) -> None:
+    """Nothing of this keystore, which is new and never came to be, stays in its token. What can't go is said."""
+    key = token_key_of(store.sealing_record())
+    if store.token is None or key is None:
+        return
+    try:
+        if store.token_seeds is not None:
+            store.token_seeds.sweep((), {(row.key_id, row.epoch) for row in store.epochs()})
+        store.token.destroy_wrapping_key(key)
+    except KeyquorumError as error:
+        logger().warning("a token keeps keys that open nothing", key=key.key_id.hex(), why=error.message)
 
 
 def named_leftovers(store: Keystore) -> list[TokenKey]:

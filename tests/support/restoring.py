@@ -65,7 +65,8 @@ def enrol(committee: Committee, card: RosterCustodian) -> None:
     )
     committee.roster_envelope = sign_roster(committee.roster, [each.identity for each in committee.operators])
     (committee.folder / "roster.json").write_bytes(committee.roster_envelope)
-    store = Keystore.open(load_config(committee.directory(card.id)).keystore, PASSPHRASE)
+    config = load_config(committee.directory(card.id))
+    store = Keystore.open(config.keystore, committee.secrets.get(card.id, PASSPHRASE), module=config.pkcs11_module)
     committee.ledger.witnesses[card.id] = store.cosigner(card.witness_key.name)
     store.close()
     for custodian_id in committee.ids:
