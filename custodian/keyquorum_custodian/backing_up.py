@@ -37,6 +37,7 @@ __all__ = [
     "Snapshot",
     "epoch_records",
     "write_backup",
+    "write_epoch",
 ]
 
 CONFIGURATION: Final = "configuration"
@@ -57,11 +58,14 @@ _MAX_FILE: Final = 16 << 20
 
 class Snapshot:
     """The custodian of a keystore and its folder as they were when this was made; used from the keystore's thread.
+    ``only``: this epoch, with the rosters that it is judged by, and nothing else.
 
     Raises ``NOT_FOUND`` for one that never served: it has nothing to lose yet.
     """
 
-    def __init__(self, keystore: Keystore, config: CustodianConfig, now: int) -> None:
+    def __init__(
+        self, keystore: Keystore, config: CustodianConfig, now: int, only: tuple[str, int] | None = None
+    ) -> None:
         newest = keystore.newest_roster()
         if newest is None:
             raise StateError(
@@ -73,17 +77,19 @@ class Snapshot:
         self._config = config
         self.now = now
         self.roster = Roster.parse(newest[2])
-        self._small = tuple(_small_records(keystore, config))
-        self._epochs = _epoch_rows(keystore)
+        whole = only is None
+        self._small = tuple(_small_records(keystore, config) if whole else _rosters(keystore))
+        self._epochs = [each for each in _epoch_rows(keystore) if whole or only == (each[0].key_id, each[0].epoch)]
         self._counts = {
             str(ceremony): number(count)
             for ceremony, count in keystore.select("SELECT ceremony_id, count(*) FROM seeds GROUP BY ceremony_id")
         }
-        self._after = tuple(_records_after_epochs(keystore))
-        self._last_release = number(keystore.select("SELECT coalesce(max(number), 0) FROM releases")[0][0])
+        self._after = tuple(_records_after_epochs(keystore)) if whole else ()
+        last = number(keystore.select("SELECT coalesce(max(number), 0) FROM releases")[0][0])
+        self._last_release = last if whole else 0
         self.highest_time = max(keystore.highest_time(), 0)
         log = log_name(self.roster.log_key)
-        checkpoint = LedgerStore(keystore).newest(log) if log else None
+        checkpoint = LedgerStore(keystore).newest(log) if log and whole else None
         self.ledger_size = checkpoint.size if checkpoint is not None else 0
         self.backed: list[BackedEpoch] = []
         """What :meth:`records` has given so far."""
@@ -172,11 +178,29 @@ def write_backup(
     sink: Sink, keystore: Keystore, config: CustodianConfig, recipients: Sequence[bytes], now: int
 ) -> Statement:
     """A whole backup in one go, of a custodian that isn't running. Raises as :class:`Snapshot`, and ``STORAGE``."""
-    snapshot = Snapshot(keystore, config, now)
+    return _write(sink, keystore, config, recipients, Snapshot(keystore, config, now))
+
+
+def write_epoch(
+    sink: Sink, keystore: Keystore, config: CustodianConfig, recipient: bytes, now: int, where: tuple[str, int]
+) -> Statement:
+    """One epoch in the form of a backup, which is in nobody's count of backups: for a drill to restore from. Raises as
+    :class:`Snapshot`."""
+    return _write(sink, keystore, config, [recipient], Snapshot(keystore, config, now, only=where), sequence=1)
+
+
+def _write(
+    sink: Sink,
+    keystore: Keystore,
+    config: CustodianConfig,
+    recipients: Sequence[bytes],
+    snapshot: Snapshot,
+    sequence: int = 0,
+) -> Statement:
     writer = BackupWriter(sink, recipients, cluster=config.cluster, custodian=config.id)
     for record in snapshot.records():
         writer.add(record)
-    statement = snapshot.statement(writer, next_sequence(keystore))
+    statement = snapshot.statement(writer, sequence or next_sequence(keystore))
     writer.finish(statement, keystore.identity())
     return statement
 
@@ -218,9 +242,13 @@ def _in_runs(seeds: dict[int, bytes], size: int) -> Iterator[dict[int, bytes]]:
 # -- the small tables --------------------------------------------------------------------------------------------------
 
 
-def _small_records(keystore: Keystore, config: CustodianConfig) -> Iterator[Record]:
+def _rosters(keystore: Keystore) -> Iterator[Record]:
     for digest, version, payload in keystore.select("SELECT digest, version, payload FROM rosters ORDER BY version"):
         yield Record("roster", {"digest": str(digest), "version": number(version)}, blob(payload))
+
+
+def _small_records(keystore: Keystore, config: CustodianConfig) -> Iterator[Record]:
+    yield from _rosters(keystore)
     yield from _roster_files(config)
     yield from _files(config)
     for log, size, root, note, accepted_at in keystore.select(

@@ -11,20 +11,25 @@ The hooks: the service asks :meth:`CanaryFaults.of` whether to keep an answer ba
 from __future__ import annotations
 
 import asyncio
+import io
 import re
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from enum import StrEnum
 from typing import Final
 
+from keyquorum_core.backup import BackupReader
+from keyquorum_core.backup_body import unpack_seeds
+from keyquorum_core.backup_checks import BackupCheck
 from keyquorum_core.errors import KeyquorumError, MalformedError, Reason, RefusedError, StateError
 from keyquorum_core.ledger.cosignatures import Cosigner
 from keyquorum_core.ledger.log_keys import LogKeys
 from keyquorum_core.ledger.log_trust import LogTrust
 from keyquorum_core.quorum import Quorum
-from keyquorum_core.sealing import RecipientKey, seal
-from keyquorum_core.transcript import H
+from keyquorum_core.sealing import RecipientKey
+from keyquorum_custodian.backing_up import write_epoch
 from keyquorum_custodian.certificates import Certificates
+from keyquorum_custodian.config import CustodianConfig
 from keyquorum_custodian.epochs import Epochs, HeldEpoch, hold
 from keyquorum_custodian.keystore import Keystore
 from keyquorum_custodian.ledger_store import Alarm, ScratchLedgerStore
@@ -72,7 +77,7 @@ class CanaryFaults:
 
     def __init__(
         self,
-        me: str,
+        config: CustodianConfig,
         keystore: Keystore,
         epochs: Epochs,
         certificates: Certificates,
@@ -81,7 +86,8 @@ class CanaryFaults:
         ledger: LogKeys | None,
         clock: Callable[[], float],
     ) -> None:
-        self._me = me
+        self._config = config
+        self._me = config.id
         self._keystore = keystore
         self._epochs = epochs
         self._certificates = certificates
@@ -245,22 +251,37 @@ class CanaryFaults:
         return count
 
     def _lose_and_restore(self, held: HeldEpoch) -> int:
-        """Encrypt the epoch's seeds to this custodian's own HPKE key, erase them, and bring them back from that, each
-        proven by the epoch's certificate. One transaction: dying in between changes nothing."""
+        """Back the epoch up, erase its seeds, and bring them back from that: a custodian's own format, encrypted to its
+        HPKE key, checked as a restore checks it, in memory. One transaction: dying in between changes nothing.
+
+        Raises ``UNSUPPORTED`` where a token holds the seeds, which no backup has."""
         row = self._row(held)
         certificate = self._certificates.open_now(row.certificate)
-        seeds = self._keystore.seeds(row)
-        info = H("keyquorum/v1/canary-backup", self._me.encode(), row.ceremony_id.encode())
-        backup = seal(self._recipient.public, _encode(seeds), info)
+        self._keystore.seeds(row)  # raises where nothing could be restored, before anything is erased
+        backup = io.BytesIO()
+        recipient = self._recipient.public
+        write_epoch(backup, self._keystore, self._config, recipient, int(self._clock()), (row.key_id, row.epoch))
         with self._keystore.transaction():
             self._keystore.drop_secrets(row.ceremony_id)
             if self._keystore.seeds(row):
                 raise StateError(Reason.STATE, "the seeds were not erased", expected="none", actual="some")
-            restored = _decode(self._recipient.open(backup, info))
+            restored = self._restored(backup)
             again = hold(certificate, row, restored, self._me)
             self._keystore.insert_seeds(row.ceremony_id, row.key_id, row.epoch, restored)
         self._epochs.replace(again)
         return len(restored)
+
+    def _restored(self, backup: io.BytesIO) -> dict[int, bytes]:
+        """The seeds in it, once all of it is known to fit together, certificate and signature too."""
+        backup.seek(0)
+        reader, check = BackupReader(backup), BackupCheck(self._config.cluster, self._me)
+        seeds: dict[int, bytes] = {}
+        for record in reader.records(self._recipient):
+            check.take(record)
+            if record.kind == "seeds":
+                seeds |= unpack_seeds(record.data)
+        check.finish(reader)
+        return seeds
 
     # -- the hooks -----------------------------------------------------------------------------------------------------
 
@@ -291,14 +312,6 @@ class CanaryFaults:
 def spoilt(secrets: Mapping[int, bytes]) -> dict[int, bytes]:
     """Other values under the same indices."""
     return {index: bytes(each ^ 0xFF for each in value) for index, value in secrets.items()}
-
-
-def _encode(seeds: Mapping[int, bytes]) -> bytes:
-    return b"".join(index.to_bytes(4, "big") + seed for index, seed in sorted(seeds.items()))
-
-
-def _decode(data: bytes) -> dict[int, bytes]:
-    return {int.from_bytes(data[at : at + 4], "big"): data[at + 4 : at + 36] for at in range(0, len(data), 36)}
 
 
 def _bad(what: str, expected: str, actual: object) -> KeyquorumError:

@@ -220,7 +220,7 @@ def _assemble(config: CustodianConfig, store: Keystore, clock: Callable[[], floa
     quarantine = Quarantine(store, _say_quarantined)
     leases = Leases(store, appraisals, quarantine)
     withdrawn = Withdrawn(bulletins, leases, appraisals)
-    canary = CanaryFaults(config.id, store, epochs, certificates, recipient, roster.quorum_of(), roster.log_key, clock)
+    canary = CanaryFaults(config, store, epochs, certificates, recipient, roster.quorum_of(), roster.log_key, clock)
     gate = Gate(
         config.id,
         roster_expires_at=roster.expires_at,

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from keyquorum_core.backup import BackupReader
+from keyquorum_core.backup_checks import BackupCheck
 from keyquorum_core.ceremony_plan import OrderedBy
 from keyquorum_core.errors import KeyquorumError, Reason
 from keyquorum_core.key_policy import KeyPolicy
 from keyquorum_core.ledger.log_keys import LogSigner
+from keyquorum_custodian.backing_up import write_epoch
 from keyquorum_custodian.canary import MAX_SECONDS, FaultKind
 from keyquorum_custodian.node import Node
 from keyquorum_custodian.trust import add_owner
@@ -128,6 +132,45 @@ def test_a_backup_restores_the_same_seeds(scene: CanaryScene, node: Node) -> Non
     found, refusals = scene.release(request)
     assert (found.key.root, found.blamed, refusals) == (expected.key.root, (), {})
     assert not node.canary.any
+
+
+def test_what_is_restored_is_one_epoch_in_a_real_backup_s_form_and_nothing_is_erased_that_it_lacks(
+    scene: CanaryScene, node: Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written: list[bytes] = []
+
+    def kept(sink: Any, *arguments: Any) -> Any:
+        statement = write_epoch(sink, *arguments)
+        written.append(sink.getvalue())
+        return statement
+
+    monkeypatch.setattr("keyquorum_custodian.canary.write_epoch", kept)
+    before = node.keystore.select("SELECT value FROM meta WHERE name = 'backup-sequence'")
+    inject(node, "restored")
+    (backup,) = written
+    reader, check = BackupReader(io.BytesIO(backup)), BackupCheck(scene.committee.cluster, LIAR)
+    kinds = []
+    for record in reader.records(node.canary._recipient):
+        check.take(record)
+        kinds.append(record.kind)
+    (epoch,) = check.finish(reader).statement.epochs
+    assert (epoch.key_id, epoch.epoch, epoch.seeds) == (CANARY, 1, 6)
+    assert kinds == ["roster", "epoch", "seeds"]
+    assert node.keystore.select("SELECT value FROM meta WHERE name = 'backup-sequence'") == before
+
+    def changed(sink: Any, *arguments: Any) -> Any:
+        statement = write_epoch(sink, *arguments)
+        sink.getbuffer()[len(backup) // 2] ^= 1
+        return statement
+
+    request = scene.request()
+    expected, _ = scene.release(request)
+    monkeypatch.setattr("keyquorum_custodian.canary.write_epoch", changed)
+    with pytest.raises(KeyquorumError):
+        inject(node, "restored")
+    found, refusals = scene.release(request)
+    assert (found.key.root, found.blamed, refusals) == (expected.key.root, (), {})
+    assert len(node.keystore.seeds(node.keystore.epoch(CANARY, 1))) == 6  # type: ignore[arg-type]
 
 
 def test_a_split_view_of_a_drill_s_log_stops_the_canary_only_and_ends_with_the_fault(

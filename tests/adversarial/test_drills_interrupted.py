@@ -19,6 +19,7 @@ from keyquorum_coordinator.withdrawals import Withdrawals
 from keyquorum_core.drill_report import KINDS, Outcome, open_report
 from keyquorum_core.errors import KeyquorumError, Reason, RefusedError
 from keyquorum_custodian.appraisals import Appraisals
+from keyquorum_custodian.seed_records import cannot_give
 from keyquorum_protos.v1 import drills_pb2 as pb
 from tests.support.drilling import CANARY, DrillScene, drill_documents, open_drills
 
@@ -110,6 +111,26 @@ async def test_a_cancelled_drill_is_undone_and_reported(scene: DrillScene) -> No
     assert report.outcome is Outcome.INTERRUPTED
     assert not report.passed
     assert (await scene.drill("restore")).passed
+
+
+async def test_a_restore_is_rehearsed_where_there_are_backups_and_fails_where_nobody_has_any(
+    scene: DrillScene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Custodians whose hardware modules hold the seeds, and do not give them away."""
+
+    def cannot(*arguments: object, **named: object) -> None:
+        raise cannot_give()
+
+    names = list(scene.committee.ids)
+    for name in names[1:]:
+        monkeypatch.setattr(scene.committee.nodes[name].canary, "_lose_and_restore", cannot)
+    report = await scene.drill("restore")
+    assert report.passed
+    assert report.parts[0].custodians == (names[0],)
+    monkeypatch.setattr(scene.committee.nodes[names[0]].canary, "_lose_and_restore", cannot)
+    report = await scene.drill("restore")
+    assert (report.outcome, report.parts[0].reason) == (Outcome.FAILED, Reason.UNSUPPORTED)
+    assert report.parts[0].custodians == ()
 
 
 async def test_only_a_dead_coordinator_s_drill_is_undone_by_another(

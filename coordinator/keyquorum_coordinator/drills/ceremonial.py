@@ -12,8 +12,9 @@ from keyquorum_coordinator.drills.probing import Probe
 from keyquorum_coordinator.drills.rehearsal import Rehearsal
 from keyquorum_core.ceremony_plan import CeremonyPlan, unsigned_plan
 from keyquorum_core.ceremony_states import Kind, Step
-from keyquorum_core.errors import KeyquorumError
+from keyquorum_core.errors import KeyquorumError, Reason, UnavailableError
 from keyquorum_core.ledger.log_keys import open_checkpoint
+from keyquorum_protos.v1 import drills_pb2 as pb
 
 __all__ = ["coordinator_loss", "repair", "restore", "rotation"]
 
@@ -158,10 +159,8 @@ async def _wait(seconds: float, wanted: Callable[[], Awaitable[bool]]) -> bool:
 async def restore(drill: Rehearsal) -> None:
     """*detect*: until the custodian says that it erased its seeds and has them back, proven by the epoch's certificate.
     *recover*: until a share made from them agrees with the others'."""
-    victim = drill.someone()
+    victim, state, began = await _restored(drill)
     held = len(drill.quorum.indices_of(victim))
-    began = drill.now_ms
-    state = await drill.inject(victim, "restored")
     took = drill.now_ms - began
     drill.mark(began)
     if state.seeds:
@@ -176,6 +175,20 @@ async def restore(drill: Rehearsal) -> None:
         expected=f"a share of {victim} that agrees with the others'",
         actual=found.words(),
     )
+
+
+async def _restored(drill: Rehearsal) -> tuple[str, pb.FaultState, int]:
+    """The first custodian that can be restored, what it says, and when it was asked. Raises what they refuse with."""
+    *_, last = names = drill.candidates()
+    for name in names:
+        began = drill.now_ms
+        try:
+            return name, await drill.inject(name, "restored"), began
+        except UnavailableError as error:
+            if error.reason is not Reason.UNSUPPORTED or name == last:
+                raise
+            drill.say("note", "a hardware module holds its seeds, and no backup: another one", name)
+    raise AssertionError("the last one returns or raises")
 
 
 async def coordinator_loss(drill: Rehearsal) -> None:

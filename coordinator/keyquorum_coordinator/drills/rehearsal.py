@@ -289,7 +289,11 @@ class Rehearsal:
             await asyncio.sleep(_PAUSE)
 
     def someone(self) -> str:
-        """The custodian to fail: one without which the rest is a quorum, another from drill to drill."""
+        """The custodian to fail: the first of :meth:`candidates`."""
+        return self.candidates()[0]
+
+    def candidates(self) -> list[str]:
+        """Custodians to fail: those without which the rest is a quorum, another first from drill to drill."""
         spare = [name for name in self.ids if self.quorum.is_qualified(set(self.ids) - {name})]
         if not spare:
             raise StateError(
@@ -299,7 +303,8 @@ class Rehearsal:
                 actual=self.quorum.words(),
                 next_step="This kind of drill passes with a committee that can lose one",
             )
-        return spare[int(self.order.drill_id[:8], 16) % len(spare)]
+        first = int(self.order.drill_id[:8], 16) % len(spare)
+        return [*spare[first:], *spare[:first]]
 
     async def others(self) -> dict[str, dict[tuple[str, int], str]]:
         """By custodian: the state of each epoch that it says it holds of other keys."""
@@ -328,7 +333,10 @@ class Rehearsal:
         try:
             state = await link.canary.Inject(request, timeout=_CALL_SECONDS)
         except grpc.aio.AioRpcError as error:
-            raise from_rpc_error(error, custodian) from None
+            refused = from_rpc_error(error, custodian)
+            if refused.reason is Reason.UNSUPPORTED:  # it cannot, and did not
+                self._faulted.remove(custodian)
+            raise refused from None
         self.say("inject", fault, custodian)
         self.mark()
         return state
