@@ -35,8 +35,10 @@ from keyquorum_core.transcript import transcript
 
 __all__ = [
     "BACKUP_TYPE",
+    "KEYSTORE",
     "MAGIC",
     "MAX_RECIPIENTS",
+    "TOKEN",
     "BackedEpoch",
     "BackupReader",
     "BackupWriter",
@@ -49,6 +51,9 @@ __all__ = [
 BACKUP_TYPE: Final = "application/vnd.keyquorum.backup.v1+json"
 MAGIC: Final = b"keyquorum/v1/backup\n"
 MAX_RECIPIENTS: Final = 16
+KEYSTORE: Final = "keystore"
+TOKEN: Final = "token"  # noqa: S105 - a place
+"""Where an epoch's seeds are held: a token gives none out, so that no backup has them."""
 
 _FRAME: Final = 1 << 20
 _MAX_OPENING: Final = 8 << 20
@@ -170,14 +175,14 @@ class BackedEpoch:
     state: str
     certificate: str
     seeds: int
-    held: str = "keystore"
+    held: str = KEYSTORE
 
     def __post_init__(self) -> None:
         check(KEY_ID, self.key_id, "key id")
         within(self.epoch, "epoch", 1)
         check(SHA256_HEX, self.certificate, "certificate's digest")
         within(self.seeds, "number of seeds", 0, MAX_SEEDS_EACH)
-        if self.state not in _STATES or self.held not in ("keystore", "token"):
+        if self.state not in _STATES or self.held not in (KEYSTORE, TOKEN):
             raise MalformedError(
                 Reason.MALFORMED, "bad state of a backed-up epoch", actual=ascii(f"{self.state}, {self.held}"[:80])
             )

@@ -13,23 +13,23 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
 
-from keyquorum_core.backup import BackedEpoch, BackupReader, Statement, open_statement
+from keyquorum_core.backup import TOKEN, BackedEpoch, BackupReader, Statement, open_statement
 from keyquorum_core.backup_body import Record, split, unpack_seeds
 from keyquorum_core.bulletin import peek_bulletin
-from keyquorum_core.ceremony import CERTIFICATE_TYPE, MAX_CERTIFICATE, EpochCertificate
-from keyquorum_core.ceremony_checks import check_seeds, check_signed
+from keyquorum_core.ceremony import EpochCertificate
+from keyquorum_core.ceremony_checks import check_seeds
 from keyquorum_core.ceremony_plan import CeremonyPlan
 from keyquorum_core.ceremony_states import State
+from keyquorum_core.certified import open_certificate_of
 from keyquorum_core.errors import KeyquorumError, MalformedError, Reason, RefusedError
-from keyquorum_core.ledger.log_keys import open_checkpoint
+from keyquorum_core.ledger.log_keys import log_name, open_checkpoint
 from keyquorum_core.ledger.merkle import leaf_hash
 from keyquorum_core.roster import MAX_ROSTER, ROSTER_TYPE, Roster, open_roster
-from keyquorum_core.signing import PublicIdentity, Unverified, peek_payload
+from keyquorum_core.signing import PublicIdentity, peek_payload
 from keyquorum_core.strictjson import loads
 
 __all__ = ["BackupCheck", "Checked"]
 
-_HELD_ELSEWHERE: Final = "token"
 _MAX_SUBJECTS: Final = 64 << 10
 _STATES: Final = frozenset(map(str, State))
 
@@ -130,13 +130,13 @@ class BackupCheck:
                 statement.epochs,
                 tuple(sorted(self._epochs, key=lambda each: (each.key_id, each.epoch))),
             ),
-            ("size of the ledger", statement.ledger_size, self._sizes.get(_log_of(roster), 0)),
+            ("size of the ledger", statement.ledger_size, self._sizes.get(log_name(roster.log_key), 0)),
         ):
             _same(what, expected, actual)
         self._check_chain(roster)
         if operators is not None:
             self._check_operators(roster, statement, operators, threshold)
-        elsewhere = tuple((each.key_id, each.epoch) for each in statement.epochs if each.held == _HELD_ELSEWHERE)
+        elsewhere = tuple((each.key_id, each.epoch) for each in statement.epochs if each.held == TOKEN)
         return Checked(statement, roster, elsewhere, operators is not None)
 
     # -- inside ----------------------------------------------------------------------------------------------------
@@ -150,7 +150,7 @@ class BackupCheck:
 
     def _checkpoint(self, record: Record) -> None:
         log = record.text("log")
-        keys = next((each.log_key for each in self._rosters.values() if log and _log_of(each) == log), None)
+        keys = next((each.log_key for each in self._rosters.values() if log and log_name(each.log_key) == log), None)
         if keys is None or log in self._sizes:
             raise RefusedError(Reason.LEDGER_ORIGIN, "a checkpoint of a log that no roster in the backup names, or two")
         checkpoint = open_checkpoint(record.data, keys).checkpoint
@@ -161,17 +161,8 @@ class BackupCheck:
     def _epoch(self, record: Record) -> None:
         where = f"key {record.text('key_id')} epoch {record.number('epoch')}"
         try:
-            unverified = Unverified(record.data, CERTIFICATE_TYPE, "epoch certificate", MAX_CERTIFICATE)
-            certificate = EpochCertificate.parse(unverified.payload)
+            certificate = open_certificate_of(record.data, self._known_roster)
             plan = certificate.plan
-            roster = self._rosters.get(plan.roster_digest)
-            if roster is None:
-                raise RefusedError(
-                    Reason.ROSTER, "the certificate's roster is not in the backup", expected=plan.roster_digest
-                )
-            identities = {each.id: each.identity for each in roster.custodians}
-            signed = unverified.open_multi(identities, len(certificate.signers), "epoch certificate")
-            check_signed(certificate, plan, plan.quorum, signed)
             for what, expected, actual in (
                 ("key", record.text("key_id"), plan.key_id),
                 ("epoch", record.number("epoch"), plan.epoch),
@@ -183,6 +174,12 @@ class BackupCheck:
             raise
         self._under[where] = plan.roster_digest
         self._open = record, certificate
+
+    def _known_roster(self, digest: str) -> Roster:
+        roster = self._rosters.get(digest)
+        if roster is None:
+            raise RefusedError(Reason.ROSTER, "the certificate's roster is not in the backup", expected=digest)
+        return roster
 
     def _ceremony(self, record: Record) -> None:
         plan = CeremonyPlan.parse(record.data)
@@ -220,7 +217,7 @@ class BackupCheck:
             record.text("key_id"), record.number("epoch"), record.text("state"), record.text("held"),
         )  # fmt: skip
         seeds, self._seeds, self._open = self._seeds, {}, None
-        if state == "destroyed" or held == _HELD_ELSEWHERE:
+        if state == "destroyed" or held == TOKEN:
             _same(f"number of seeds of key {key_id} epoch {epoch}, {state}, held in the {held}", 0, len(seeds))
         else:
             try:
@@ -257,11 +254,6 @@ class BackupCheck:
         open_roster(
             envelope, operators, threshold, min(statement.created_at, roster.expires_at - 1), cluster=roster.cluster
         )
-
-
-def _log_of(roster: Roster) -> str:
-    """How a custodian's keystore names the log that its roster names."""
-    return "" if roster.log_key is None else hashlib.sha256(roster.log_key.encode().encode()).hexdigest()
 
 
 def _roster_in(envelope: bytes) -> Roster:

@@ -12,9 +12,9 @@ from keyquorum_core.ceremony import CERTIFICATE_TYPE, MAX_CERTIFICATE, EpochCert
 from keyquorum_core.ceremony_checks import check_signed
 from keyquorum_core.errors import Reason, RefusedError
 from keyquorum_core.roster import Roster
-from keyquorum_core.signing import Unverified
+from keyquorum_core.signing import Unverified, peek_payload
 
-__all__ = ["open_certificate", "open_certificate_of"]
+__all__ = ["open_certificate", "open_certificate_of", "peek_certificate"]
 
 
 def open_certificate(envelope: bytes, rosters: Sequence[Roster]) -> EpochCertificate:
@@ -54,3 +54,9 @@ def open_certificate_of(envelope: bytes, roster_of: Callable[[str], Roster]) -> 
             actual=plan.quorum.words(),
         )
     return certificate
+
+
+def peek_certificate(envelope: bytes) -> EpochCertificate:
+    """What a certificate says, UNVERIFIED: for one that was verified before it was kept. Raises
+    :class:`MalformedError`."""
+    return EpochCertificate.parse(peek_payload(envelope, CERTIFICATE_TYPE, "epoch certificate", MAX_CERTIFICATE))

@@ -13,10 +13,11 @@ import contextlib
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Final
 
-from keyquorum_core.backup import BackedEpoch, BackupWriter, Statement
+from keyquorum_core.backup import KEYSTORE, TOKEN, BackedEpoch, BackupWriter, Statement
 from keyquorum_core.backup_body import SEEDS_EACH, Record, join, pack_seeds
-from keyquorum_core.ceremony import CERTIFICATE_TYPE, MAX_CERTIFICATE, EpochCertificate
+from keyquorum_core.certified import peek_certificate
 from keyquorum_core.errors import KeyquorumError, Reason, StateError
+from keyquorum_core.ledger.log_keys import log_name
 from keyquorum_core.roster import MAX_ROSTER, ROSTER_TYPE, Roster
 from keyquorum_core.signing import peek_payload
 from keyquorum_core.streams import Sink
@@ -25,7 +26,6 @@ from keyquorum_custodian.keystore import Keystore
 from keyquorum_custodian.ledger_store import LedgerStore
 from keyquorum_custodian.seed_records import DESTROYED, EpochRow, plain
 from keyquorum_custodian.vault import blob, number
-from keyquorum_custodian.witness import log_name
 from keyquorum_protos.wire.files import read_bytes
 
 __all__ = [
@@ -49,8 +49,6 @@ OWNER: Final = "owner/"
 NOT_BACKED_UP: Final = frozenset({"secrets", "parts", "ceremony_steps", "approvals", "appraisals"})
 """Tables that no record is of, on purpose."""
 
-KEYSTORE: Final = "keystore"
-ELSEWHERE: Final = "token"
 _SEQUENCE: Final = "backup-sequence"
 _RELEASES: Final = 256  # read at a time
 _MAX_FILE: Final = 16 << 20
@@ -221,7 +219,7 @@ def epoch_records(keystore: Keystore, row: EpochRow, *, activated_at: int = 0, e
         },
         row.certificate,
     )
-    if row.state == DESTROYED or _held(keystore) == ELSEWHERE:
+    if row.state == DESTROYED or _held(keystore) == TOKEN:
         return
     for piece in keystore.seeds_in_pieces(row):
         for some in _in_runs(plain(piece), SEEDS_EACH):
@@ -230,7 +228,7 @@ def epoch_records(keystore: Keystore, row: EpochRow, *, activated_at: int = 0, e
 
 def _held(keystore: Keystore) -> str:
     """Where its seeds are: a token gives none out, so that no backup has them."""
-    return KEYSTORE if keystore.token_seeds is None else ELSEWHERE
+    return KEYSTORE if keystore.token_seeds is None else TOKEN
 
 
 def _in_runs(seeds: dict[int, bytes], size: int) -> Iterator[dict[int, bytes]]:
@@ -325,8 +323,7 @@ def _epoch_rows(keystore: Keystore) -> list[tuple[EpochRow, int, int]]:
 
 
 def _digest(certificate: bytes) -> str:
-    payload = peek_payload(certificate, CERTIFICATE_TYPE, "epoch certificate", MAX_CERTIFICATE)
-    return EpochCertificate.parse(payload).digest
+    return peek_certificate(certificate).digest
 
 
 def _records_after_epochs(keystore: Keystore) -> Iterator[Record]:

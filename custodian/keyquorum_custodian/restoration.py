@@ -17,10 +17,10 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Final
 
 from keyquorum_core.bulletin import peek_bulletin
-from keyquorum_core.ceremony import CERTIFICATE_TYPE, MAX_CERTIFICATE, EpochCertificate
+from keyquorum_core.certified import peek_certificate
 from keyquorum_core.errors import KeyquorumError, MalformedError, Reason, RefusedError, StateError
 from keyquorum_core.roster import Roster
-from keyquorum_core.signing import Identity, peek_payload
+from keyquorum_core.signing import Identity
 from keyquorum_core.testimony import (
     NONCE_BYTES,
     NONCE_LIFETIME,
@@ -222,6 +222,5 @@ class Restoration:
 
     def _digest(self, ceremony_id: str, certificate: bytes) -> str:
         if ceremony_id not in self._digests:
-            payload = peek_payload(certificate, CERTIFICATE_TYPE, "epoch certificate", MAX_CERTIFICATE)
-            self._digests[ceremony_id] = EpochCertificate.parse(payload).digest
+            self._digests[ceremony_id] = peek_certificate(certificate).digest
         return self._digests[ceremony_id]

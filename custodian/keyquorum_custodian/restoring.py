@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Final
 
 from keyquorum_core import keywrap
-from keyquorum_core.backup import BackupReader
+from keyquorum_core.backup import TOKEN, BackupReader
 from keyquorum_core.backup_body import Record, split, unpack_seeds
 from keyquorum_core.backup_checks import BackupCheck, Checked
 from keyquorum_core.ceremony_states import FINAL, State
@@ -30,7 +30,7 @@ from keyquorum_core.streams import Source
 from keyquorum_core.transcript import H
 from keyquorum_custodian import init
 from keyquorum_custodian.approvals import Approvals
-from keyquorum_custodian.backing_up import CONFIGURATION, ELSEWHERE, OPERATORS, OWNER, POLICY_SIGNERS, keep_sequence
+from keyquorum_custodian.backing_up import CONFIGURATION, OPERATORS, OWNER, POLICY_SIGNERS, keep_sequence
 from keyquorum_custodian.config import CustodianConfig, parse_config
 from keyquorum_custodian.keystore import Keystore
 from keyquorum_custodian.sealing.schemes import Wrapping
@@ -228,7 +228,7 @@ def _insert(store: Keystore, record: Record, now: int) -> None:
 
 def _insert_epoch(store: Keystore, record: Record) -> None:
     state = record.text("state")
-    if record.text("held") == ELSEWHERE and state != DESTROYED:
+    if record.text("held") == TOKEN and state != DESTROYED:
         return  # its seeds are where no backup gets them: it is lacking here, and comes back by a ceremony
     store.change(
         "INSERT INTO epochs (key_id, epoch, ceremony_id, certificate, activated_at, state, retired_at, ended_at)"
@@ -345,7 +345,7 @@ def _difference(checked: Checked, now: int) -> list[str]:
     ]
     lines += [
         f"+ key {each.key_id} epoch {each.epoch}: {each.state}, "
-        + ("its seeds are in a token and not in the backup" if each.held == ELSEWHERE else f"{each.seeds} seeds")
+        + ("its seeds are in a token and not in the backup" if each.held == TOKEN else f"{each.seeds} seeds")
         + f", certificate {each.certificate}"
         for each in held
     ]

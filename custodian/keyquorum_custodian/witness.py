@@ -14,7 +14,6 @@ neither; whoever shows it is told where this custodian is.
 
 from __future__ import annotations
 
-import hashlib
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -23,14 +22,14 @@ from typing import Final
 from keyquorum_core.errors import KeyquorumError, MalformedError, Reason, RefusedError, StateError, UnavailableError
 from keyquorum_core.ledger.checkpoints import Checkpoint
 from keyquorum_core.ledger.cosignatures import CLOCK_SKEW, Cosigner, verify_signature
-from keyquorum_core.ledger.log_keys import LogKeys, SignedCheckpoint
+from keyquorum_core.ledger.log_keys import SignedCheckpoint, log_name
 from keyquorum_core.ledger.log_trust import LogTrust
 from keyquorum_core.ledger.merkle import EMPTY_ROOT, MAX_PROOF, verify_consistency, verify_inclusion
 from keyquorum_core.ledger.notes import Note, NoteSignature
 from keyquorum_core.transcript import H
 from keyquorum_custodian.ledger_store import Alarm, LedgerStore, StoredCheckpoint
 
-__all__ = ["NOWHERE", "CheckpointUpdate", "Inclusion", "Witness", "log_name"]
+__all__ = ["NOWHERE", "CheckpointUpdate", "Inclusion", "Witness"]
 
 FORK: Final = "fork"
 ROLLBACK: Final = "rollback"
@@ -350,11 +349,6 @@ class Witness:
             next_step="Send a proof from the size this custodian is at.",
             details={"size": str(self._last.size)},
         )
-
-
-def log_name(keys: LogKeys | None) -> str:
-    """How a keystore names a log: hex SHA-256 of its encoded keys; empty for none."""
-    return "" if keys is None else hashlib.sha256(keys.encode().encode()).hexdigest()
 
 
 def _damaged(actual: str) -> UnavailableError:

@@ -6,6 +6,7 @@ check, and ML-DSA-44 (0x06), which stands when Ed25519 falls. Here both must be 
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -18,7 +19,7 @@ from keyquorum_core.ledger.cosignatures import sign_ml_dsa_44, signing_keys, ver
 from keyquorum_core.ledger.notes import Note, NoteSignature, parse_note
 from keyquorum_core.ledger.verifier_keys import SignatureType, VerifierKey
 
-__all__ = ["LogKeys", "LogSigner", "SignedCheckpoint", "open_checkpoint", "verify_log_lines"]
+__all__ = ["LogKeys", "LogSigner", "SignedCheckpoint", "log_name", "open_checkpoint", "verify_log_lines"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +59,11 @@ class LogKeys:
                 actual=ascii(text[:80]),
             )
         return LogKeys(VerifierKey.parse(parts[0]), VerifierKey.parse(parts[1]))
+
+
+def log_name(keys: LogKeys | None) -> str:
+    """How keystores, backups and testimonies name a log: hex SHA-256 of its encoded keys; empty for none."""
+    return "" if keys is None else hashlib.sha256(keys.encode().encode()).hexdigest()
 
 
 @dataclass(frozen=True, slots=True)
