@@ -197,7 +197,7 @@ class Ceremonies:
 
     async def resume(self, key_id: str = "") -> int:
         """Go on with what a stopped or killed coordinator left, of all keys or one; returns how many ceremonies."""
-        query = select(CeremonyRow.plan).where(CeremonyRow.step.not_in(ENDED)).order_by(CeremonyRow.created_at)
+        query = select(CeremonyRow.plan).where(CeremonyRow.step.not_in(ENDED)).order_by(CeremonyRow.number)
         if key_id:
             query = query.where(CeremonyRow.key_id == key_id)
         plans = await self._database.read(lambda session: list(session.scalars(query)))
@@ -302,9 +302,11 @@ class Ceremonies:
                     raise load_error(row.error) or StateError(Reason.CEREMONY, "the ceremony was cancelled")
                 return None
             _refuse_rivals(session, plan)
+            newest = session.scalar(select(func.max(CeremonyRow.number))) or 0
             session.add(
                 CeremonyRow(
                     ceremony_id=plan.ceremony_id,
+                    number=newest + 1,
                     kind=plan.kind,
                     plan=envelope,
                     key_id=plan.key_id,
@@ -424,7 +426,7 @@ def _epochs(session: Session, key_id: str, epoch: int, *, certificates: bool, ne
 
 
 def _records(session: Session, key_id: str) -> list[CeremonyRecord]:
-    query = select(CeremonyRow).order_by(CeremonyRow.created_at.desc(), CeremonyRow.ceremony_id).limit(1000)
+    query = select(CeremonyRow).order_by(CeremonyRow.number.desc(), CeremonyRow.ceremony_id).limit(1000)
     return [
         _of(session, row) for row in session.scalars(query.where(CeremonyRow.key_id == key_id) if key_id else query)
     ]

@@ -168,12 +168,13 @@ class ReceiptRow(Base):
 
 class CeremonyRow(Base):
     """``present``: who takes part, once that is settled, and ``waiting``: whose operators have to approve; ids, joined
-    by spaces. ``leaf``: what the ledger shows of it, ``logged`` once it does. ``error``: why it was given up, or what
-    keeps it where it is."""
+    by spaces. ``error``: why it was given up, or what keeps it where it is. ``number``: the order they began in,
+    where ``created_at`` tells whole seconds only."""
 
     __tablename__ = "ceremonies"
 
     ceremony_id: Mapped[str] = mapped_column(String(32), primary_key=True)
+    number: Mapped[int] = mapped_column(BigInteger, server_default="0", index=True)
     kind: Mapped[str] = mapped_column(String(16), server_default="generate")
     plan: Mapped[bytes] = mapped_column(LargeBinary)
     key_id: Mapped[str] = mapped_column(String(64))

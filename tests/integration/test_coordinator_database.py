@@ -8,7 +8,9 @@ from importlib.metadata import files
 from pathlib import Path
 
 import pytest
+from alembic import command
 from alembic.autogenerate import compare_metadata
+from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from sqlalchemy import Engine, text
@@ -38,6 +40,27 @@ def test_migrations_make_exactly_what_the_models_say(engine: Engine) -> None:
 def test_the_revisions_it_knows_are_those_of_its_scripts() -> None:
     scripts = ScriptDirectory(str(Path(migrations.__file__).parent))
     assert tuple(script.revision for script in scripts.walk_revisions())[::-1] == migrations.REVISIONS
+
+
+def test_ceremonies_from_before_they_were_numbered_keep_the_order_of_their_times(engine: Engine) -> None:
+    config = Config()
+    config.set_main_option("script_location", "keyquorum_coordinator:migrations")
+    with engine.begin() as connection:
+        config.attributes["connection"] = connection
+        command.upgrade(config, "0009")
+        for ceremony_id, created_at in (("aa", 30), ("cc", 10), ("bb", 20)):
+            connection.execute(
+                text(
+                    "INSERT INTO ceremonies (ceremony_id, plan, key_id, epoch, step, created_at, updated_at) "
+                    "VALUES (:ceremony_id, '', 'key-1', 1, 'done', :created_at, 0)"
+                ),
+                {"ceremony_id": ceremony_id, "created_at": created_at},
+            )
+    migrations.upgrade(engine)
+    with engine.connect() as connection:
+        rows = connection.execute(text("SELECT ceremony_id, number FROM ceremonies ORDER BY number")).all()
+    assert [tuple(row) for row in rows] == [("cc", 1), ("bb", 2), ("aa", 3)]
+    engine.dispose()
 
 
 def test_upgrading_again_changes_nothing(engine: Engine) -> None:
