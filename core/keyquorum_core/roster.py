@@ -113,6 +113,10 @@ class RosterCustodian:
             check_public(self.hpke)
         _check_pem(self.tls_certificate, f"TLS certificate of {self.id}")
 
+    def has_keys_of(self, other: RosterCustodian) -> bool:
+        """The same custodian as ``other``, wherever each is reached."""
+        return (self.identity, self.hpke) == (other.identity, other.hpke)
+
     def as_json(self) -> dict[str, str]:
         return {
             "address": self.address,

@@ -186,6 +186,7 @@ class Steps:
     async def give(self, ceremony_id: str, request: bytes) -> tuple[bytes, bytes]:
         """See :meth:`Rebuilding.give`."""
         async with self._step(ceremony_id, REBUILDING, State.GIVEN):
+            self._still_permitted(ceremony_id, State.PROPOSED)
             return await self._rebuilding.give(ceremony_id, request)
 
     async def restore(self, ceremony_id: str, certificate: bytes, gifts: Sequence[tuple[bytes, SealedPart]]) -> bytes:

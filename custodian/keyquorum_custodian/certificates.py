@@ -13,7 +13,7 @@ from keyquorum_core import ceremony
 from keyquorum_core.ceremony import EpochCertificate
 from keyquorum_core.ceremony_checks import check_signed
 from keyquorum_core.errors import Reason, RefusedError
-from keyquorum_core.roster import Roster
+from keyquorum_core.roster import Roster, RosterCustodian
 from keyquorum_core.signing import Unverified
 from keyquorum_custodian.keystore import Keystore
 from keyquorum_custodian.pacing import Work, at_once, on_the_spot
@@ -53,6 +53,12 @@ class Certificates:
     def open_now(self, envelope: bytes) -> EpochCertificate:
         """:meth:`open` on the spot."""
         return at_once(self.open(envelope))
+
+    def certified(self, certificate: EpochCertificate, custodian: str) -> RosterCustodian | None:
+        """A custodian as it was when the epoch was certified; None where it holds no seed of it. Raises ``ROSTER``."""
+        if custodian not in certificate.plan.quorum.ids:
+            return None
+        return self._roster_of(certificate).custodian(custodian)
 
     def _roster_of(self, certificate: EpochCertificate) -> Roster:
         digest = certificate.plan.roster_digest

@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 
 from keyquorum_core.ceremony_plan import CeremonyPlan
 from keyquorum_core.ceremony_states import Kind
-from keyquorum_core.roster import Roster, RosterCustodian
+from keyquorum_core.roster import RosterCustodian
 from keyquorum_custodian.ceremony_seat import CeremonySeat
 
 __all__ = ["asked_by", "difference"]
@@ -60,9 +60,8 @@ def _replaced(seat: CeremonySeat, plan: CeremonyPlan) -> list[str]:
     row = seat.keystore.epoch(plan.key_id, plan.epoch)
     lines = []
     if row is not None:
-        certified = seat.keystore.roster_payload(seat.certificates.open_now(row.certificate).plan.roster_digest)
-        then = Roster.parse(certified).custodians if certified is not None else ()
-        lines = [f"- {_who(each)}" for each in then if each.id == plan.target]
+        then = seat.certificates.certified(seat.certificates.open_now(row.certificate), plan.target)
+        lines = [f"- {_who(then)}"] if then is not None else []
     lines.append(f"+ {_who(seat.roster.custodian(plan.target))}")
     return [*lines, "! the seeds that the first one holds of this epoch are given to the second"]
 

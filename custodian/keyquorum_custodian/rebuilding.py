@@ -30,7 +30,6 @@ from keyquorum_core.rebuilding import (
     open_gift,
     seal_gift,
 )
-from keyquorum_core.roster import Roster, RosterCustodian
 from keyquorum_core.transcript import transcript
 from keyquorum_custodian.ceremony_seat import CeremonySeat
 from keyquorum_custodian.epochs import hold
@@ -119,8 +118,8 @@ class Rebuilding:
         if held != certificate.digest:
             raise refused("this custodian holds that epoch by another certificate", [seat.me], expected=held)
         now = seat.roster.custodian(plan.target)
-        then = self._certified_identity(certificate, plan.target)
-        expected = Kind.REPAIR if then is not None and _same(now, then) else Kind.REPLACE
+        then = seat.certificates.certified(certificate, plan.target)
+        expected = Kind.REPAIR if then is not None and now.has_keys_of(then) else Kind.REPLACE
         if plan.kind is not expected:
             raise RefusedError(
                 Reason.CEREMONY,
@@ -129,12 +128,6 @@ class Rebuilding:
                 expected=f"a plan to {expected} it",
                 actual=f"a plan to {plan.kind} it",
             )
-
-    def _certified_identity(self, certificate: EpochCertificate, custodian: str) -> RosterCustodian | None:
-        payload = self._seat.keystore.roster_payload(certificate.plan.roster_digest)
-        if payload is None:
-            return None
-        return next((each for each in Roster.parse(payload).custodians if each.id == custodian), None)
 
     async def propose(self, row: CeremonyRow, plan: CeremonyPlan, envelope: bytes, *, fresh: bool) -> bytes:
         """Agree; the one to be rebuilt signs its request. ``fresh``: the row is not stored yet."""
@@ -267,11 +260,6 @@ class Rebuilding:
             store.move_ceremony(row.ceremony_id, State.RESTORED, now)
             store.save_answer(row.ceremony_id, Step.RESTORE, request, answer)
         seat.epochs.add(held)
-
-
-def _same(one: RosterCustodian, other: RosterCustodian) -> bool:
-    """The same custodian: the same keys, wherever it is reached."""
-    return (one.identity, one.hpke) == (other.identity, other.hpke)
 
 
 def _destroyed(row: EpochRow) -> StateError:

@@ -3,6 +3,7 @@ approval, over a key's schedule; asked when a ceremony is proposed, and again be
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from keyquorum_core.errors import KeyquorumError, Reason
 from keyquorum_core.key_policy import KeyPolicy
 from tests.support import policies
 from tests.support.ceremonies import Destroy, Make, Rebuild, certificate_of
-from tests.support.custodian import Committee, build_committee
+from tests.support.custodian import Committee, build_committee, new_roster
 
 KEY = "key-1"
 POLICY = KeyPolicy(rotate_after_seconds=3600, retain_seconds=600)
@@ -194,6 +195,85 @@ def test_nothing_is_rotated_or_destroyed_without_a_policy_in_date(committee: Com
         with pytest.raises(KeyquorumError) as caught:
             node.ceremonies._own_policy.check(plan.plan, ["olga"])
         assert caught.value.reason is Reason.EXPIRED
+
+
+NORDIC = 'principal is Custodian && ["IS", "NO"].contains(principal.jurisdiction)'
+
+
+def joined(committee: Committee, **change: Any) -> None:
+    """The next roster, and every custodian that was there serving under it."""
+    names = [name for name in committee.ids if name != change.get("replace")]
+    committee.close()
+    if "replace" in change:
+        shutil.rmtree(committee.directory(change["replace"]))
+    new_roster(committee, **change)
+    for name in names:
+        committee.open(name)
+
+
+def test_nobody_takes_another_s_place_whom_a_policy_does_not_enrol(committee: Committee, install: Install) -> None:
+    earlier = committee.roster_envelope
+    joined(committee, replace="no-1")
+    replace = Rebuild(committee, KEY, 2, "no-1", kind=Kind.REPLACE)
+    replace.rosters = [earlier]
+    install(rules("rotate", "true"))
+    error = denied(replace.propose_one, ME)
+    assert error.details["policy_version"] == "2"
+    assert not committee.open(ME).ceremonies.approvals.pending()
+    install(rules("enrol", f'{NORDIC} && resource.name == "{committee.roster.cluster}" && context.operator_count > 1'))
+    denied(replace.propose_one, ME)
+    install(rules("enrol", f"{NORDIC} && context.operator_count == 1"))
+    with pytest.raises(KeyquorumError) as caught:
+        replace.propose_one(ME)
+    assert caught.value.reason is Reason.APPROVAL
+    for name in committee.ids:
+        approvals = committee.open(name).ceremonies.approvals
+        if name != ME:
+            with pytest.raises(KeyquorumError):
+                replace.propose_one(name)
+        for each in approvals.pending():
+            approvals.decide(each.request_id, each.subject, approve=True)
+    replace.propose()
+    install(rules("rotate", "true"))
+    denied(replace.give_one, ME)  # asked again before seeds leave
+    row = committee.open(ME).keystore.ceremony(replace.id)
+    assert row is not None
+    assert row.state is State.PROPOSED
+    install(rules("enrol", NORDIC))
+    given = replace.give_one(ME)
+    install(rules("rotate", "true"))
+    assert replace.give_one(ME)[1] != given[1]  # it happened: what is repeated is not decided anew
+
+
+@pytest.mark.parametrize(
+    "change", [{"add": ("us-1", "US")}, {"replace": "no-1"}], ids=["one more", "other keys under a known name"]
+)
+def test_nobody_gets_a_key_by_a_new_epoch_whom_a_policy_does_not_enrol(
+    committee: Committee, install: Install, change: dict[str, Any]
+) -> None:
+    joined(committee, **change)
+    (name,) = {"us-1", "no-1"} & ({each[0] for each in change.values()} | set(change.values()))
+    _, present = certificate_of(committee, KEY, 2)
+    members: dict[str, Any] = {"certificate": present.digest, "policy": POLICY, "quorum": committee.quorum}
+    anew = Make(committee, committee.plan(KEY, 3, kind=Kind.GENERATE, **members))
+    rotates = rules("rotate", "true")
+    for enrols in (rules("enrol", f'principal is Custodian && principal.id != "{name}"'), rules("destroy", "true")):
+        install(f"{rotates}\n{enrols}")
+        denied(anew.propose_one, ME)
+    install(f"{rotates}\n{rules('enrol', f'principal is Custodian && principal.id == {chr(34)}{name}{chr(34)}')}")
+    with pytest.raises(KeyquorumError) as caught:
+        anew.propose_one(ME)
+    assert caught.value.reason is Reason.APPROVAL  # the others are no newcomers: nothing was asked about them
+
+
+def test_a_committee_that_stays_as_it_is_enrols_nobody(committee: Committee, install: Install) -> None:
+    joined(committee, rule={"at_least": 3})
+    install(rules("rotate", "true"))
+    _, present = certificate_of(committee, KEY, 2)
+    members: dict[str, Any] = {"certificate": present.digest, "policy": POLICY, "quorum": committee.quorum}
+    with pytest.raises(KeyquorumError) as caught:
+        Make(committee, committee.plan(KEY, 3, kind=Kind.GENERATE, **members)).propose_one(ME)
+    assert caught.value.reason is Reason.APPROVAL
 
 
 def test_repair_is_asked_of_no_policy(committee: Committee, install: Install) -> None:
