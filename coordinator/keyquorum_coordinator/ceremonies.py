@@ -23,6 +23,7 @@ from keyquorum_coordinator.database import CeremonyReceiptRow, CeremonyRow, Data
 from keyquorum_coordinator.destroying import Destroying
 from keyquorum_coordinator.driving import ENDED, Driver, OvertakenError, Progress
 from keyquorum_coordinator.fanout import Fanout
+from keyquorum_coordinator.following import Followed
 from keyquorum_coordinator.making import Making
 from keyquorum_coordinator.rebuilding import Rebuilding
 from keyquorum_coordinator.stored_errors import load_error
@@ -88,23 +89,12 @@ class CeremonyRecord:
     receipts: Mapping[str, bytes]
 
 
-class _Run:
-    """A ceremony being driven, and what those who watch it have to know."""
+class _Run(Followed[Progress]):
+    """A ceremony being driven."""
 
     def __init__(self, plan_envelope: bytes) -> None:
+        super().__init__()
         self.plan_envelope = plan_envelope
-        self.events: list[Progress] = []
-        self.changed = asyncio.Event()
-        self.task: asyncio.Task[None] | None = None
-        self.error: KeyquorumError | None = None
-
-    def tell(self, progress: Progress) -> None:
-        self.events.append(progress)
-        self.wake()
-
-    def wake(self) -> None:
-        self.changed.set()
-        self.changed = asyncio.Event()
 
 
 class Ceremonies:
@@ -183,17 +173,8 @@ class Ceremonies:
             run = self._runs.get(plan.ceremony_id) or self._start(plan, plan_envelope)
         if run.plan_envelope != plan_envelope:
             self._check_same(plan, run.plan_envelope)
-        position = 0
-        while True:
-            changed = run.changed
-            while position < len(run.events):
-                position += 1
-                yield run.events[position - 1]
-            if run.task is None or run.task.done():
-                if run.error is not None:
-                    raise run.error
-                return
-            await changed.wait()
+        async for progress in run.follow():
+            yield progress
 
     async def resume(self, key_id: str = "") -> int:
         """Go on with what a stopped or killed coordinator left, of all keys or one; returns how many ceremonies."""
@@ -234,7 +215,7 @@ class Ceremonies:
         error = RefusedError(Reason.CEREMONY, f"an operator cancelled it{': ' + why[:200] if why else ''}")
         run = self._runs.get(ceremony_id)
         if run is not None and run.task is not None:
-            run.error = error  # before the task ends: those who watch it hear why
+            run.error = error
             run.task.cancel()
             await asyncio.gather(run.task, return_exceptions=True)
         plan = CeremonyPlan.parse(self._open(row.plan).payload)
@@ -332,7 +313,7 @@ class Ceremonies:
         log = _log.bind(ceremony=plan.ceremony_id, kind=str(plan.kind), key=plan.key_id, epoch=plan.epoch)
         try:
             while True:
-                driver = make(self._database, self._fanout, plan, run.plan_envelope, run.tell, self._clock)
+                driver = make(self._database, self._fanout, plan, run.plan_envelope, run.add, self._clock)
                 try:
                     await driver.drive()
                     break
@@ -362,7 +343,7 @@ class Ceremonies:
         """Whether another coordinator ended it; raises why, when it was given up."""
         finished = await self._enter(plan, run.plan_envelope)
         if finished is not None:
-            run.tell(finished)
+            run.add(finished)
         return finished is not None
 
 

@@ -16,8 +16,9 @@ os.environ.setdefault("GRPC_VERBOSITY", "NONE")
 import typer
 
 from keyquorum_coordinator import ledger_cli, worker_cli
-from keyquorum_coordinator.command import Directory, Json, refusals, refuse
+from keyquorum_coordinator.command import Directory, Json
 from keyquorum_core.errors import Reason, UnavailableError, printable
+from keyquorum_protos.wire.refusals import refusals, refuse
 
 __all__ = ["app", "main"]
 

@@ -9,17 +9,16 @@ from __future__ import annotations
 
 import base64
 import os
-import stat
 from pathlib import Path
 from typing import Final
 
 from keyquorum_core import jcs
-from keyquorum_core.errors import Reason, RefusedError, StateError, UnavailableError
+from keyquorum_core.errors import Reason, StateError, UnavailableError
 from keyquorum_core.keywrap import LoadedKeys
 from keyquorum_core.sealing import RecipientKey
 from keyquorum_core.signing import Identity
 from keyquorum_core.strictjson import Fields, loads
-from keyquorum_protos.wire.files import read_bytes
+from keyquorum_protos.wire.files import read_private
 
 __all__ = [
     "DRILL_KEY",
@@ -69,16 +68,7 @@ def load_drill_key(directory: Path) -> LoadedKeys | None:
     path = directory / DRILL_KEY
     if not path.exists():
         return None
-    data = read_bytes(path, _WHAT, 64 << 10)
-    mode = stat.S_IMODE(path.stat().st_mode)
-    if mode & 0o077:
-        raise RefusedError(
-            Reason.ROLE,
-            f"others may read {_WHAT} in {path}",
-            expected="mode 0600",
-            actual=f"mode {mode:04o}",
-            next_step=f"chmod 600 {path}; whoever did read it can sign drill reports",
-        )
+    data = read_private(path, _WHAT, 64 << 10, "sign drill reports")
     fields = Fields(loads(data, _WHAT, max_depth=1), _WHAT)
     keys = LoadedKeys(
         DRILL_OWNER,

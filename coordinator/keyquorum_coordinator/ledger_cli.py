@@ -9,7 +9,8 @@ from typing import Annotated
 
 import typer
 
-from keyquorum_coordinator.command import Directory, Json, refusals
+from keyquorum_coordinator.command import Directory, Json
+from keyquorum_protos.wire.refusals import refusals
 
 __all__ = ["app"]
 

@@ -7,15 +7,13 @@ what extends what they saw, are what makes a fork visible.
 
 from __future__ import annotations
 
-import stat
 from pathlib import Path
 from typing import Final
 
 from keyquorum_core import jcs
-from keyquorum_core.errors import Reason, RefusedError
 from keyquorum_core.ledger.log_keys import LogSigner
 from keyquorum_core.strictjson import Fields, loads
-from keyquorum_protos.wire.files import read_bytes
+from keyquorum_protos.wire.files import read_private
 
 __all__ = ["LOG_VKEY", "encode_log_key", "load_log_key", "log_origin"]
 
@@ -36,16 +34,7 @@ def encode_log_key(signer: LogSigner) -> bytes:
 def load_log_key(path: Path) -> LogSigner:
     """Raises ``NOT_FOUND``, ``STORAGE``, :class:`MalformedError`, and ``ROLE`` for a file that others may read."""
     what = "the ledger's signing keys"
-    data = read_bytes(path, what, 4096)
-    mode = stat.S_IMODE(path.stat().st_mode)
-    if mode & 0o077:
-        raise RefusedError(
-            Reason.ROLE,
-            f"others may read {what} in {path}",
-            expected="mode 0600",
-            actual=f"mode {mode:04o}",
-            next_step=f"chmod 600 {path}; whoever did read it can sign a fork of the log",
-        )
+    data = read_private(path, what, 4096, "sign a fork of the log")
     fields = Fields(loads(data, what, max_depth=1), what)
     signer = LogSigner.from_seeds(fields.text("origin"), fields.hex("ed25519", 32), fields.hex("ml_dsa_44", 32))
     fields.done()

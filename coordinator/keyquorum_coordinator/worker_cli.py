@@ -13,8 +13,9 @@ from typing import Annotated, TypeVar
 import typer
 from sqlalchemy.orm import Session
 
-from keyquorum_coordinator.command import Directory, Json, refusals
+from keyquorum_coordinator.command import Directory, Json
 from keyquorum_core.errors import Reason, StateError, printable
+from keyquorum_protos.wire.refusals import refusals
 
 __all__ = ["app"]
 

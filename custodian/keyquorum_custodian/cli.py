@@ -21,8 +21,6 @@ from keyquorum_custodian.cli_parts import Directory as _Directory
 from keyquorum_custodian.cli_parts import Json as _Json
 from keyquorum_custodian.cli_parts import PassphraseFile as _PassphraseFile
 from keyquorum_custodian.cli_parts import passphrase_from as _passphrase
-from keyquorum_custodian.cli_parts import refusals as _refusals
-from keyquorum_custodian.cli_parts import refuse
 from keyquorum_custodian.cli_sealing import (
     Module,
     PinFile,
@@ -34,6 +32,8 @@ from keyquorum_custodian.cli_sealing import (
     say_void,
     sealing_app,
 )
+from keyquorum_protos.wire.refusals import refusals as _refusals
+from keyquorum_protos.wire.refusals import refuse
 
 __all__ = ["app", "main"]
 

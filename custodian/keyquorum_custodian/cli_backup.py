@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from keyquorum_core.errors import MalformedError, Reason, RefusedError, printable
-from keyquorum_custodian.cli_parts import Directory, Json, PassphraseFile, passphrase_from, refusals
+from keyquorum_custodian.cli_parts import Directory, Json, PassphraseFile, passphrase_from
 from keyquorum_custodian.cli_sealing import (
     Module,
     PinFile,
@@ -24,6 +24,7 @@ from keyquorum_custodian.cli_sealing import (
     choose_wrapping,
     say_void,
 )
+from keyquorum_protos.wire.refusals import refusals
 
 if TYPE_CHECKING:
     from keyquorum_core.backup import Statement

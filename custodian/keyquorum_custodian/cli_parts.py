@@ -1,20 +1,17 @@
-"""What the parts of the command have in common: options, errors, the passphrase."""
+"""What the parts of the command have in common: options, the passphrase."""
 
 from __future__ import annotations
 
-import contextlib
-import json
 import os
 import sys
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import Annotated
 
 import typer
 
-from keyquorum_core.errors import KeyquorumError, Reason, RefusedError
+from keyquorum_core.errors import Reason, RefusedError
 
-__all__ = ["Directory", "Json", "PassphraseFile", "passphrase_from", "refusals", "refuse"]
+__all__ = ["Directory", "Json", "PassphraseFile", "passphrase_from"]
 
 Directory = Annotated[Path, typer.Option("--dir", help="The custodian's folder.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object, for scripts.")]
@@ -22,24 +19,6 @@ PassphraseFile = Annotated[
     Path | None,
     typer.Option(help="A file whose first line is the passphrase or PIN. Otherwise KEYQUORUM_PASSPHRASE, or a prompt."),
 ]
-
-
-@contextlib.contextmanager
-def refusals(as_json: bool = False) -> Iterator[None]:
-    """Typed errors as text on standard error, or as JSON on standard output; exit status 1."""
-    try:
-        yield
-    except KeyquorumError as error:
-        refuse(error, as_json)
-
-
-def refuse(error: KeyquorumError, as_json: bool) -> NoReturn:
-    """Say what was refused, and end with status 1."""
-    if as_json:
-        typer.echo(json.dumps({"error": error.as_dict()}))
-    else:
-        typer.echo(error.for_people(), err=True)
-    raise typer.Exit(1)
 
 
 def passphrase_from(path: Path | None, *, confirm: bool = False) -> str:

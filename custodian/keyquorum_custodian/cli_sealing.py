@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from keyquorum_core.errors import MalformedError, Reason, RefusedError, StateError, UnavailableError
-from keyquorum_custodian.cli_parts import Directory, Json, PassphraseFile, passphrase_from, refusals
+from keyquorum_custodian.cli_parts import Directory, Json, PassphraseFile, passphrase_from
+from keyquorum_protos.wire.refusals import refusals
 
 if TYPE_CHECKING:
     from keyquorum_custodian.sealing.schemes import Secret, Wrapping

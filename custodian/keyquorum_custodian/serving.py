@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from keyquorum_core.errors import KeyquorumError, Reason, RefusedError, UnavailableError
+from keyquorum_protos.wire.refusals import show_refusal
 
 __all__ = ["become"]
 
@@ -74,11 +75,11 @@ def _main(arguments: Sequence[str]) -> int:
     try:
         _serve(Path(directory), log_level, int(descriptor), state)
     except KeyquorumError as error:
-        print(error.for_people(), file=sys.stderr)
+        show_refusal(error, as_json=False)
         return 1
     except OSError as error:
         refusal = UnavailableError(Reason.STORAGE, "a file could not be used", actual=error.strerror)
-        print(refusal.for_people(), file=sys.stderr)
+        show_refusal(refusal, as_json=False)
         return 1
     return 0
 

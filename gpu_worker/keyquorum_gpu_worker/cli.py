@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import json
 import os
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from keyquorum_core.errors import KeyquorumError
 from keyquorum_gpu_worker import tpm_commands
+from keyquorum_protos.wire.refusals import refuse
 
 if TYPE_CHECKING:
-    from keyquorum_core.errors import KeyquorumError
     from keyquorum_gpu_worker.ending import JobEnd
 
 __all__ = ["app", "main"]
@@ -35,14 +35,6 @@ def _print_json(value: object) -> None:
     print(json.dumps(value), flush=True)
 
 
-def _refuse(error: KeyquorumError, as_json: bool) -> int:
-    if as_json:
-        _print_json({"error": error.as_dict()})
-    else:
-        print(error.for_people(), file=sys.stderr)
-    return 1
-
-
 @app.command()
 def run(
     directory: Dir,
@@ -56,7 +48,6 @@ def run(
         raise typer.BadParameter("a job id and --queue exclude each other")
     import asyncio
 
-    from keyquorum_core.errors import KeyquorumError
     from keyquorum_gpu_worker import logs
     from keyquorum_gpu_worker.config import load_config
     from keyquorum_gpu_worker.worker import Worker
@@ -69,7 +60,7 @@ def run(
         _print_json(worker.prepare())
         code = asyncio.run(_run(worker, job_id, once or bool(job_id), as_json))
     except KeyquorumError as error:
-        code = _refuse(error, as_json)
+        refuse(error, as_json)
     raise typer.Exit(code)
 
 
@@ -122,8 +113,6 @@ def attest(
     as_json: AsJson = False,
 ) -> None:
     """Make and show the evidence that this machine gives: over nonces of custodians, or one that nobody accepts."""
-    from keyquorum_core.errors import KeyquorumError
-
     try:
         from keyquorum_gpu_worker.attest import made_document, parse_nonce, shown, write_files
         from keyquorum_gpu_worker.config import load_config, load_sources
@@ -133,7 +122,7 @@ def attest(
         found = shown(document, development=sources.development)
         written = [] if out is None else write_files(document, out)
     except KeyquorumError as error:
-        raise typer.Exit(_refuse(error, as_json)) from None
+        refuse(error, as_json)
     if as_json:
         _print_json(found | {"files": [str(path) for path in written]})
         return

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import sys
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import typer
+
+from keyquorum_protos.wire.refusals import refusals
 
 if TYPE_CHECKING:
     from keyquorum_gpu_worker.tss import Tss
@@ -35,7 +35,7 @@ def create_ak(
     as_json: AsJson = False,
 ) -> None:
     """Make an attestation key below the endorsement key, and keep it at `ak_handle` of worker.toml."""
-    with _refusing(as_json):
+    with refusals(as_json):
         from keyquorum_gpu_worker import enrolment
 
         chosen = _chosen(enrolment.AKS, algorithm, "--algorithm")
@@ -58,7 +58,7 @@ def enrol(
     as_json: AsJson = False,
 ) -> None:
     """Show what `keyquorum attest enrol challenge` needs: both public areas and the endorsement key's certificate."""
-    with _refusing(as_json):
+    with refusals(as_json):
         from keyquorum_core.attestation.tpm2_messages import candidate_bytes
         from keyquorum_gpu_worker import enrolment
 
@@ -77,7 +77,7 @@ def activate(
     as_json: AsJson = False,
 ) -> None:
     """Have the TPM open a credential, which only the one with both keys can. The answer is good for five minutes."""
-    with _refusing(as_json):
+    with refusals(as_json):
         from keyquorum_core.attestation.tpm2_messages import answer_bytes, parse_credential
         from keyquorum_gpu_worker import enrolment
 
@@ -85,20 +85,6 @@ def activate(
         tss, handle = _place(directory)
         asked = parse_credential(_read(credential, "the credential").strip())
         _emit(answer_bytes(enrolment.activate(tss, handle, chosen, asked)), out)
-
-
-@contextmanager
-def _refusing(as_json: bool) -> Iterator[None]:
-    from keyquorum_core.errors import KeyquorumError
-
-    try:
-        yield
-    except KeyquorumError as error:
-        if as_json:
-            print(json.dumps({"error": error.as_dict()}))
-        else:
-            print(error.for_people(), file=sys.stderr)
-        raise typer.Exit(1) from None
 
 
 def _chosen(table: Mapping[str, Value], name: str, option: str) -> Value:

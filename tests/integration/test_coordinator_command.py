@@ -9,14 +9,11 @@ import sys
 from collections.abc import AsyncIterator
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
 import pytest
-import typer
 from typer.testing import CliRunner
 
 from keyquorum_coordinator import __version__
-from keyquorum_coordinator import command as coordinator_command
 from keyquorum_coordinator.cli import app
 from keyquorum_coordinator.config import CONFIG_NAME, CoordinatorConfig, load_config
 from keyquorum_coordinator.ledger.setup import open_log
@@ -24,7 +21,6 @@ from keyquorum_coordinator.log_key import load_log_key
 from keyquorum_core.errors import MalformedError, Reason, UnavailableError
 from keyquorum_core.ledger.cosignatures import Cosigner
 from keyquorum_core.ledger.log_keys import LogKeys, LogSigner
-from keyquorum_custodian import cli_parts as custodian_cli_parts
 from tests.support.coordinator import Process, make_folder
 from tests.support.fake_custodian import FakeCommittee
 from tests.support.ledger_log import add
@@ -102,14 +98,6 @@ def test_issue_cert_issues_once_and_only_for_callers_roles(tmp_path: Path) -> No
 
 def test_the_version_is_that_of_the_distribution() -> None:
     assert __version__ == version("keyquorum-coordinator")
-
-
-@pytest.mark.parametrize("refuse", [coordinator_command.refuse, custodian_cli_parts.refuse])
-def test_what_others_wrote_cannot_drive_the_terminal(refuse: Any, capsys: pytest.CaptureFixture[str]) -> None:
-    hostile = "\x1b[2J\x9b31m\u202egnp\r"
-    with pytest.raises(typer.Exit):
-        refuse(UnavailableError(Reason.UNAVAILABLE, hostile, actual=hostile, next_step=hostile), False)
-    assert all(c.isprintable() or c == "\n" for c in capsys.readouterr().err)
 
 
 def test_usage_errors_are_exit_status_2() -> None:

@@ -470,17 +470,6 @@ def test_result_bundle_is_a_tar_that_tar_reads(tmp_path: Path) -> None:
         assert tar.getnames() == [each.name for each in digests] == ["a"]
 
 
-def test_refusal_is_shown_without_what_a_terminal_would_act_on(capsys: pytest.CaptureFixture[str]) -> None:
-    from keyquorum_gpu_worker.cli import _refuse
-
-    hostile = "gone\x1b[2J\x1b]0;owned\x07\rrefused: OK"
-    error = UnavailableError(Reason.UNAVAILABLE, hostile, expected=hostile, actual=hostile, next_step=hostile)
-    assert _refuse(error, as_json=False) == 1
-    shown = capsys.readouterr().err
-    assert len(shown.splitlines()) == 4
-    assert all(c.isprintable() for c in shown.replace("\n", ""))
-
-
 def test_malformed_configuration_is_refused(tmp_path: Path) -> None:
     with pytest.raises(KeyquorumError, match="configuration is missing"):
         load_config(tmp_path)

@@ -30,6 +30,7 @@ from keyquorum_coordinator.drills.outages import custodian_loss, lying_custodian
 from keyquorum_coordinator.drills.probing import Prober
 from keyquorum_coordinator.drills.rehearsal import FAULT_SECONDS, Order, Rehearsal, Tools, lift_everywhere
 from keyquorum_coordinator.fanout import Fanout
+from keyquorum_coordinator.following import Followed
 from keyquorum_coordinator.jobs import JobStore
 from keyquorum_coordinator.outbox import Outbox, request_id
 from keyquorum_coordinator.releases import Releases
@@ -117,26 +118,18 @@ class Event:
     report: bytes = b""
 
 
-class _Run:
-    """The drill under way, and what those who follow it have to know."""
+class _Run(Followed[Event]):
+    """The drill under way."""
 
     def __init__(self, order: Order) -> None:
+        super().__init__()
         self.order = order
         self.kinds = KINDS if order.kind == FULL else (order.kind,)
-        self.events: list[Event] = []
         self.done = 0
-        self.changed = asyncio.Event()
-        self.task: asyncio.Task[None] | None = None
         self.ending = False
-        self.error: KeyquorumError | None = None
 
     def tell(self, moment: Moment, report: bytes = b"") -> None:
-        self.events.append(Event(self.order.drill_id, moment, self.done, len(self.kinds), report))
-        self.wake()
-
-    def wake(self) -> None:
-        self.changed.set()
-        self.changed = asyncio.Event()
+        self.add(Event(self.order.drill_id, moment, self.done, len(self.kinds), report))
 
     def stop(self) -> None:
         """Another coordinator took this one for dead: what it injected is undone, and no more is."""
@@ -173,17 +166,8 @@ class Drills:
         run = self._runs.get(order.drill_id)
         if run is None:
             run = await self._begin(order)
-        position = 0
-        while True:
-            changed = run.changed
-            while position < len(run.events):
-                position += 1
-                yield run.events[position - 1]
-            if run.task is None or run.task.done():
-                if run.error is not None:
-                    raise run.error
-                return
-            await changed.wait()
+        async for event in run.follow():
+            yield event
 
     async def cancel(self, drill_id: str) -> bool:
         """Stop the drill; what it injected is undone when this returns. False where it does not run."""
