@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import secrets
 import socket
 
 import pytest
 
 from keyquorum_core.errors import Reason, UnavailableError
+from keyquorum_protos.wire import ports
 from keyquorum_protos.wire.ports import choose_port
 
 
@@ -26,7 +26,7 @@ def test_a_taken_port_is_passed_over(monkeypatch: pytest.MonkeyPatch) -> None:
         server.bind(("127.0.0.1", 0))
         taken = server.getsockname()[1]
         draws = iter([taken - 10_240, 5])
-        monkeypatch.setattr(secrets, "randbelow", lambda limit: next(draws))
+        monkeypatch.setattr(ports, "_draw", lambda limit: next(draws))
         assert choose_port() == 10_245
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 import secrets
 import socket
+from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
@@ -20,6 +21,9 @@ _ADDRESS: Final = re.compile(r"(?:\[[0-9a-fA-F:]{2,45}\]|[A-Za-z0-9.-]{1,253}):[
 _LOWEST: Final = 10_240
 _EPHEMERAL: Final = 32_768  # Linux's default; IANA's range begins later
 _TRIES: Final = 64
+
+_draw: Callable[[int], int] = secrets.randbelow
+"""Which of so many ports to try; the tests draw them so that no two of their processes try the same."""
 
 
 def parse_address(text: str, what: str) -> tuple[str, int]:
@@ -39,7 +43,7 @@ def choose_port(host: str = "127.0.0.1") -> int:
     highest = max(_first_ephemeral(), _LOWEST + 1)
     why = ""
     for _ in range(_TRIES):
-        port = _LOWEST + secrets.randbelow(highest - _LOWEST)
+        port = _LOWEST + _draw(highest - _LOWEST)
         try:
             with socket.socket(family) as probe:
                 probe.bind((host, port))
