@@ -179,7 +179,7 @@ def restore(
     """Make a new custodian's folder from a backup: new identity and keys, the old one's seeds and memory.
 
     All of the backup is checked; then nothing is missing, or nothing is made. The operators put the new card in the
-    old one's place roster change --card`). It serves once you approved the restore and its peers testified
+    old one's place (`keyquorum roster change --card`). It serves once you approved the restore and its peers testified
     that nothing in it is old.
     """
     from keyquorum_custodian.backup_files import load_recipient, opened, verify
