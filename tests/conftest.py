@@ -5,6 +5,7 @@ once, copied often and served later, so that a port chosen at random could be an
 
 from __future__ import annotations
 
+import gc
 import os
 import secrets
 from collections.abc import Callable, Iterator
@@ -31,6 +32,12 @@ def _ports_in_turn() -> Callable[[int], int]:
 
 
 ports._draw = _ports_in_turn()
+
+
+def pytest_collection_finish() -> None:
+    """What was collected stays to the end: the garbage collector need not go through it again and again."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import sys
@@ -185,9 +184,6 @@ def main() -> None:
     try:
         app()
     except OSError as error:
-        with contextlib.suppress(typer.Exit):
-            refuse(
-                UnavailableError(Reason.STORAGE, "a file could not be used", actual=error.strerror),
-                "--json" in sys.argv,
-            )
-        raise SystemExit(1) from None
+        refuse(
+            UnavailableError(Reason.STORAGE, "a file could not be used", actual=error.strerror), "--json" in sys.argv
+        )

@@ -8,7 +8,7 @@ import os
 import sys
 import time
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import Annotated
 
 # Before grpc is imported: its C core would write to standard error by itself.
 os.environ.setdefault("GRPC_VERBOSITY", "NONE")
@@ -510,11 +510,6 @@ def main() -> None:
     try:
         app()
     except OSError as error:
-        _exit_with(UnavailableError(Reason.STORAGE, "a file could not be used", actual=error.strerror))
-
-
-def _exit_with(error: KeyquorumError) -> NoReturn:
-    try:
-        refuse(error, as_json="--json" in sys.argv)
-    except typer.Exit as done:
-        raise SystemExit(done.exit_code) from None
+        refuse(
+            UnavailableError(Reason.STORAGE, "a file could not be used", actual=error.strerror), "--json" in sys.argv
+        )
