@@ -161,7 +161,7 @@ SOME = (
 
 async def test_killed_at_any_point_of_a_drill_a_coordinator_undoes_it(deaths: Deaths) -> None:
     if SOAK:
-        pytest.skip("all of them are gone through")
+        pytest.skip("make soak goes through all of them, below")
     for kind, number, when in SOME:
         assert await deaths.dies(kind, number, when) is None
     # And killed again while it undoes that: it has been told that the custodians lifted it, and has not stored it.
@@ -172,7 +172,7 @@ async def test_killed_at_any_point_of_a_drill_a_coordinator_undoes_it(deaths: De
     assert report.passed
 
 
-@pytest.mark.skipif(not SOAK, reason="make soak")
+@pytest.mark.skipif(not SOAK, reason="takes many minutes: make soak")
 @pytest.mark.parametrize("kind", KINDS)
 async def test_killed_at_every_point_of_every_drill_a_coordinator_undoes_it(deaths: Deaths, kind: str) -> None:
     number, report = 0, None
@@ -184,7 +184,7 @@ async def test_killed_at_every_point_of_every_drill_a_coordinator_undoes_it(deat
     assert number > LEAST
 
 
-@pytest.mark.skipif(not SOAK, reason="make soak")
+@pytest.mark.skipif(not SOAK, reason="takes many minutes: make soak")
 @pytest.mark.parametrize(
     ("kind", "left"),
     [("custodian-loss", 2), ("split-view", 6), ("revocation", 2), ("rotation", 4), ("lying-custodian", 4)],
