@@ -34,6 +34,8 @@ SETTLED_SECONDS = 60
 QUORUM = 3
 LEAST = 3
 """What can be died of at the least: a drill begins, something is done and undone, and it ends."""
+DOES_NOTHING = {"forged-evidence"}
+"""Kinds that only ask: they begin, and they end."""
 
 
 class Deaths:
@@ -181,7 +183,7 @@ async def test_killed_at_every_point_of_every_drill_a_coordinator_undoes_it(deat
         for when in ("before", "after"):
             report = await deaths.dies(kind, number, when)
     assert report.passed, report
-    assert number > LEAST
+    assert number > (2 if kind in DOES_NOTHING else LEAST)
 
 
 @pytest.mark.skipif(not SOAK, reason="takes many minutes: make soak")
