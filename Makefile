@@ -19,11 +19,9 @@ setup: $(STAMP)
 demo: $(STAMP)
 	$(BIN)/keyquorum demo
 
-# Three at a time on two cores: much of the time they wait for processes, leases and clocks. In the order of their folders, so
-# that the longest files, end to end, aren't the last.
 test: $(STAMP)
 	scripts/system_packages.sh
-	$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 bench: $(STAMP)
 	$(BIN)/python -m benchmarks
